@@ -1,0 +1,140 @@
+"""Settings of every stage: one pydantic model per section of ``params.yaml``; unknown keys are refused.
+
+The field descriptions are the user's documentation. Defaults here are the ``default`` preset; `params.yaml` repeats them
+(a test holds the two together).
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from reconx_core.errors import UserError
+
+STAGES = ("views", "pointcloud", "condition", "video", "confidence", "splats", "metrics")
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ViewsSettings(Section):
+    size: int = Field(512, ge=64, description="Long side of the images, in pixels.")
+    split: str = Field("auto", description="auto (dataset's own, else all photos are inputs) or a name in split.json.")
+    protocol: Literal["auto", "posed", "intrinsics", "unposed"] = Field(
+        "auto", description="What of the given cameras may be used; auto: all that is there."
+    )
+    max_inputs: int = Field(12, ge=2, description="Most input views; a video or folder with more is thinned evenly.")
+
+
+class PointcloudSettings(Section):
+    backend: str = Field("classical", description="classical, dust3r or vggt.")
+    graph: Literal["auto", "complete", "window"] = Field("auto", description="Which pairs of views are matched.")
+    planes: int = Field(128, ge=16, description="Depth hypotheses of the plane sweep.")
+    stereo_size: int = Field(400, ge=64, description="Long side at which depth is computed.")
+    align_iterations: int = Field(100, ge=0, description="Iterations of the global alignment (eq. 9).")
+
+
+class ConditionSettings(Section):
+    frames_per_pair: int = Field(6, ge=0, description="Frames between two consecutive input views.")
+    jitter: float = Field(0.0, ge=0, description="Sideways sway of the camera path, as a share of the pair's baseline.")
+
+
+class VideoSettings(Section):
+    backend: str = Field("points", description="points, none (paper's row without video diffusion), ...")
+
+
+class ConfidenceSettings(Section):
+    enabled: bool = Field(True, description="False: every pixel counts the same (the paper's row without it).")
+    size: int = Field(256, ge=64, description="Long side at which frames are matched with each other.")
+
+
+class SplatsSettings(Section):
+    backend: Literal["auto", "cpu", "gsplat"] = Field("auto", description="auto: gsplat where CUDA is, else the CPU rasteriser.")
+    init: Literal["pointmaps", "sparse"] = Field("pointmaps", description="Start from the pointmaps or from the SfM points.")
+    steps: int = Field(1000, ge=0)
+    sh_degree: int = Field(1, ge=0, le=3)
+    l1_weight: float = Field(0.8, ge=0)
+    ssim_weight: float = Field(0.2, ge=0)
+    lpips_weight: float = Field(0.5, ge=0, description="Counts only where LPIPS weights are present.")
+    lpips_every: int = Field(10, ge=1, description="Steps between two LPIPS terms on the CPU.")
+    lpips_crop: int = Field(128, ge=32, description="Crop for the LPIPS term on the CPU, in pixels.")
+    frame_weight: float = Field(0.5, ge=0, description="Weight of a generated frame relative to a photo.")
+
+
+class MetricsSettings(Section):
+    size: int = Field(0, ge=0, description="Long side at which scores are taken; 0: that of `views`.")
+    refine_steps: int = Field(50, ge=0, description="Steps of target camera refinement (`unposed` protocol).")
+    video_frames: int = Field(60, ge=2)
+
+
+class Settings(Section):
+    seed: int = 0
+    views: ViewsSettings = ViewsSettings()
+    pointcloud: PointcloudSettings = PointcloudSettings()
+    condition: ConditionSettings = ConditionSettings()
+    video: VideoSettings = VideoSettings()
+    confidence: ConfidenceSettings = ConfidenceSettings()
+    splats: SplatsSettings = SplatsSettings()
+    metrics: MetricsSettings = MetricsSettings()
+
+
+def parse_settings(base: dict[str, Any], overrides: list[str] | None = None) -> Settings:
+    """Settings from a nested mapping and ``stage.key=value`` overrides.
+
+    Raises:
+        UserError: unknown key (with the nearest right one), wrong type or value out of range.
+    """
+    merged = {key: dict(value) if isinstance(value, dict) else value for key, value in base.items()}
+    for override in overrides or []:
+        _apply(merged, override)
+    try:
+        return Settings.model_validate(merged)
+    except ValidationError as error:
+        raise UserError(_explain(error)) from None
+
+
+def load_settings(path: Path, overrides: list[str] | None = None) -> Settings:
+    """Settings from a YAML file such as ``params.yaml`` or a preset."""
+    try:
+        base = yaml.safe_load(path.read_text()) or {}
+    except (OSError, yaml.YAMLError) as error:
+        raise UserError(f"Cannot read the settings in {path}: {error}") from None
+    if not isinstance(base, dict):
+        raise UserError(f"{path} should hold sections of settings, such as 'splats:', but holds {type(base).__name__}.")
+    return parse_settings(base, overrides)
+
+
+def _apply(merged: dict[str, Any], override: str) -> None:
+    name, sep, value = override.partition("=")
+    *sections, key = name.strip().split(".")
+    if not sep or len(sections) > 1:
+        raise UserError(f"'-S {override}' should look like stage.key=value, for example splats.steps=500.")
+    target = merged
+    for section in sections:
+        target = merged.setdefault(section, {})
+        if not isinstance(target, dict):
+            raise UserError(f"'{section}' in '-S {override}' is not a section of settings.")
+    target[key] = yaml.safe_load(value)
+
+
+def _explain(error: ValidationError) -> str:
+    first = error.errors()[0]
+    path = ".".join(str(part) for part in first["loc"])
+    if first["type"] != "extra_forbidden":
+        return f"Setting '{path}': {first['msg'].lower()} (got {first['input']!r})."
+    near = difflib.get_close_matches(path, _all_keys(), n=1, cutoff=0.0)[0]
+    return f"There is no setting '{path}'; did you mean '{near}'?"
+
+
+def _all_keys() -> list[str]:
+    keys = []
+    for name, field in Settings.model_fields.items():
+        keys.append(name)
+        if isinstance(field.default, Section):
+            keys += [f"{name}.{key}" for key in type(field.default).model_fields]
+    return keys

@@ -1,0 +1,244 @@
+"""The data that passes between stages.
+
+Conventions everywhere: OpenCV camera axes (x right, y down, z forward), ``cam_to_world`` 4x4, intrinsics in pixels with
+pixel centres at +0.5, colour float32 in [0, 1], quaternions wxyz, scales as log, opacities as logit, spherical harmonics
+in the order of the INRIA PLY. Every image of a scene has one size; what a smaller photo leaves free is masked out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Literal, Protocol
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+Protocol_ = Literal["posed", "intrinsics", "unposed"]
+
+
+def _expect(name: str, tensor: Tensor, shape: Sequence[int | None], dtype: torch.dtype = torch.float32) -> None:
+    """Raise ValueError naming ``name`` and both shapes unless ``tensor`` has ``shape`` (None: any length) and ``dtype``."""
+    wrong = tensor.ndim != len(shape) or any(s is not None and s != t for s, t in zip(shape, tensor.shape))
+    if wrong or tensor.dtype != dtype:
+        wanted = tuple("*" if s is None else s for s in shape)
+        raise ValueError(f"{name}: expected {wanted} {dtype}, got {tuple(tensor.shape)} {tensor.dtype}")
+
+
+@dataclass(frozen=True)
+class Cameras:
+    """Pinhole cameras that share one image size."""
+
+    intrinsics: Float[Tensor, "n 3 3"]
+    cam_to_world: Float[Tensor, "n 4 4"]
+    width: int
+    height: int
+
+    def __post_init__(self) -> None:
+        n = len(self.intrinsics)
+        _expect("Cameras.intrinsics", self.intrinsics, (n, 3, 3))
+        _expect("Cameras.cam_to_world", self.cam_to_world, (n, 4, 4))
+
+    def __len__(self) -> int:
+        return len(self.intrinsics)
+
+    def __getitem__(self, index: Tensor | slice | Sequence[int]) -> Cameras:
+        return replace(self, intrinsics=self.intrinsics[index], cam_to_world=self.cam_to_world[index])
+
+    @property
+    def world_to_cam(self) -> Float[Tensor, "n 4 4"]:
+        return torch.linalg.inv(self.cam_to_world)
+
+
+@dataclass(frozen=True)
+class Views:
+    """A scene's photos after undistortion and resizing: the inputs and the held-out targets."""
+
+    images: Float[Tensor, "n h w 3"]
+    masks: Bool[Tensor, "n h w"]  # True where the pixel is a photo's and may be used
+    names: tuple[str, ...]
+    is_target: Bool[Tensor, " n"]
+    cameras: Cameras | None  # as the dataset or the user gave them; what may be used of them says `protocol`
+    focal_prior: Float[Tensor, " n"]  # pixels, from EXIF; NaN where unknown
+    protocol: Protocol_ = "unposed"
+
+    def __post_init__(self) -> None:
+        n, h, w = self.masks.shape
+        _expect("Views.images", self.images, (n, h, w, 3))
+        _expect("Views.masks", self.masks, (n, h, w), torch.bool)
+        _expect("Views.is_target", self.is_target, (n,), torch.bool)
+        _expect("Views.focal_prior", self.focal_prior, (n,))
+        if len(self.names) != n:
+            raise ValueError(f"Views.names: expected {n} names, got {len(self.names)}")
+        if self.cameras is not None and (len(self.cameras), self.cameras.height, self.cameras.width) != (n, h, w):
+            raise ValueError(f"Views.cameras: expected {n} of {w}x{h}, got {self.cameras}")
+        if self.cameras is None and self.protocol != "unposed":
+            raise ValueError(f"Views.protocol: {self.protocol} needs cameras, got None")
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def select(self, index: Tensor) -> Views:
+        """The views at ``index`` (integer or boolean tensor)."""
+        index = index.nonzero()[:, 0] if index.dtype == torch.bool else index
+        return replace(
+            self, images=self.images[index], masks=self.masks[index], names=tuple(self.names[i] for i in index.tolist()),
+            is_target=self.is_target[index], cameras=None if self.cameras is None else self.cameras[index],
+            focal_prior=self.focal_prior[index],
+        )  # fmt: skip
+
+    def inputs(self) -> Views:
+        return self.select(~self.is_target)
+
+    def targets(self) -> Views:
+        return self.select(self.is_target)
+
+    @property
+    def given_cameras(self) -> Cameras | None:
+        """Cameras that the reconstruction may use as they are, or None."""
+        return self.cameras if self.protocol == "posed" else None
+
+    @property
+    def given_intrinsics(self) -> Float[Tensor, "n 3 3"] | None:
+        """Intrinsics that the reconstruction may use as they are, or None."""
+        return None if self.cameras is None or self.protocol == "unposed" else self.cameras.intrinsics
+
+
+@dataclass(frozen=True)
+class PointCloud:
+    xyz: Float[Tensor, "n 3"]  # world
+    rgb: Float[Tensor, "n 3"]
+    confidence: Float[Tensor, " n"]  # [0, 1]
+
+    def __post_init__(self) -> None:
+        n = len(self.xyz)
+        _expect("PointCloud.xyz", self.xyz, (n, 3))
+        _expect("PointCloud.rgb", self.rgb, (n, 3))
+        _expect("PointCloud.confidence", self.confidence, (n,))
+
+    def __len__(self) -> int:
+        return len(self.xyz)
+
+
+@dataclass(frozen=True)
+class Pointmaps:
+    """What the `pointcloud` stage knows: per input view a world point and a confidence for each pixel, and its camera."""
+
+    points_world: Float[Tensor, "n h w 3"]
+    confidence: Float[Tensor, "n h w"]  # [0, 1]; 0 where masked out or nothing is known
+    cameras: Cameras
+    sparse: PointCloud  # triangulated feature points; empty where the backend has none
+
+    def __post_init__(self) -> None:
+        n, h, w = len(self.cameras), self.cameras.height, self.cameras.width
+        _expect("Pointmaps.points_world", self.points_world, (n, h, w, 3))
+        _expect("Pointmaps.confidence", self.confidence, (n, h, w))
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What guides generation: for every frame to come its camera, the point cloud rendered there and where it is visible."""
+
+    cameras: Cameras
+    renders: Float[Tensor, "f h w 3"]
+    visibility: Float[Tensor, "f h w"]  # [0, 1]
+    pair: Int[Tensor, "f 2"]  # indices of the two input views that the frame lies between
+    position: Float[Tensor, " f"]  # 0 at the first view of the pair, 1 at the second
+    tokens: Float[Tensor, "t c"] = field(default_factory=lambda: torch.zeros(0, 0))  # structure tokens, eq. 10
+
+    def __post_init__(self) -> None:
+        n, h, w = len(self.cameras), self.cameras.height, self.cameras.width
+        _expect("Condition.renders", self.renders, (n, h, w, 3))
+        _expect("Condition.visibility", self.visibility, (n, h, w))
+        _expect("Condition.pair", self.pair, (n, 2), torch.int64)
+        _expect("Condition.position", self.position, (n,))
+        _expect("Condition.tokens", self.tokens, (None, None))
+
+
+@dataclass(frozen=True)
+class Frames:
+    """Everything the Gaussians are fitted to: the photos first, in the order of the input views, then the generated frames."""
+
+    images: Float[Tensor, "f h w 3"]
+    cameras: Cameras
+    confidence: Float[Tensor, "f h w"]  # [0, 1]
+    is_photo: Bool[Tensor, " f"]
+
+    def __post_init__(self) -> None:
+        n, h, w = len(self.cameras), self.cameras.height, self.cameras.width
+        _expect("Frames.images", self.images, (n, h, w, 3))
+        _expect("Frames.confidence", self.confidence, (n, h, w))
+        _expect("Frames.is_photo", self.is_photo, (n,), torch.bool)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+@dataclass(frozen=True)
+class Gaussians:
+    means: Float[Tensor, "n 3"]
+    quats: Float[Tensor, "n 4"]  # wxyz, not necessarily normalised
+    log_scales: Float[Tensor, "n 3"]
+    logit_opacities: Float[Tensor, " n"]
+    sh: Float[Tensor, "n k 3"]  # k = (degree + 1)^2
+
+    def __post_init__(self) -> None:
+        n = len(self.means)
+        _expect("Gaussians.means", self.means, (n, 3))
+        _expect("Gaussians.quats", self.quats, (n, 4))
+        _expect("Gaussians.log_scales", self.log_scales, (n, 3))
+        _expect("Gaussians.logit_opacities", self.logit_opacities, (n,))
+        _expect("Gaussians.sh", self.sh, (n, None, 3))
+        if self.sh_degree not in (0, 1, 2, 3) or (self.sh_degree + 1) ** 2 != self.sh.shape[1]:
+            raise ValueError(f"Gaussians.sh: expected 1, 4, 9 or 16 coefficients, got {tuple(self.sh.shape)}")
+
+    def __len__(self) -> int:
+        return len(self.means)
+
+    @property
+    def sh_degree(self) -> int:
+        return int(self.sh.shape[1] ** 0.5) - 1
+
+    def detach(self) -> Gaussians:
+        return Gaussians(*(getattr(self, f.name).detach() for f in fields(self)))
+
+
+@dataclass(frozen=True)
+class ViewScore:
+    """One row of the per-view table. A metric that could not be computed is None, never a number."""
+
+    view: str
+    psnr: float
+    ssim: float
+    lpips: float | None
+    refined: bool  # the camera was refined against the frozen scene (`unposed` protocol)
+    is_target: bool  # False: scored on an input photo
+
+
+@dataclass(frozen=True)
+class Scores:
+    """A scene's scores. ``summary`` holds the means over held-out views (`psnr`, `ssim`, ...), over photos
+    (`photo_psnr`, ...) and, for unposed runs with known ground truth, the pose errors."""
+
+    views: tuple[ViewScore, ...]
+    summary: dict[str, float | None]
+    protocol: Protocol_
+
+
+class GeometryBackend(Protocol):
+    """Views to pointmaps. ``fixed``: cameras of the first views, which must not move (they keep frame and units)."""
+
+    def __call__(self, views: Views, fixed: Cameras | None, generator: torch.Generator) -> Pointmaps: ...
+
+
+@dataclass(frozen=True)
+class BackendInfo:
+    """What `reconx backends` prints of a backend."""
+
+    stage: str
+    name: str
+    summary: str
+    weights: str = "none"  # which files it needs, or "none"
+    licence: str = "Apache-2.0"  # of code and weights together, whichever is stricter
+    needs_gpu: bool = False
