@@ -83,7 +83,8 @@ def matrix_to_quaternion(rotation: Float[Tensor, "*n 3 3"]) -> Float[Tensor, "*n
     )  # fmt: skip
     a, b, c = m[..., 2, 1] - m[..., 1, 2], m[..., 0, 2] - m[..., 2, 0], m[..., 1, 0] - m[..., 0, 1]
     d, e, f = m[..., 1, 0] + m[..., 0, 1], m[..., 0, 2] + m[..., 2, 0], m[..., 2, 1] + m[..., 1, 2]
-    forms = torch.stack([t[..., 0], a, b, c, a, t[..., 1], d, e, b, d, t[..., 2], f, c, e, f, t[..., 3]], -1).unflatten(-1, (4, 4))
+    t0, t1, t2, t3 = t.unbind(-1)
+    forms = torch.stack([t0, a, b, c, a, t1, d, e, b, d, t2, f, c, e, f, t3], -1).unflatten(-1, (4, 4))
     best = t.argmax(-1)[..., None, None].expand(*t.shape[:-1], 1, 4)
     quat = torch.nn.functional.normalize(forms.gather(-2, best)[..., 0, :], dim=-1)
     return torch.where(quat[..., :1] < 0, -quat, quat)

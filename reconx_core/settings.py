@@ -54,7 +54,7 @@ class ConfidenceSettings(Section):
 
 
 class SplatsSettings(Section):
-    backend: Literal["auto", "cpu", "gsplat"] = Field("auto", description="auto: gsplat where CUDA is, else the CPU rasteriser.")
+    backend: Literal["auto", "cpu", "gsplat"] = Field("auto", description="auto: gsplat where CUDA is, else cpu.")
     init: Literal["pointmaps", "sparse"] = Field("pointmaps", description="Start from the pointmaps or from the SfM points.")
     steps: int = Field(1000, ge=0)
     sh_degree: int = Field(1, ge=0, le=3)
