@@ -1,0 +1,155 @@
+"""The `views` stage: a dataset or a folder of photos becomes images of one size, inputs first, then held-out targets."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from reconx_core.datasets import Capture, Photo, read
+from reconx_core.errors import UserError
+from reconx_core.geometry import size_for
+from reconx_core.images import ImageError, resize, resize_mask
+from reconx_core.settings import ViewsSettings
+from reconx_core.types import Cameras, Protocol_, Views
+from reconx_core.views.undistort import undistort
+
+__all__ = ["load_views", "resolve_protocol", "select_photos", "thin"]
+
+
+@dataclass(frozen=True)
+class _View:
+    """One photo, undistorted and resized, on its own canvas."""
+
+    image: Float[Tensor, "h w 3"]
+    mask: Bool[Tensor, "h w"]
+    focal: float
+    intrinsics: Float[Tensor, "3 3"] | None
+    cam_to_world: Float[Tensor, "4 4"] | None
+
+
+def load_views(source: str | Path, settings: ViewsSettings) -> Views:
+    """The scene at ``source`` in any known format.
+
+    Inputs come first, in capture order, then the targets. Photos that cannot be read are left out with a warning. Photos of
+    several sizes are centred on a common canvas, masked out beyond their borders.
+
+    Raises:
+        UserError: nothing readable there, fewer than two usable input photos, no such split, or a protocol that asks for
+            cameras which the dataset does not have.
+    """
+    capture = read(Path(source))
+    inputs, targets = select_photos(capture, settings)
+    loaded = {i: view for i in (*inputs, *targets) if (view := _try_load(capture.photos[i], settings.size)) is not None}
+    inputs, targets = [i for i in inputs if i in loaded], [i for i in targets if i in loaded]
+    if len(inputs) < 2:
+        raise UserError(
+            f"'{source}' has {len(inputs)} usable input photo(s); at least two photos of the same place are needed."
+        )
+    order = [*inputs, *targets]
+    protocol = resolve_protocol([capture.photos[i] for i in order], settings.protocol)
+    is_target = torch.tensor([False] * len(inputs) + [True] * len(targets))
+    return _assemble([loaded[i] for i in order], tuple(capture.photos[i].name for i in order), is_target, protocol)
+
+
+def select_photos(capture: Capture, settings: ViewsSettings) -> tuple[list[int], list[int]]:
+    """Indices of inputs and targets under the chosen split, the inputs thinned to ``max_inputs``.
+
+    ``auto`` takes the split that the dataset is usually scored on, ``all`` makes every photo an input.
+    """
+    name = capture.default_split if settings.split == "auto" else settings.split
+    if name is None or name == "all":
+        inputs, targets = tuple(range(len(capture.photos))), ()
+    elif name in capture.splits:
+        inputs, targets = capture.splits[name]
+    else:
+        raise UserError(f"'{capture.name}' has no split '{name}'; it has {', '.join(['all', *capture.splits])}.")
+    if leaked := set(inputs) & set(targets):
+        raise UserError(f"'{capture.name}': split '{name}' has photo {min(leaked)} among its inputs and its targets.")
+    kept = thin([capture.photos[i].sharpness for i in inputs], settings.max_inputs)
+    return [inputs[k] for k in kept], list(targets)
+
+
+def thin(sharpness: Sequence[float], most: int) -> list[int]:
+    """At most ``most`` indices: evenly spaced with both ends, or where sharpness is known the sharpest of equal windows."""
+    count = len(sharpness)
+    if count <= most:
+        return list(range(count))
+    if any(math.isnan(s) for s in sharpness):
+        return [round(k * (count - 1) / (most - 1)) for k in range(most)]
+    windows = [range(k * count // most, (k + 1) * count // most) for k in range(most)]
+    return [max(window, key=lambda i: sharpness[i]) for window in windows]
+
+
+def resolve_protocol(photos: Sequence[Photo], wanted: str) -> Protocol_:
+    """What of the cameras may be used: all that every photo has, or what the user restricts it to."""
+    intrinsics = all(p.intrinsics is not None for p in photos)
+    posed = intrinsics and all(p.cam_to_world is not None for p in photos)
+    available: Protocol_ = "posed" if posed else "intrinsics" if intrinsics else "unposed"
+    ranks: tuple[Protocol_, ...] = ("unposed", "intrinsics", "posed")
+    if wanted == "auto":
+        return available
+    if ranks.index(wanted) > ranks.index(available):  # type: ignore[arg-type]
+        raise UserError(f"views.protocol={wanted} needs cameras that this dataset does not give; it allows '{available}'.")
+    return wanted  # type: ignore[return-value]
+
+
+def _try_load(photo: Photo, size: int) -> _View | None:
+    try:
+        return _load(photo, size)
+    except ImageError as error:
+        warnings.warn(f"{error} It is left out.", stacklevel=2)
+        return None
+
+
+def _load(photo: Photo, size: int) -> _View:
+    image = photo.load()
+    stored = image.shape[:2]
+    height, width = stored if max(stored) <= size else size_for(size, *stored)
+    mask = torch.ones(stored, dtype=torch.bool) if photo.load_mask is None else photo.load_mask()
+    image, mask = resize(image, height, width), resize_mask(mask, height, width)
+    intrinsics = photo.intrinsics
+    if intrinsics is not None:
+        calibrated = photo.size or stored
+        _check_aspect(photo, stored, calibrated)
+        intrinsics = intrinsics * torch.tensor([width / calibrated[1], height / calibrated[0], 1.0])[:, None]
+        image, inside = undistort(image, intrinsics, photo.distortion)
+        mask = undistort(mask[..., None].expand(-1, -1, 3).float(), intrinsics, photo.distortion)[0][..., 0].gt(0.99) & inside
+    return _View(image, mask, photo.focal * max(height, width) / max(stored), intrinsics, photo.cam_to_world)
+
+
+def _check_aspect(photo: Photo, stored: Sequence[int], calibrated: tuple[int, int]) -> None:
+    """Calibration of another crop or orientation would bend the scene silently."""
+    if abs(stored[0] * calibrated[1] / (stored[1] * calibrated[0]) - 1) > 0.02:
+        sizes = f"{stored[1]}x{stored[0]}, but its camera is for {calibrated[1]}x{calibrated[0]}"
+        raise UserError(f"Photo '{photo.name}' is {sizes}; use the photos that the cameras were computed from.")
+
+
+def _assemble(views: list[_View], names: tuple[str, ...], is_target: Bool[Tensor, " n"], protocol: Protocol_) -> Views:
+    height, width = (max(v.mask.shape[axis] for v in views) for axis in (0, 1))
+    corners = [((height - v.mask.shape[0]) // 2, (width - v.mask.shape[1]) // 2) for v in views]
+    images, masks = torch.zeros(len(views), height, width, 3), torch.zeros(len(views), height, width, dtype=torch.bool)
+    for i, (view, (top, left)) in enumerate(zip(views, corners)):
+        h, w = view.mask.shape
+        images[i, top : top + h, left : left + w] = view.image
+        masks[i, top : top + h, left : left + w] = view.mask
+    focal = torch.tensor([v.focal for v in views])
+    return Views(images, masks, names, is_target, _cameras(views, corners, height, width), focal, protocol)
+
+
+def _cameras(views: list[_View], corners: list[tuple[int, int]], height: int, width: int) -> Cameras | None:
+    """Cameras on the common canvas. Poses that are not known are NaN, so that nothing can take them for poses."""
+    if any(v.intrinsics is None for v in views):
+        return None
+    shift = torch.tensor([[[0.0, 0, left], [0, 0, top], [0, 0, 0]] for top, left in corners])
+    unknown = torch.full((4, 4), math.nan)
+    posed = all(v.cam_to_world is not None for v in views)
+    poses = [v.cam_to_world if posed and v.cam_to_world is not None else unknown for v in views]
+    intrinsics = torch.stack([v.intrinsics for v in views if v.intrinsics is not None])
+    return Cameras(intrinsics + shift, torch.stack(poses), width, height)

@@ -1,0 +1,60 @@
+"""What every reader returns: a scene's photos with whatever is known about each."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Photo:
+    """One photo. Pixels are loaded on demand; ``load`` raises ImageError where the file cannot be read."""
+
+    name: str
+    load: Callable[[], Float[Tensor, "h w 3"]]
+    load_mask: Callable[[], Bool[Tensor, "h w"]] | None = None  # True where the pixel may be used
+    focal: float = math.nan  # pixels of the photo as loaded, from EXIF
+    sharpness: float = math.nan  # of video frames: which one of a window to take
+    intrinsics: Float[Tensor, "3 3"] | None = None  # pixels of an image of `size`
+    size: tuple[int, int] | None = None  # (height, width) that the intrinsics refer to; None: the photo's own
+    distortion: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)  # OPENCV k1 k2 p1 p2
+    cam_to_world: Float[Tensor, "4 4"] | None = None  # OpenCV axes
+    load_depth: Callable[[], Float[Tensor, "h w"]] | None = None  # exact z-depth, where the scene is procedural
+
+
+class Split(NamedTuple):
+    """Indices into a capture's photos."""
+
+    inputs: tuple[int, ...]
+    targets: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Capture:
+    """A scene in capture order, with the splits that its dataset defines and the one it is usually scored on."""
+
+    name: str
+    photos: tuple[Photo, ...]
+    splits: Mapping[str, Split] = field(default_factory=dict)
+    default_split: str | None = None
+
+
+def opencv_from_opengl(cam_to_world: Float[Tensor, "*n 4 4"]) -> Float[Tensor, "*n 4 4"]:
+    """Flip the camera's y and z axes (the same flip converts back)."""
+    return cam_to_world * torch.tensor([1.0, -1.0, -1.0, 1.0], dtype=cam_to_world.dtype)
+
+
+def pinhole(fx: float, fy: float, cx: float, cy: float) -> Float[Tensor, "3 3"]:
+    """Intrinsics matrix."""
+    return torch.tensor([[fx, 0.0, cx], [0.0, fy, cy], [0.0, 0.0, 1.0]])
+
+
+def every_eighth(count: int) -> Split:
+    """The field's held-out views of forward-facing scenes: index 0, 8, 16, ..."""
+    return Split(tuple(i for i in range(count) if i % 8), tuple(range(0, count, 8)))

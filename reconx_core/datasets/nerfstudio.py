@@ -1,0 +1,151 @@
+"""``transforms.json`` of nerfstudio and instant-ngp, with an optional ``split.json`` beside it.
+
+Cameras are used as they stand in the file. nerfstudio's ``applied_transform`` only records what was already applied to
+them on the way from COLMAP, so undoing it would merely rotate the world.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from reconx_core.datasets.capture import Capture, Photo, Split, opencv_from_opengl, pinhole
+from reconx_core.datasets.photos import find_mask, natural_key, unique_names
+from reconx_core.errors import UserError
+from reconx_core.images import SUFFIXES, read_focal, read_image, read_mask
+
+_UNSUPPORTED = ("k3", "k4", "k5", "k6")
+_PINHOLE_MODELS = ("OPENCV", "PINHOLE", "SIMPLE_PINHOLE", "SIMPLE_RADIAL", "RADIAL")
+
+
+def read(path: Path) -> Capture:
+    """A folder that holds ``transforms.json``, or that file itself.
+
+    Raises:
+        UserError: malformed JSON, no frames, or a camera model other than OPENCV's.
+    """
+    file = path / "transforms.json" if path.is_dir() else path
+    meta = read_json(file)
+    frames = meta.get("frames") if isinstance(meta, dict) else None
+    if not frames or any("file_path" not in frame for frame in frames):
+        raise UserError(f"{file} lists no frames with a 'file_path'; is it a nerfstudio transforms.json?")
+    # Files list frames in any order; the video stage pairs neighbours, so capture order is that of the names.
+    order = sorted(range(len(frames)), key=lambda i: natural_key(frames[i]["file_path"]))
+    paths = [_find(file.parent, frames[i]["file_path"]) for i in order]
+    photos = [_photo({**meta, **frames[i]}, p, n, file) for i, p, n in zip(order, paths, unique_names(paths))]
+    splits = _splits(file.with_name("split.json"), order) | _file_splits(meta, [frames[i]["file_path"] for i in order])
+    return Capture(file.parent.resolve().name, tuple(photos), splits, _default(splits))
+
+
+def read_json(file: Path) -> Any:
+    """Parsed JSON. Raises UserError naming the file where it is missing or malformed."""
+    try:
+        return json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"Cannot read {file}: {error}.") from None
+
+
+def _find(folder: Path, file_path: str) -> Path:
+    path = folder / file_path
+    if path.suffix.lower() in SUFFIXES:
+        return path
+    found = (path.with_name(path.name + suffix) for suffix in (".png", ".jpg", ".jpeg", ".JPG", ".PNG", ".heic"))
+    return next((p for p in found if p.is_file()), path)
+
+
+def _photo(frame: dict[str, Any], path: Path, name: str, file: Path) -> Photo:
+    """``frame`` has the file's top-level entries as defaults."""
+    _check_model(frame, file)
+    mask = file.parent / frame["mask_path"] if "mask_path" in frame else find_mask(path)
+    pose = frame.get("transform_matrix")
+    intrinsics, size = _intrinsics(frame, path)
+    return Photo(
+        name,
+        partial(read_image, path, upright=False),
+        None if mask is None else partial(read_mask, mask, upright=False),
+        focal=read_focal(path),
+        intrinsics=intrinsics,
+        size=size,
+        distortion=tuple(float(frame.get(key, 0.0)) for key in ("k1", "k2", "p1", "p2")),  # type: ignore[arg-type]
+        cam_to_world=None if pose is None else opencv_from_opengl(_matrix(pose, file)),
+    )
+
+
+def _check_model(frame: dict[str, Any], file: Path) -> None:
+    model = frame.get("camera_model", "OPENCV")
+    if model not in _PINHOLE_MODELS or frame.get("is_fisheye"):
+        raise UserError(
+            f"{file} has a fisheye or other camera model ({model}); undistort the images to PINHOLE or OPENCV first."
+        )
+    extra = [key for key in _UNSUPPORTED if frame.get(key)]
+    if extra:
+        raise UserError(
+            f"{file} uses the distortion {', '.join(extra)}; only k1 k2 p1 p2 are supported: undistort the images first."
+        )
+
+
+def _intrinsics(frame: dict[str, Any], path: Path) -> tuple[torch.Tensor | None, tuple[int, int] | None]:
+    has_angle = "camera_angle_x" in frame
+    if "fl_x" not in frame and not has_angle:
+        return None, None
+    if "w" in frame and "h" in frame:
+        width, height = float(frame["w"]), float(frame["h"])
+    else:
+        height, width, _ = read_image(path, upright=False).shape
+    fx = float(frame["fl_x"]) if "fl_x" in frame else 0.5 * width / math.tan(0.5 * float(frame["camera_angle_x"]))
+    fy = float(frame.get("fl_y", fx))
+    matrix = pinhole(fx, fy, float(frame.get("cx", width / 2)), float(frame.get("cy", height / 2)))
+    return matrix, (round(height), round(width))
+
+
+def _matrix(rows: Any, file: Path) -> torch.Tensor:
+    matrix = torch.tensor(rows, dtype=torch.float32)
+    if matrix.shape == (3, 4):
+        matrix = torch.cat([matrix, torch.tensor([[0.0, 0.0, 0.0, 1.0]])])
+    if matrix.shape != (4, 4) or not matrix.isfinite().all():
+        raise UserError(f"{file} has a transform_matrix that is not 4x4 numbers.")
+    return matrix
+
+
+def _splits(file: Path, order: list[int]) -> dict[str, Split]:
+    """``train_N`` with ``test_N`` or ``test``; any mapping with ``train`` and ``test`` or ``test_between``."""
+    if not file.is_file():
+        return {}
+    place = {index: position for position, index in enumerate(order)}
+    splits: dict[str, Split] = {}
+    for name, value in read_json(file).items():
+        if name.startswith("train_") and isinstance(value, list):
+            split = value, _first(read_json(file), f"test_{name.removeprefix('train_')}", "test")
+        elif isinstance(value, dict) and "train" in value:
+            split = value["train"], _first(value, "test_between", "test")
+        else:
+            continue
+        try:
+            splits[name] = Split(*(tuple(sorted(place[i] for i in part)) for part in split))
+        except KeyError as error:
+            raise UserError(f"{file}: split '{name}' names frame {error}, but there are {len(order)} frames.") from None
+    return splits
+
+
+def _first(mapping: dict[str, Any], *keys: str) -> list[int]:
+    return next((mapping[key] for key in keys if key in mapping), [])
+
+
+def _file_splits(meta: dict[str, Any], files: list[str]) -> dict[str, Split]:
+    """nerfstudio's own split, by file names."""
+    if "train_filenames" not in meta:
+        return {}
+    held_out = set(meta.get("test_filenames") or meta.get("val_filenames") or [])
+    parts = [tuple(i for i, f in enumerate(files) if f in names) for names in (set(meta["train_filenames"]), held_out)]
+    return {"filenames": Split(*parts)}
+
+
+def _default(splits: dict[str, Split]) -> str | None:
+    """The only split, or the file's own, or ``train_3``, or the first that is listed."""
+    preferred = [name for name in ("filenames", "train_3") if name in splits]
+    return next(iter([*preferred, *splits]), None)

@@ -1,0 +1,71 @@
+"""A folder of photos, with optional masks in ``masks/NAME.png`` or ``NAME.mask.png`` (bright: may be used)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
+
+from reconx_core.datasets.capture import Capture, Photo
+from reconx_core.errors import UserError
+from reconx_core.images import is_image, read_focal, read_image, read_mask
+
+
+def natural_key(path: Path | str) -> list[tuple[int, int, str]]:
+    """Sort key under which img2 comes before img10."""
+    parts = re.split(r"(\d+)", str(path).lower())
+    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts]
+
+
+def find_photos(folder: Path) -> list[Path]:
+    """The pictures directly inside a folder, naturally sorted; masks are not photos."""
+    return sorted((p for p in folder.iterdir() if p.is_file() and is_image(p) and not _is_mask(p)), key=natural_key)
+
+
+def find_mask(photo: Path) -> Path | None:
+    """The mask that belongs to a photo, if there is one."""
+    names = (f"{photo.stem}.png", f"{photo.name}.png", f"{photo.stem}.jpg")
+    folders = (
+        (photo.parent / "masks", photo.parent.parent / "masks") if photo.parent.name == "images" else (photo.parent / "masks",)
+    )
+    candidates = [photo.with_name(f"{photo.stem}.mask.png"), *(folder / name for folder in folders for name in names)]
+    return next((c for c in candidates if c.is_file()), None)
+
+
+def unique_names(paths: Iterable[Path]) -> list[str]:
+    """Stems where they differ, else file names with a running number."""
+    names: list[str] = []
+    taken: set[str] = set()
+    for path in paths:
+        name, number = path.stem, 1
+        while name in taken:
+            number += 1
+            name = f"{path.stem}_{number}"
+        taken.add(name)
+        names.append(name)
+    return names
+
+
+def read(path: Path) -> Capture:
+    """The photos in ``path`` or in its ``images`` folder, in natural order.
+
+    Raises:
+        UserError: no such folder, or no pictures in it.
+    """
+    if not path.is_dir():
+        raise UserError(f"There is no folder or video '{path}'; give a folder of photos, a video or a dataset.")
+    files = find_photos(path) or (find_photos(path / "images") if (path / "images").is_dir() else [])
+    if not files:
+        raise UserError(f"There are no photos in '{path}'; JPEG, PNG, HEIC, WebP, TIFF and BMP are read.")
+    return Capture(path.resolve().name, tuple(_photo(f, n) for f, n in zip(files, unique_names(files))))
+
+
+def _photo(path: Path, name: str) -> Photo:
+    mask = find_mask(path)
+    load_mask = None if mask is None else partial(read_mask, mask)
+    return Photo(name, partial(read_image, path), load_mask, focal=read_focal(path))
+
+
+def _is_mask(path: Path) -> bool:
+    return path.stem.endswith(".mask")

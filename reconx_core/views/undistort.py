@@ -1,0 +1,35 @@
+"""Removal of lens distortion (OPENCV model: two radial and two tangential coefficients)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from reconx_core.geometry import camera_rays
+
+
+def distort(xy: Float[Tensor, "*n 2"], coefficients: tuple[float, float, float, float]) -> Float[Tensor, "*n 2"]:
+    """Where an ideal point of the z = 1 plane appears through the lens."""
+    k1, k2, p1, p2 = coefficients
+    x, y = xy.unbind(-1)
+    r2 = x * x + y * y
+    radial = 1 + k1 * r2 + k2 * r2 * r2
+    xd = x * radial + 2 * p1 * x * y + p2 * (r2 + 2 * x * x)
+    yd = y * radial + p1 * (r2 + 2 * y * y) + 2 * p2 * x * y
+    return torch.stack([xd, yd], -1)
+
+
+def undistort(
+    image: Float[Tensor, "h w 3"], intrinsics: Float[Tensor, "3 3"], coefficients: tuple[float, float, float, float]
+) -> tuple[Float[Tensor, "h w 3"], Bool[Tensor, "h w"]]:
+    """The picture as a pinhole camera with the same intrinsics would have taken it, and where it has pixels for that."""
+    height, width = image.shape[:2]
+    if not any(coefficients):
+        return image, torch.ones(height, width, dtype=torch.bool)
+    ideal = camera_rays(intrinsics, height, width)[..., :2]
+    pixels = distort(ideal, coefficients) * intrinsics.diagonal()[:2] + intrinsics[:2, 2]
+    grid = pixels / torch.tensor([width, height]) * 2 - 1
+    warped = F.grid_sample(image.permute(2, 0, 1)[None], grid[None], align_corners=False, padding_mode="border")
+    return warped[0].permute(1, 2, 0), (grid.abs() <= 1).all(-1)
