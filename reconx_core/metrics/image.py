@@ -1,0 +1,71 @@
+"""PSNR, SSIM and LPIPS of one render against its photo, over the photo's valid pixels."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Bool, Float
+from skimage.metrics import structural_similarity
+from torch import Tensor
+
+from reconx_core.errors import UserError
+from reconx_core.lpips import Lpips
+from reconx_core.types import ViewScore
+
+
+def psnr(render: Float[Tensor, "h w 3"], photo: Float[Tensor, "h w 3"], mask: Bool[Tensor, "h w"]) -> float:
+    """Peak signal-to-noise ratio in dB over the masked pixels, both images clipped to [0, 1]; infinite if equal."""
+    error = (render.clamp(0, 1) - photo.clamp(0, 1))[mask].double().square().mean().item()
+    return -10 * math.log10(error) if error > 0 else math.inf
+
+
+def ssim(render: Float[Tensor, "h w 3"], photo: Float[Tensor, "h w 3"], mask: Bool[Tensor, "h w"]) -> float:
+    """Structural similarity: Gaussian window of 11 pixels and sigma 1.5, mean over channels and masked pixels.
+
+    As scikit-image (and pixelSplat) take it: the mean leaves out a border of 5 pixels. Outside the mask the render is
+    replaced by the photo, so that windows across the mask's edge see no difference there.
+    """
+    filled = fill(render, photo, mask)
+    _, per_pixel = structural_similarity(
+        photo.clamp(0, 1).numpy(), filled.clamp(0, 1).numpy(), win_size=11, gaussian_weights=True, sigma=1.5,
+        use_sample_covariance=False, data_range=1.0, channel_axis=-1, full=True,
+    )  # fmt: skip
+    inner = torch.from_numpy(per_pixel)[5:-5, 5:-5].double()
+    return inner[mask[5:-5, 5:-5]].mean().item()
+
+
+def score_view(
+    name: str,
+    render: Float[Tensor, "h w 3"],
+    photo: Float[Tensor, "h w 3"],
+    mask: Bool[Tensor, "h w"],
+    lpips: Lpips | None,
+    *,
+    refined: bool,
+    is_target: bool,
+) -> ViewScore:
+    """All metrics of one view; LPIPS is None without its weights.
+
+    Raises:
+        UserError: the mask leaves nothing to score.
+    """
+    if not mask[5:-5, 5:-5].any():
+        raise UserError(f"The mask of '{name}' leaves no pixel to score; correct the mask or leave the photo out.")
+    return ViewScore(
+        name, psnr(render, photo, mask), ssim(render, photo, mask),
+        None if lpips is None else lpips_distance(lpips, render, photo, mask), refined, is_target,
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def lpips_distance(
+    lpips: Lpips, render: Float[Tensor, "h w 3"], photo: Float[Tensor, "h w 3"], mask: Bool[Tensor, "h w"]
+) -> float:
+    """LPIPS of the whole image, the render replaced by the photo outside the mask."""
+    return lpips(fill(render, photo, mask).clamp(0, 1)[None], photo[None]).item()
+
+
+def fill(render: Float[Tensor, "h w 3"], photo: Float[Tensor, "h w 3"], mask: Bool[Tensor, "h w"]) -> Float[Tensor, "h w 3"]:
+    """The render inside the mask, the photo outside."""
+    return torch.where(mask[..., None], render, photo)
