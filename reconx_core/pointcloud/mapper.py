@@ -1,0 +1,158 @@
+"""Incremental structure from motion on given matches: pycolmap's mapper, driven step by step so that two photos are enough."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pycolmap
+from jaxtyping import Float
+from numpy.typing import NDArray
+
+from reconx_core.pointcloud.matching import Matches
+from reconx_core.pointcloud.twoview import RelativePose, relative_pose
+
+Pair = tuple[int, int]
+
+MIN_START = 8  # triangulated points below which a pair is no start
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Keypoints and verified matches of n photos of one size, and which photos share a lens (``lens``: index per photo)."""
+
+    keypoints: list[Float[NDArray[np.float64], "k 2"]]
+    matches: Mapping[Pair, Matches]
+    lens: tuple[int, ...]
+    size: tuple[int, int]  # height, width
+    fixed_poses: Mapping[int, Float[NDArray[np.float64], "4 4"]]  # world-to-camera of photos that must not move
+    seed: int
+    max_error: float  # pixels
+
+
+def reconstruct(
+    problem: Problem, intrinsics: list[Float[NDArray[np.float64], "3 3"]], refine_focal: bool
+) -> pycolmap.Reconstruction | None:
+    """Poses and points of as many photos as can be registered; None where not even a first pair can.
+
+    ``intrinsics`` holds one matrix per lens. Image id = photo index + 1.
+    """
+    reconstruction = pycolmap.Reconstruction()
+    cache = _cache(problem, intrinsics)
+    mapper = pycolmap.IncrementalMapper(cache)
+    _register_fixed(problem, reconstruction, cache)
+    mapper.begin_reconstruction(reconstruction)
+    options, triangulation, bundle = _options(problem, refine_focal)
+    for view in problem.fixed_poses:
+        mapper.triangulate_image(triangulation, view + 1)
+    if reconstruction.num_reg_images() < 2 and not _start(problem, mapper, options, triangulation, bundle):
+        mapper.end_reconstruction(True)
+        return None
+    _grow(problem, mapper, options, triangulation, bundle)
+    mapper.iterative_global_refinement(5, 0.0005, options, bundle, triangulation, False)
+    mapper.end_reconstruction(False)
+    return reconstruction
+
+
+def _cache(problem: Problem, intrinsics: list[Float[NDArray[np.float64], "3 3"]]) -> pycolmap.DatabaseCache:
+    cache = pycolmap.DatabaseCache()
+    for index, matrix in enumerate(intrinsics):
+        camera = make_camera(matrix, problem.size, index + 1)
+        cache.add_camera(camera)
+        rig = pycolmap.Rig(rig_id=index + 1)
+        rig.add_ref_sensor(camera.sensor_id)
+        cache.add_rig(rig)
+    for view, keypoints in enumerate(problem.keypoints):
+        _add_image(cache, view, problem.lens[view], keypoints)
+    for (i, j), matches in problem.matches.items():
+        geometry = pycolmap.TwoViewGeometry()
+        geometry.config = int(pycolmap.TwoViewGeometryConfiguration.UNCALIBRATED)
+        geometry.inlier_matches = matches.indices.astype(np.uint32)
+        cache.correspondence_graph.add_two_view_geometry(i + 1, j + 1, geometry)
+    cache.correspondence_graph.finalize()
+    return cache
+
+
+def _add_image(cache: pycolmap.DatabaseCache, view: int, lens: int, keypoints: Float[NDArray[np.float64], "k 2"]) -> None:
+    image = pycolmap.Image(name=f"{view:04d}", keypoints=keypoints, camera_id=lens + 1, image_id=view + 1)
+    image.frame_id = view + 1
+    frame = pycolmap.Frame(frame_id=view + 1, rig_id=lens + 1)
+    frame.add_data_id(image.data_id)
+    cache.add_frame(frame)
+    cache.add_image(image)
+
+
+def make_camera(intrinsics: Float[NDArray[np.float64], "3 3"], size: tuple[int, int], camera_id: int = 1) -> pycolmap.Camera:
+    """A COLMAP camera; one focal where both axes agree, so that refinement keeps them equal."""
+    (fx, _, cx), (_, fy, cy), _ = intrinsics.tolist()
+    model, params = ("SIMPLE_PINHOLE", [fx, cx, cy]) if fx == fy else ("PINHOLE", [fx, fy, cx, cy])
+    return pycolmap.Camera(model=model, width=size[1], height=size[0], params=params, camera_id=camera_id)
+
+
+def _options(problem: Problem, refine_focal: bool):
+    shared = {"random_seed": problem.seed}
+    options = pycolmap.IncrementalMapperOptions(
+        num_threads=1, abs_pose_min_num_inliers=10, abs_pose_min_inlier_ratio=0.15, abs_pose_max_error=3 * problem.max_error,
+        abs_pose_refine_focal_length=False, filter_max_reproj_error=2 * problem.max_error, filter_min_tri_angle=0.3,
+        init_min_tri_angle=0.3, fix_existing_frames=bool(problem.fixed_poses), **shared,
+    )  # fmt: skip
+    triangulation = pycolmap.IncrementalTriangulatorOptions(
+        ignore_two_view_tracks=False, min_angle=0.3, merge_max_reproj_error=2 * problem.max_error,
+        complete_max_reproj_error=2 * problem.max_error, **shared,
+    )  # fmt: skip
+    bundle = pycolmap.BundleAdjustmentOptions(refine_focal_length=refine_focal, print_summary=False)
+    bundle.ceres.loss_function_type = pycolmap.LossFunctionType.SOFT_L1
+    bundle.ceres.solver_options.num_threads = 1
+    bundle.ceres.solver_options.max_num_iterations = 50
+    return options, triangulation, bundle
+
+
+def _register_fixed(problem: Problem, reconstruction: pycolmap.Reconstruction, cache: pycolmap.DatabaseCache) -> None:
+    """Before the mapper begins: only frames that it finds registered are kept where they are."""
+    reconstruction.load(cache)
+    for view, world_to_cam in problem.fixed_poses.items():
+        pose = pycolmap.Rigid3d(np.ascontiguousarray(world_to_cam[:3]))
+        reconstruction.frame(view + 1).set_cam_from_world(problem.lens[view] + 1, pose)
+        reconstruction.register_frame(view + 1)
+
+
+def _start(problem: Problem, mapper: pycolmap.IncrementalMapper, options, triangulation, bundle) -> bool:
+    """Register the pair with the most matches seen under a fair angle, and triangulate it."""
+    poses = {pair: pose for pair in problem.matches if (pose := pair_pose(problem, mapper.reconstruction, pair)) is not None}
+    for (i, j), pose in sorted(poses.items(), key=lambda item: -item[1].support)[:5]:
+        mapper.register_initial_image_pair(options, i + 1, j + 1, pose.cam2_from_cam1)
+        for view in (i, j):
+            mapper.triangulate_image(triangulation, view + 1)
+        if mapper.reconstruction.num_points3D() >= MIN_START:
+            mapper.adjust_global_bundle(options, bundle)
+            mapper.filter_points(options)
+            return True
+        for view in (i, j):
+            mapper.observation_manager.deregister_frame(view + 1)
+    return False
+
+
+def pair_pose(problem: Problem, reconstruction: pycolmap.Reconstruction, pair: Pair) -> RelativePose | None:
+    """Relative pose of one pair from its verified matches."""
+    rows = problem.matches[pair].indices
+    cameras = [reconstruction.camera(problem.lens[view] + 1) for view in pair]
+    xy = [problem.keypoints[view][rows[:, side]] for side, view in enumerate(pair)]
+    return relative_pose(*cameras, *xy, problem.max_error, problem.seed)
+
+
+def _grow(problem: Problem, mapper: pycolmap.IncrementalMapper, options, triangulation, bundle) -> None:
+    """Register one photo after the other: by absolute pose, and where that fails by relative poses to registered ones."""
+    while mapper.reconstruction.num_reg_images() < len(problem.keypoints):
+        if not (_register_next(mapper, options, triangulation, False) or _register_next(mapper, options, triangulation, True)):
+            return
+        mapper.iterative_global_refinement(2, 0.001, options, bundle, triangulation, False)
+
+
+def _register_next(mapper: pycolmap.IncrementalMapper, options, triangulation, structure_less: bool) -> bool:
+    register = mapper.register_next_structure_less_image if structure_less else mapper.register_next_image
+    for image_id in mapper.find_next_images(options, structure_less):
+        if register(options, image_id):
+            mapper.triangulate_image(triangulation, image_id)
+            return True
+    return False

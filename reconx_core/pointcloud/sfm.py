@@ -1,0 +1,198 @@
+"""Cameras and sparse points from a few photos, without weights: SIFT, two-view geometry, incremental mapping (pycolmap)."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import warnings
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pycolmap
+import torch
+from jaxtyping import Bool, Float, Int
+from numpy.typing import NDArray
+from torch import Tensor
+
+from reconx_core.errors import UserError
+from reconx_core.geometry import transform
+from reconx_core.pointcloud.mapper import Problem, reconstruct
+from reconx_core.pointcloud.matching import EFFORTS, Features, Matches, extract_features, match_features, verify_matches
+from reconx_core.types import Cameras, PointCloud, Views
+
+pycolmap.logging.minloglevel = 2  # glog prints every step otherwise; what goes wrong is raised
+
+START_FOCALS = (0.6, 0.85, 1.2)  # of the long side: wide phone, phone, normal lens
+EXIF_AGREES = 1.03  # focals closer than this are one lens
+
+
+@dataclass(frozen=True)
+class Sfm:
+    """Cameras of the registered photos and the points that they see.
+
+    World: that of the known cameras; without any, the first registered camera is the identity and the median depth is 1.
+    """
+
+    cameras: Cameras  # of the registered views, in their order
+    registered: Bool[Tensor, " views"]  # which of the given views these are
+    sparse: PointCloud
+    observations: Bool[Tensor, "n p"]  # registered view x point
+    pairs: Int[Tensor, "e 2"]  # matched pairs, indices into the registered views
+    inlier_counts: Int[Tensor, " e"]
+
+
+def solve_cameras(views: Views, fixed: Cameras | None, generator: torch.Generator) -> Sfm:
+    """Cameras of input views. ``fixed``: cameras of all or of the first views, which keep their pose and intrinsics.
+
+    Raises:
+        UserError: fewer than two photos, or no two that overlap.
+    """
+    if len(views) < 2:
+        raise UserError(f"One photo is not enough: give at least two photos of the same place (got {len(views)}).")
+    seed = int(torch.randint(2**31 - 1, (), generator=generator))
+    best: tuple[Problem, pycolmap.Reconstruction] | None = None
+    for effort in range(len(EFFORTS)):
+        found = _attempt(views, fixed, seed, effort)
+        best = max((b for b in (best, found) if b is not None), key=lambda b: b[1].num_reg_images(), default=None)
+        if best is not None and best[1].num_reg_images() == len(views):
+            break
+    if best is None or best[1].num_points3D() == 0:
+        raise UserError(_no_overlap(views))
+    sfm = _to_sfm(views, fixed, *best)
+    _warn_dropped(views, sfm.registered)
+    return sfm if fixed is not None else _canonical(sfm)
+
+
+def _attempt(views: Views, fixed: Cameras | None, seed: int, effort: int) -> tuple[Problem, pycolmap.Reconstruction] | None:
+    """Match with one effort, then the best reconstruction over the focals to start from."""
+    size = (views.images.shape[1], views.images.shape[2])
+    features = [extract_features(image, mask, effort) for image, mask in zip(views.images, views.masks)]
+    matches = match_all(features, size, _max_error(size), seed)
+    lens, starts, refine = _lenses(views, fixed)
+    poses = {} if fixed is None else dict(enumerate(fixed.world_to_cam.double().numpy()))
+    problem = Problem([f.keypoints for f in features], matches, lens, size, poses, seed, _max_error(size))
+    solved = [r for r in (reconstruct(problem, start, refine) for start in starts) if r is not None]
+    return (problem, max(solved, key=_quality)) if solved else None
+
+
+def match_all(features: list[Features], size: tuple[int, int], max_error: float, seed: int) -> dict[tuple[int, int], Matches]:
+    """Verified matches of every pair that has any."""
+    pairs = itertools.combinations(range(len(features)), 2)
+    verified = {
+        (i, j): verify_matches(features[i], features[j], match_features(features[i], features[j]), size, max_error, seed)
+        for i, j in pairs
+    }
+    return {pair: matches for pair, matches in verified.items() if len(matches)}
+
+
+def _max_error(size: tuple[int, int]) -> float:
+    """Pixels within which a match agrees with a geometry: SIFT's accuracy at 512 px, growing slowly with the image."""
+    return 2.0 * max(1.0, max(size) / 512) ** 0.5
+
+
+def _quality(reconstruction: pycolmap.Reconstruction) -> tuple[int, float]:
+    error = max(reconstruction.compute_mean_reprojection_error(), 1e-3)
+    return reconstruction.num_reg_images(), reconstruction.compute_num_observations() / error**0.5
+
+
+def _lenses(views: Views, fixed: Cameras | None) -> tuple[tuple[int, ...], list[list[NDArray[np.float64]]], bool]:
+    """(lens of each view, intrinsics per lens for each start, whether focals are refined)."""
+    known = fixed.intrinsics if fixed is not None else views.given_intrinsics
+    if known is not None and len(known) == len(views):
+        return tuple(range(len(views))), [list(known.double().numpy())], False
+    height, width = views.images.shape[1:3]
+    lens, priors = _group_focals(views.focal_prior)
+    starts = START_FOCALS if any(math.isnan(p) for p in priors) else (1.0,)
+    guesses = [[_pinhole(s * max(height, width) if math.isnan(p) else p, height, width) for p in priors] for s in starts]
+    if known is None:
+        return lens, guesses, True
+    # The first views are known and do not move; the lens of the others is guessed from theirs.
+    first = list(known.double().numpy())
+    like = [np.median(np.stack(first), 0)]
+    return (*range(len(first)), *[len(first)] * (len(views) - len(first))), [first + like], False
+
+
+def _group_focals(prior: Float[Tensor, " n"]) -> tuple[tuple[int, ...], list[float]]:
+    """One lens for all photos whose EXIF focals agree; photos without EXIF share one more."""
+    lens, priors = [], list[float]()
+    for focal in prior.tolist():
+        same = [k for k, p in enumerate(priors) if _agree(p, focal)]
+        if not same:
+            priors.append(focal)
+        lens.append(same[0] if same else len(priors) - 1)
+    return tuple(lens), priors
+
+
+def _agree(a: float, b: float) -> bool:
+    return (math.isnan(a) and math.isnan(b)) or max(a, b) < EXIF_AGREES * min(a, b)
+
+
+def _pinhole(focal: float, height: int, width: int) -> Float[NDArray[np.float64], "3 3"]:
+    return np.array([[focal, 0.0, width / 2], [0.0, focal, height / 2], [0.0, 0.0, 1.0]])
+
+
+def _to_sfm(views: Views, fixed: Cameras | None, problem: Problem, reconstruction: pycolmap.Reconstruction) -> Sfm:
+    registered = sorted(image_id - 1 for image_id in reconstruction.reg_image_ids())
+    where = {view: k for k, view in enumerate(registered)}
+    images = [reconstruction.image(view + 1) for view in registered]
+    intrinsics = np.stack([image.camera.calibration_matrix() for image in images])
+    world_to_cam = np.stack([np.concatenate([image.cam_from_world().matrix(), [[0, 0, 0, 1]]]) for image in images])
+    height, width = problem.size
+    cam_to_world = _float(np.linalg.inv(world_to_cam))
+    for view in range(0 if fixed is None else len(fixed)):  # bit for bit, not inverted twice
+        cam_to_world[where[view]] = fixed.cam_to_world[view]  # type: ignore[union-attr]
+    cameras = Cameras(_float(intrinsics), cam_to_world, width, height)
+    sparse, observations = _points(views, reconstruction, where)
+    pairs = [(where[i], where[j], len(m)) for (i, j), m in problem.matches.items() if i in where and j in where]
+    table = torch.tensor(pairs, dtype=torch.int64).reshape(-1, 3)
+    mask = torch.zeros(len(views), dtype=torch.bool)
+    mask[registered] = True
+    return Sfm(cameras, mask, sparse, observations, table[:, :2], table[:, 2])
+
+
+def _points(
+    views: Views, reconstruction: pycolmap.Reconstruction, where: dict[int, int]
+) -> tuple[PointCloud, Bool[Tensor, "n p"]]:
+    """Points by id with the mean colour of their observations; confidence falls with the reprojection error."""
+    points = [reconstruction.point3D(i) for i in sorted(reconstruction.point3D_ids())]
+    observations = torch.zeros(len(where), len(points), dtype=torch.bool)
+    rgb = torch.zeros(len(points), 3)
+    for index, point in enumerate(points):
+        for element in point.track.elements:
+            view = element.image_id - 1
+            x, y = reconstruction.image(element.image_id).points2D[element.point2D_idx].xy.astype(int)
+            rgb[index] += views.images[view, y, x] / point.track.length()
+            observations[where[view], index] = True
+    error = torch.tensor([point.error for point in points])
+    xyz = _float(np.stack([point.xyz for point in points]))
+    return PointCloud(xyz, rgb, torch.exp(-error).float().clamp(0, 1)), observations
+
+
+def _float(array: NDArray[np.float64]) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array)).float()
+
+
+def _canonical(sfm: Sfm) -> Sfm:
+    """First camera = identity, median depth of the confident points in the cameras that see them = 1."""
+    first = sfm.cameras.cam_to_world[0].double()
+    depth = transform(sfm.cameras.world_to_cam, sfm.sparse.xyz[None])[..., 2]
+    scale = 1 / depth[sfm.observations & (sfm.sparse.confidence >= sfm.sparse.confidence.median())].median().double()
+    to_first = torch.linalg.inv(first)
+    poses = to_first @ sfm.cameras.cam_to_world.double()
+    poses[:, :3, 3] *= scale
+    poses[0] = torch.eye(4)
+    xyz = transform(to_first, sfm.sparse.xyz.double()) * scale
+    return replace(sfm, cameras=replace(sfm.cameras, cam_to_world=poses.float()), sparse=replace(sfm.sparse, xyz=xyz.float()))
+
+
+def _warn_dropped(views: Views, registered: Bool[Tensor, " n"]) -> None:
+    dropped = [name for name, ok in zip(views.names, registered.tolist()) if not ok]
+    if dropped:
+        warnings.warn(f"Left out {', '.join(dropped)}: too little in common with the other photos.", stacklevel=3)
+
+
+def _no_overlap(views: Views) -> str:
+    names = " and ".join(views.names) if len(views) == 2 else f"No two of the {len(views)} photos"
+    return (
+        f"{names} do not show enough of the same place to find the cameras; add photos in between that overlap by half or more."
+    )
