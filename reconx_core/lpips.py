@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from functools import cache
 from pathlib import Path
+from zipfile import is_zipfile
 
 import torch
 import torch.nn.functional as F
@@ -103,8 +104,8 @@ def _state_dict(path: Path) -> dict[str, Tensor]:
         from safetensors.torch import load_file
 
         return load_file(path)
-    # VGG's classifier, most of the file, is never read.
-    return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    # Mapped, VGG's classifier (most of the file) is never read; files of torch < 1.6, as both are published, cannot be mapped.
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
 
 
 def _unit(x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
