@@ -136,9 +136,9 @@ def _start(problem: Problem, mapper: pycolmap.IncrementalMapper, options, triang
 def pair_pose(problem: Problem, reconstruction: pycolmap.Reconstruction, pair: Pair) -> RelativePose | None:
     """Relative pose of one pair from its verified matches."""
     rows = problem.matches[pair].indices
-    cameras = [reconstruction.camera(problem.lens[view] + 1) for view in pair]
-    xy = [problem.keypoints[view][rows[:, side]] for side, view in enumerate(pair)]
-    return relative_pose(*cameras, *xy, problem.max_error, problem.seed)
+    one, two = (reconstruction.camera(problem.lens[view] + 1) for view in pair)
+    xy1, xy2 = (problem.keypoints[view][rows[:, side]] for side, view in enumerate(pair))
+    return relative_pose(one, two, xy1, xy2, problem.max_error, problem.seed)
 
 
 def _grow(problem: Problem, mapper: pycolmap.IncrementalMapper, options, triangulation, bundle) -> None:

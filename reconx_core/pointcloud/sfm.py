@@ -135,7 +135,7 @@ def _to_sfm(views: Views, fixed: Cameras | None, problem: Problem, reconstructio
     registered = sorted(image_id - 1 for image_id in reconstruction.reg_image_ids())
     where = {view: k for k, view in enumerate(registered)}
     images = [reconstruction.image(view + 1) for view in registered]
-    intrinsics = np.stack([image.camera.calibration_matrix() for image in images])
+    intrinsics = np.stack([reconstruction.camera(image.camera_id).calibration_matrix() for image in images])
     world_to_cam = np.stack([np.concatenate([image.cam_from_world().matrix(), [[0, 0, 0, 1]]]) for image in images])
     height, width = problem.size
     cam_to_world = _float(np.linalg.inv(world_to_cam))

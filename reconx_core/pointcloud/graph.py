@@ -1,0 +1,51 @@
+"""The connectivity graph of the views: which pairs are matched and predicted (the edges of eq. 9)."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from typing import Literal
+
+Mode = Literal["auto", "complete", "window"]
+
+COMPLETE_UP_TO = 8  # views; beyond it the number of pairs, quadratic, costs more than it adds
+WINDOW = 3  # neighbours on each side
+MIN_MATCHES = 12  # verified matches below which two views do not share content
+
+
+def pair_graph(
+    n: int, mode: Mode = "auto", inlier_counts: Mapping[tuple[int, int], int] | None = None
+) -> list[tuple[int, int]]:
+    """Sorted pairs (i, j), i < j, that join n views into one component.
+
+    ``complete`` takes all pairs, ``window`` each view with its next few and the last with the first (a loop), ``auto``
+    the first up to a handful of views. With the numbers of verified matches per pair, pairs without content in
+    common are dropped and, in a window, each view also keeps its best partners wherever they are in the order.
+    Raises ValueError for fewer than two views.
+    """
+    if n < 2:
+        raise ValueError(f"A graph needs two views, got {n}")
+    every = list(itertools.combinations(range(n), 2))
+    if mode == "complete" or (mode == "auto" and n <= COMPLETE_UP_TO):
+        chosen = set(every)
+    else:
+        chosen = {(i, j) for i, j in every if j - i <= WINDOW or (i, j) == (0, n - 1)}
+    if inlier_counts is None:
+        return sorted(chosen)
+    counts = {pair: inlier_counts.get(pair, 0) for pair in every}
+    for view in range(n):
+        mine = [pair for pair in every if view in pair]
+        chosen |= set(sorted(mine, key=lambda pair: -counts[pair])[:WINDOW])
+    return sorted({pair for pair in chosen if counts[pair] >= MIN_MATCHES} | set(spanning_tree(n, counts)))
+
+
+def spanning_tree(n: int, weight: Mapping[tuple[int, int], float]) -> list[tuple[int, int]]:
+    """The heaviest edges that join n nodes, heaviest first; ties by index, so that the result is one."""
+    component = list(range(n))
+    tree = []
+    for i, j in sorted(weight, key=lambda pair: (-weight[pair], pair)):
+        if component[i] != component[j]:
+            old, new = component[j], component[i]
+            component = [new if c == old else c for c in component]
+            tree.append((i, j))
+    return tree
