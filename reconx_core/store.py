@@ -33,6 +33,7 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 
 from reconx_core import types
 from reconx_core.errors import UserError
+from reconx_core.files import explain_disk, write_json
 
 SCHEMA = 1  # part of every key: raise it when the format or the meaning of a field changes
 MANIFEST, MEASURED, RECORD = "manifest.json", "measured.json", "prefect.json"
@@ -106,13 +107,12 @@ def _save_dataclass(folder: Path, prefix: str, group: zarr.Group, value: Any) ->
 
 
 def _load_dataclass(folder: Path, prefix: str, group: zarr.Group) -> Any:
-    values = {k: tuple(v) if isinstance(v, list) else v for k, v in group.attrs["scalars"].items()}
-    for name, member in group.members():
-        nested = isinstance(member, zarr.Group)
-        values[name] = _load_dataclass(folder, f"{prefix}.{name}", member) if nested else _load_array(member)
-    for name in group.attrs["tables"]:
-        values[name] = _load_table(folder / f"{prefix}.{name}.parquet")
-    return getattr(types, group.attrs["type"])(**values)
+    about: dict[str, Any] = group.attrs.asdict()
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in about["scalars"].items()}
+    values |= {name: _load_array(array) for name, array in group.arrays()}
+    values |= {name: _load_dataclass(folder, f"{prefix}.{name}", member) for name, member in group.groups()}
+    values |= {name: _load_table(folder / f"{prefix}.{name}.parquet") for name in about["tables"]}
+    return getattr(types, about["type"])(**values)
 
 
 def _save_array(group: zarr.Group, name: str, tensor: Tensor) -> None:
@@ -243,44 +243,10 @@ def measured(root: Path, reference: Reference) -> dict[str, Any]:
     return json.loads((reference.folder(root) / MEASURED).read_text())
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON with sorted keys under a temporary name, then rename."""
-    write_atomic(path, (json.dumps(value, indent=1, sort_keys=True) + "\n").encode())
-
-
-def write_atomic(path: Path, content: bytes) -> None:
-    """Write a file so that a reader finds the old content or the new, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def require_writable(folder: Path) -> None:
-    """Raise UserError now, before anything is computed, unless files can be written in ``folder`` (made if missing)."""
-    probe = folder / f".probe-{uuid.uuid4().hex[:8]}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe.write_bytes(b"reconx")
-    except OSError as error:
-        raise explain_disk(error, folder) from error
-    finally:
-        if folder.is_dir():
-            _unlink_quietly(probe)
-
-
-def explain_disk(error: OSError, folder: Path) -> UserError:
-    """The sentence for a file-system error on writing under ``folder``."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return UserError(f"The disk under {folder} is full; free some space and run the same command again to go on from here.")
-    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-        return UserError(f"Cannot write under {folder}: it is read-only; choose another folder or change its permissions.")
-    if error.errno in (errno.ENOTDIR, errno.EEXIST):
-        return UserError(f"Cannot write under {folder}: there is a file where a folder is needed; choose another folder.")
-    return UserError(f"Cannot write under {folder}: {error.strerror or error}.")
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 # --- housekeeping ------------------------------------------------------------------------------------------------------
@@ -315,8 +281,7 @@ def _digests(folder: Path) -> Iterator[tuple[str, str]]:
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         if path.is_file() and name not in _OUTSIDE_DIGEST:
-            with path.open("rb") as file:
-                yield name, hashlib.file_digest(file, "sha256").hexdigest()
+            yield name, file_digest(path)
 
 
 def _output_digest(files: Mapping[str, str]) -> str:
@@ -353,10 +318,3 @@ def _fsync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _unlink_quietly(path: Path) -> None:
-    try:
-        path.unlink(missing_ok=True)
-    except OSError:
-        pass

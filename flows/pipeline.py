@@ -1,0 +1,118 @@
+"""The one Prefect flow: a task per (stage, scene), scenes side by side, each scene's stages in a chain.
+
+Import this only inside ``prefect_server``: Prefect reads its settings at import.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from prefect import flow, task
+from prefect.filesystems import WritableFileSystem
+from prefect.futures import PrefectFuture
+from prefect.task_runners import ThreadPoolTaskRunner
+
+from reconx_core import store
+from reconx_core.files import write_atomic
+from reconx_core.settings import STAGES, Settings
+from reconx_core.store import RECORD, DamagedEntry, Reference
+from tasks.execute import PARENTS, Job, Monitor, execute, key_of, source_digest
+
+
+@dataclass
+class SceneRun:
+    """What came of a scene: references of the stages that were reached, and the error that ended it, if any."""
+
+    name: str
+    source: str
+    references: dict[str, Reference] = field(default_factory=dict)
+    failed_stage: str | None = None
+    error: BaseException | None = None
+
+
+class StoreRecords(WritableFileSystem):
+    """Prefect's cache records, kept inside the artifacts' folders and valid only while the artifact is whole."""
+
+    _block_type_name = "ReconX store"
+    root: str
+
+    def read_path(self, path: str, _sync: bool = True) -> bytes:  # type: ignore[override]
+        """The record; raises (which Prefect takes for a miss) where the artifact is absent or damaged."""
+        stage, key, _ = path.split("/")
+        if store.find(Path(self.root), stage, key) is None:
+            raise DamagedEntry(path)
+        return (Path(self.root) / path).read_bytes()
+
+    def write_path(self, path: str, content: bytes, _sync: bool = True) -> None:  # type: ignore[override]
+        write_atomic(Path(self.root) / path, content)
+
+    def _resolve_path(self, path: str) -> None:
+        # Keys stay relative, so that a store can be moved.
+        return None
+
+
+def run_scenes(
+    scenes: Iterable[tuple[str, str]], settings: Settings, root: Path, monitor: Monitor, last: str = "metrics", workers: int = 1
+) -> list[SceneRun]:
+    """Run the stages up to ``last`` for every (name, source); a scene that fails does not stop the others."""
+    wanted = STAGES[: STAGES.index(last) + 1]
+    runs = [SceneRun(name, str(source)) for name, source in scenes]
+    runner: Any = ThreadPoolTaskRunner(max_workers=workers)
+
+    @flow(name="reconx", task_runner=runner, validate_parameters=False, persist_result=False)
+    def reconx() -> None:
+        chains = [(run, _submit(run, wanted, settings, root, monitor)) for run in runs]
+        for run, chain in chains:
+            _collect(run, chain)
+
+    reconx()
+    return runs
+
+
+def _submit(
+    run: SceneRun, wanted: tuple[str, ...], settings: Settings, root: Path, monitor: Monitor
+) -> dict[str, PrefectFuture]:
+    try:
+        digest = source_digest(run.source)
+    except Exception as error:
+        run.failed_stage, run.error = "views", error
+        return {}
+    records = StoreRecords(root=str(root))
+    futures: dict[str, PrefectFuture] = {}
+    for stage in wanted:
+        job = Job(stage, run.name, run.source, digest, settings, root, monitor)
+        stage_task = run_stage.with_options(name=stage, task_run_name=f"{stage} {run.name}")
+        # Set afterwards: Prefect wants a storage block that is registered with the server, which this one need not be.
+        stage_task.result_storage = records
+        futures[stage] = stage_task.submit(job, {parent: futures[parent] for parent in PARENTS[stage]})
+    return futures
+
+
+def _collect(run: SceneRun, futures: dict[str, PrefectFuture]) -> None:
+    for stage, future in futures.items():
+        future.wait()
+        if not future.state.is_final():
+            continue  # never started, because a stage before it failed
+        result: Any = future.state.result(raise_on_failure=False)
+        if future.state.is_completed():
+            run.references[stage] = Reference(**result)
+        elif run.error is None:
+            run.failed_stage, run.error = stage, result
+
+
+def _record_path(context: Any, parameters: dict[str, Any]) -> str:
+    job = parameters["job"]
+    return f"{job.stage}/{key_of(job, _references(parameters['parents']))}/{RECORD}"
+
+
+def _references(parents: dict[str, dict[str, str]]) -> dict[str, Reference]:
+    return {stage: Reference(**reference) for stage, reference in parents.items()}
+
+
+@task(cache_key_fn=_record_path, persist_result=True, result_serializer="json", cache_result_in_memory=False)
+def run_stage(job: Job, parents: dict[str, dict[str, str]]) -> dict[str, str]:
+    """One stage of one scene; hands on a reference, never arrays."""
+    return asdict(execute(job, _references(parents)))

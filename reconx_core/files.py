@@ -1,0 +1,53 @@
+"""Writing files so that what is there is whole, and saying clearly why one cannot be written."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import uuid
+from pathlib import Path
+from typing import Any
+
+from reconx_core.errors import UserError
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON with sorted keys under a temporary name, then rename."""
+    write_atomic(path, (json.dumps(value, indent=1, sort_keys=True) + "\n").encode())
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Write a file so that a reader finds the old content or the new, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def require_writable(folder: Path) -> None:
+    """Raise UserError now, before anything is computed, unless files can be written in ``folder`` (made if missing)."""
+    probe = folder / f".probe-{uuid.uuid4().hex[:8]}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"reconx")
+    except OSError as error:
+        raise explain_disk(error, folder) from error
+    finally:
+        with contextlib.suppress(OSError):
+            probe.unlink(missing_ok=True)
+
+
+def explain_disk(error: OSError, folder: Path) -> UserError:
+    """The sentence for a file-system error on writing under ``folder``."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return UserError(f"The disk under {folder} is full; free some space and run the same command again to go on from here.")
+    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        return UserError(f"Cannot write under {folder}: it is read-only; choose another folder or change its permissions.")
+    if error.errno in (errno.ENOTDIR, errno.EEXIST):
+        return UserError(f"Cannot write under {folder}: there is a file where a folder is needed; choose another folder.")
+    return UserError(f"Cannot write under {folder}: {error.strerror or error}.")

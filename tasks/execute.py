@@ -1,0 +1,204 @@
+"""What every stage's task does: address the artifact, look it up, else compute it, measure, and write it."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import platform
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import psutil
+import torch
+
+from reconx_core import seeds, store
+from reconx_core.codeversion import code_version
+from reconx_core.errors import UserError
+from reconx_core.lpips import lpips_files
+from reconx_core.settings import Settings
+from reconx_core.store import Reference
+
+PARENTS: dict[str, tuple[str, ...]] = {
+    "views": (),
+    "pointcloud": ("views",),
+    "condition": ("views", "pointcloud"),
+    "video": ("views", "pointcloud", "condition"),
+    "confidence": ("views", "pointcloud", "video"),
+    "splats": ("pointcloud", "confidence"),
+    "metrics": ("views", "pointcloud", "confidence", "splats"),
+}
+# The sections that a stage reads: its own; `confidence` also builds the geometry backend that `pointcloud` names.
+SECTIONS = {stage: (stage, "pointcloud") if stage == "confidence" else (stage,) for stage in PARENTS}
+_ON_DEVICE = set(PARENTS) - {"views"}  # the stages whose bytes may depend on where torch computes
+
+
+class Monitor(Protocol):
+    """Told what happens to each (stage, scene); called from worker threads."""
+
+    def started(self, stage: str, scene: str) -> None: ...
+    def advanced(self, stage: str, scene: str, done: int, total: int) -> None: ...
+    def finished(self, stage: str, scene: str, measured: dict[str, Any] | None) -> None: ...  # None: found in the store
+    def repaired(self, stage: str, scene: str, damage: str) -> None: ...
+
+
+@dataclass(frozen=True)
+class Job:
+    """One stage of one scene."""
+
+    stage: str
+    scene: str
+    source: str  # what `views` reads
+    source_digest: str
+    settings: Settings
+    root: Path  # of the store
+    monitor: Monitor = field(compare=False)
+
+    def generator(self) -> torch.Generator:
+        return seeds.generator(self.settings.seed, self.stage, self.scene)
+
+    def progress(self, done: int, total: int) -> None:
+        self.monitor.advanced(self.stage, self.scene, done, total)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The parents' artifacts."""
+
+    root: Path
+    parents: Mapping[str, Reference]
+
+    def __call__(self, stage: str, name: str) -> Any:
+        return store.load(self.parents[stage].folder(self.root), name)
+
+
+def resolved_settings(stage: str, settings: Settings) -> dict[str, Any]:
+    """The part of the settings that the stage's artifact depends on."""
+    return {"seed": settings.seed, **{name: getattr(settings, name).model_dump(mode="json") for name in SECTIONS[stage]}}
+
+
+def key_of(job: Job, parents: Mapping[str, Reference]) -> str:
+    """The address of the job's artifact. Outputs chain the keys: a parent counts by its bytes, not by how they came about."""
+    return store.artifact_key(
+        stage=job.stage,
+        scene=job.scene,
+        settings=resolved_settings(job.stage, job.settings),
+        parents={stage: reference.digest for stage, reference in parents.items()},
+        code=code_version(f"tasks.{job.stage}", f"reconx_core.{job.stage}"),
+        weights=weights_digests(job.stage, job.settings),
+        device=device_class() if job.stage in _ON_DEVICE else "cpu",
+        source=job.source_digest if job.stage == "views" else "",
+    )
+
+
+def execute(job: Job, parents: Mapping[str, Reference]) -> Reference:
+    """The job's artifact, from the store or computed and published.
+
+    Raises:
+        UserError: as the stage does; or the store cannot be written.
+    """
+    key = key_of(job, parents)
+    found = find_or_repair(job, key)
+    if found is not None:
+        job.monitor.finished(job.stage, job.scene, None)
+        return found
+    job.monitor.started(job.stage, job.scene)
+    run = importlib.import_module(f"tasks.{job.stage}").run
+    outputs, measured = measure(lambda: run(job, Inputs(job.root, parents)))
+    about = {
+        "scene": job.scene,
+        "settings": resolved_settings(job.stage, job.settings),
+        "parents": {stage: {"key": parent.key, "digest": parent.digest} for stage, parent in parents.items()},
+    }
+    reference = store.publish(job.root, job.stage, key, about, outputs, measured)
+    job.monitor.finished(job.stage, job.scene, measured)
+    return reference
+
+
+def find_or_repair(job: Job, key: str) -> Reference | None:
+    """The entry at ``key``; one that is damaged is taken out of the store, so that it is computed anew."""
+    try:
+        return store.find(job.root, job.stage, key)
+    except store.DamagedEntry as damage:
+        job.monitor.repaired(job.stage, job.scene, str(damage))
+        store.remove(job.root, job.stage, key)
+        return None
+
+
+def measure(work: Callable[[], Any]) -> tuple[Any, dict[str, Any]]:
+    """The result of ``work`` with its wall time (seconds) and the process's peak memory meanwhile (MiB)."""
+    process, done = psutil.Process(), threading.Event()
+    peak = [process.memory_info().rss]
+
+    def watch() -> None:
+        while not done.wait(0.05):
+            peak[0] = max(peak[0], process.memory_info().rss)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    start = time.perf_counter()
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    try:
+        result = work()
+    finally:
+        done.set()
+        watcher.join()
+    return result, {
+        "seconds": round(time.perf_counter() - start, 3),
+        "peak_mib": round(max(peak[0], process.memory_info().rss) / 2**20),
+        "cuda_peak_mib": round(torch.cuda.max_memory_allocated() / 2**20) if torch.cuda.is_available() else 0,
+        "machine": machine(),
+    }
+
+
+def machine() -> dict[str, str | int]:
+    """What the measurements were taken on."""
+    return {
+        "system": platform.platform(),
+        "python": sys.version.split()[0],
+        "torch": torch.__version__,
+        "cores": psutil.cpu_count(),
+    }
+
+
+def device_class() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def weights_digests(stage: str, settings: Settings) -> dict[str, str]:
+    """Digest of every file of weights that the stage would load."""
+    wanted = stage == "metrics" or (stage == "splats" and settings.splats.lpips_weight > 0)
+    files = (lpips_files() or ()) if wanted else ()
+    return {path.name: _file_digest(path, path.stat().st_mtime_ns) for path in files}
+
+
+def source_digest(source: str) -> str:
+    """Digest of all that a scene's reader may look at: names and bytes of the files, or the text of a procedural scene.
+
+    Raises:
+        UserError: a file cannot be read.
+    """
+    path = Path(source)
+    if not path.exists():
+        return source
+    files = sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith(".")) if path.is_dir() else [path]
+    names = [file.relative_to(path).as_posix() if path.is_dir() else file.name for file in files]
+    try:
+        digests = {name: _file_digest(file, file.stat().st_mtime_ns) for name, file in zip(names, files)}
+    except OSError as error:
+        raise UserError(f"Cannot read {error.filename}: {error.strerror}.") from None
+    return json.dumps(digests, sort_keys=True)
+
+
+_known: dict[tuple[Path, int], str] = {}
+
+
+def _file_digest(path: Path, modified: int) -> str:
+    if (path, modified) not in _known:
+        _known[path, modified] = store.file_digest(path)
+    return _known[path, modified]

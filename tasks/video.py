@@ -1,0 +1,13 @@
+"""Stage `video`: input views + condition -> photos and generated frames."""
+
+from typing import Any
+
+from reconx_core import video
+from tasks.execute import Inputs, Job
+
+
+def run(job: Job, read: Inputs) -> dict[str, Any]:
+    inputs = read("views", "views").inputs().select(read("pointcloud", "kept"))
+    guide = read("condition", "condition")
+    pointmaps = read("pointcloud", "pointmaps")
+    return {"frames": video.generate_frames(inputs, pointmaps, guide, job.settings.video, job.generator())}
