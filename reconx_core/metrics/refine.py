@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from reconx_core.camera_path import se3_exp
-from reconx_core.geometry import resize_cameras, rigid, size_for
+from reconx_core.geometry import resize_cameras, size_for
 from reconx_core.metrics.pose import align_cameras
 from reconx_core.rasterize import rasterize
 from reconx_core.types import Cameras, Gaussians
@@ -27,14 +27,11 @@ def map_targets(targets: Cameras, estimated: Cameras, truth: Cameras) -> Cameras
     Poses by the similarity transform between the two sets of input cameras, focal lengths by the mean ratio between them: a
     reconstruction whose focal length is off is seen through a lens that is off by as much.
     """
-    scale, rotation, translation = align_cameras(estimated, truth)
-    pose = targets.cam_to_world
-    centre = (pose[:, :3, 3] - translation) @ rotation / scale
+    moved = align_cameras(estimated, truth).inverse().cameras(targets)
     focal = (_focals(estimated) / _focals(truth)).mean(0)
-    lens = torch.cat([focal, torch.ones(1)])
     intrinsics = targets.intrinsics.clone()
-    intrinsics[:, :2, :2] = targets.intrinsics[:, :2, :2] * lens[:2, None]
-    return replace(targets, intrinsics=intrinsics, cam_to_world=rigid(rotation.mT @ pose[:, :3, :3], centre))
+    intrinsics[:, :2, :2] *= focal[:, None]
+    return replace(moved, intrinsics=intrinsics)
 
 
 def refine_camera(

@@ -53,7 +53,7 @@ def test_posed(gaussians):
     assert scores.summary["lpips"] is None
     assert scores.summary["gaussians"] == len(gaussians)
     assert scores.summary["registered"] == 1
-    assert "rotation_deg" not in scores.summary
+    assert "rotation_error" not in scores.summary
     assert "psnr_unrefined" not in scores.summary
     assert [len(p.panels) for p in pictures] == [4] * 5
     assert side_by_side(pictures[0]).shape == (72, 4 * 96 + 3 * 4, 3)
@@ -79,8 +79,8 @@ def test_unposed_is_posed_after_alignment(gaussians, protocol):
     assert unposed.summary["ssim_unrefined"] == pytest.approx(posed.summary["ssim"], abs=1e-4)
     assert unposed.summary["photo_psnr"] == pytest.approx(posed.summary["photo_psnr"], abs=2e-3)
     assert unposed.summary["psnr"] == pytest.approx(posed.summary["psnr"], abs=0.2)
-    assert unposed.summary["rotation_deg"] == pytest.approx(0, abs=0.05)
-    assert unposed.summary["auc5"] == pytest.approx(1, abs=0.02)
+    assert unposed.summary["rotation_error"] == pytest.approx(0, abs=0.05)
+    assert unposed.summary["auc_5"] == pytest.approx(1, abs=0.02)
     assert len(rows(unposed, refined=True)) == len(rows(unposed, refined=False, is_target=True)) == 2
     assert [p.refined for p in pictures] == [False] * 3 + [True] * 2
 
