@@ -6,11 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from reconx_core.datasets import nerfstudio, photos, procedural
+from reconx_core.datasets import colmap, llff, nerfstudio, photos, procedural, video
 from reconx_core.datasets.capture import Capture, Photo, Split
 from reconx_core.errors import UserError
+from reconx_core.video_io import is_video
 
-__all__ = ["FORMATS", "Capture", "Format", "Photo", "Split", "detect", "read"]
+__all__ = ["FORMATS", "Capture", "Format", "Photo", "Split", "detect", "read", "scene_names"]
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,10 @@ class Format:
 FORMATS = (
     Format("procedural", procedural.is_spec, procedural.read),
     Format("nerfstudio", lambda p: p.name == "transforms.json" or (p / "transforms.json").is_file(), nerfstudio.read),
-    Format("photos", lambda p: p.is_dir(), photos.read),
+    Format("llff", lambda p: (p / "poses_bounds.npy").is_file(), llff.read),
+    Format("colmap", lambda p: colmap.find_model(p) is not None, colmap.read),
+    Format("video", lambda p: p.is_file() and is_video(p), video.read),
+    Format("photos", photos.holds_photos, photos.read),
 )
 
 
@@ -39,6 +43,8 @@ def detect(path: Path) -> Format:
     found = next((f for f in FORMATS if f.matches(path)), None)
     if found is not None:
         return found
+    if path.is_dir():
+        raise UserError(f"There are no photos in '{path}'; JPEG, PNG, HEIC, WebP, TIFF and BMP are read.")
     if path.exists():
         raise UserError(f"'{path}' is none of the formats that are read ({', '.join(f.name for f in FORMATS)}).")
     raise UserError(f"There is no '{path}'; give a folder of photos, a video or a dataset.")
@@ -47,3 +53,22 @@ def detect(path: Path) -> Format:
 def read(path: Path) -> Capture:
     """A scene in any known format. Raises UserError as :func:`detect` and the format's reader."""
     return detect(path).read(path)
+
+
+def scene_names(dataset: Path) -> list[tuple[str, Path]]:
+    """(name, path) of every scene in a dataset: itself if it is one scene, else the folders in it that are.
+
+    ``procedural:room?seed=0..4`` stands for five scenes.
+
+    Raises:
+        UserError: no scene is there.
+    """
+    if procedural.is_spec(dataset):
+        return [(procedural.scene_name(spec), spec) for spec in procedural.expand(dataset)]
+    if any(f.matches(dataset) for f in FORMATS):
+        return [(dataset.resolve().stem if dataset.is_file() else dataset.resolve().name, dataset)]
+    folders = sorted(dataset.iterdir(), key=photos.natural_key) if dataset.is_dir() else []
+    scenes = [p for p in folders if p.is_dir() and any(f.matches(p) for f in FORMATS)]
+    if not scenes:
+        raise UserError(f"'{dataset}' is no scene and no folder of scenes.")
+    return [(p.name, p) for p in scenes]

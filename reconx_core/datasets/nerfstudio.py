@@ -118,16 +118,17 @@ def _splits(file: Path, order: list[int]) -> dict[str, Split]:
         return {}
     place = {index: position for position, index in enumerate(order)}
     splits: dict[str, Split] = {}
-    for name, value in read_json(file).items():
+    listed = read_json(file)
+    for name, value in listed.items():
         if name.startswith("train_") and isinstance(value, list):
-            split = value, _first(read_json(file), f"test_{name.removeprefix('train_')}", "test")
+            split = value, _first(listed, f"test_{name.removeprefix('train_')}", "test")
         elif isinstance(value, dict) and "train" in value:
             split = value["train"], _first(value, "test_between", "test")
         else:
             continue
         try:
             splits[name] = Split(*(tuple(sorted(place[i] for i in part)) for part in split))
-        except KeyError as error:
+        except (KeyError, TypeError) as error:
             raise UserError(f"{file}: split '{name}' names frame {error}, but there are {len(order)} frames.") from None
     return splits
 

@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 
 from reconx_core.datasets.capture import Capture, Photo
-from reconx_core.errors import UserError
 from reconx_core.images import is_image, read_focal, read_image, read_mask
 
 
@@ -21,6 +20,11 @@ def natural_key(path: Path | str) -> list[tuple[int, int, str]]:
 def find_photos(folder: Path) -> list[Path]:
     """The pictures directly inside a folder, naturally sorted; masks are not photos."""
     return sorted((p for p in folder.iterdir() if p.is_file() and is_image(p) and not _is_mask(p)), key=natural_key)
+
+
+def holds_photos(path: Path) -> bool:
+    """Whether there are photos in a folder or in its ``images`` folder."""
+    return path.is_dir() and bool(_find(path))
 
 
 def find_mask(photo: Path) -> Path | None:
@@ -48,17 +52,13 @@ def unique_names(paths: Iterable[Path]) -> list[str]:
 
 
 def read(path: Path) -> Capture:
-    """The photos in ``path`` or in its ``images`` folder, in natural order.
-
-    Raises:
-        UserError: no such folder, or no pictures in it.
-    """
-    if not path.is_dir():
-        raise UserError(f"There is no folder or video '{path}'; give a folder of photos, a video or a dataset.")
-    files = find_photos(path) or (find_photos(path / "images") if (path / "images").is_dir() else [])
-    if not files:
-        raise UserError(f"There are no photos in '{path}'; JPEG, PNG, HEIC, WebP, TIFF and BMP are read.")
+    """The photos in ``path`` or in its ``images`` folder, in natural order."""
+    files = _find(path)
     return Capture(path.resolve().name, tuple(_photo(f, n) for f, n in zip(files, unique_names(files))))
+
+
+def _find(path: Path) -> list[Path]:
+    return find_photos(path) or (find_photos(path / "images") if (path / "images").is_dir() else [])
 
 
 def _photo(path: Path, name: str) -> Photo:

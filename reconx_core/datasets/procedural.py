@@ -8,6 +8,7 @@ World: metres, y down, the floor at y = 0.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache, partial
@@ -110,6 +111,21 @@ def parse(path: Path | str) -> Spec:
     return spec
 
 
+def expand(path: Path | str) -> list[Path]:
+    """``seed=0..4`` is one scene for each seed."""
+    found = re.search(r"seed=(\d+)\.\.(\d+)", str(path))
+    if not found:
+        return [Path(str(path))]
+    first, last = map(int, found.groups())
+    return [Path(str(path).replace(found[0], f"seed={seed}")) for seed in range(first, last + 1)]
+
+
+def scene_name(path: Path | str) -> str:
+    """A name for folders and tables, such as ``room_3``."""
+    spec = parse(path)
+    return f"{spec.scene}_{spec.seed}"
+
+
 def read(path: Path | str) -> Capture:
     """Inputs along an arc with ``targets`` held-out views in each gap; pixels are rendered when a photo is loaded."""
     spec = parse(path)
@@ -118,7 +134,7 @@ def read(path: Path | str) -> Capture:
     photos = tuple(_photo(spec, pose, f"view_{i:03d}") for i, pose in enumerate(poses))
     inputs = tuple(range(0, len(photos), step))
     split = Split(inputs, tuple(i for i in range(len(photos)) if i % step))
-    return Capture(f"{spec.scene}_{spec.seed}", photos, {"between": split}, "between")
+    return Capture(scene_name(path), photos, {"between": split}, "between")
 
 
 def arc_cameras(count: int, spec: Spec) -> Float[Tensor, "count 4 4"]:

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from reconx_core.datasets import Capture, Photo, read
+from reconx_core.datasets import Capture, Photo, Split, read, scene_names
 from reconx_core.errors import UserError
 from reconx_core.geometry import size_for
 from reconx_core.images import ImageError, resize, resize_mask
@@ -20,7 +20,7 @@ from reconx_core.settings import ViewsSettings
 from reconx_core.types import Cameras, Protocol_, Views
 from reconx_core.views.undistort import undistort
 
-__all__ = ["load_views", "resolve_protocol", "select_photos", "thin"]
+__all__ = ["load_views", "resolve_protocol", "scene_names", "select_photos", "thin"]
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def select_photos(capture: Capture, settings: ViewsSettings) -> tuple[list[int],
     """
     name = capture.default_split if settings.split == "auto" else settings.split
     if name is None or name == "all":
-        inputs, targets = tuple(range(len(capture.photos))), ()
+        inputs, targets = Split(tuple(range(len(capture.photos))), ())
     elif name in capture.splits:
         inputs, targets = capture.splits[name]
     else:
@@ -110,7 +110,7 @@ def _try_load(photo: Photo, size: int) -> _View | None:
 
 def _load(photo: Photo, size: int) -> _View:
     image = photo.load()
-    stored = image.shape[:2]
+    stored = (image.shape[0], image.shape[1])
     height, width = stored if max(stored) <= size else size_for(size, *stored)
     mask = torch.ones(stored, dtype=torch.bool) if photo.load_mask is None else photo.load_mask()
     image, mask = resize(image, height, width), resize_mask(mask, height, width)
@@ -124,7 +124,7 @@ def _load(photo: Photo, size: int) -> _View:
     return _View(image, mask, photo.focal * max(height, width) / max(stored), intrinsics, photo.cam_to_world)
 
 
-def _check_aspect(photo: Photo, stored: Sequence[int], calibrated: tuple[int, int]) -> None:
+def _check_aspect(photo: Photo, stored: Sequence[int], calibrated: Sequence[int]) -> None:
     """Calibration of another crop or orientation would bend the scene silently."""
     if abs(stored[0] * calibrated[1] / (stored[1] * calibrated[0]) - 1) > 0.02:
         sizes = f"{stored[1]}x{stored[0]}, but its camera is for {calibrated[1]}x{calibrated[0]}"

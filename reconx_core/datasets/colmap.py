@@ -1,0 +1,90 @@
+"""A COLMAP model (text or binary) with its images: ``SCENE/sparse/0`` and ``SCENE/images``, or the model's own folder."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import pycolmap
+import torch
+
+from reconx_core.datasets.capture import Capture, Photo, pinhole
+from reconx_core.datasets.photos import find_mask, natural_key, unique_names
+from reconx_core.errors import UserError
+from reconx_core.images import read_focal, read_image, read_mask
+
+# where each model's fx fy cx cy k1 k2 p1 p2 stand among its parameters; None is zero
+_PARAMETERS: dict[str, tuple[int | None, ...]] = {
+    "SIMPLE_PINHOLE": (0, 0, 1, 2, None, None, None, None),
+    "PINHOLE": (0, 1, 2, 3, None, None, None, None),
+    "SIMPLE_RADIAL": (0, 0, 1, 2, 3, None, None, None),
+    "RADIAL": (0, 0, 1, 2, 3, 4, None, None),
+    "OPENCV": (0, 1, 2, 3, 4, 5, 6, 7),
+}
+
+
+def find_model(path: Path) -> Path | None:
+    """The folder with cameras and images files (``.bin`` or ``.txt``) of a scene."""
+    candidates = (path, path / "sparse" / "0", path / "sparse", path / "colmap" / "sparse" / "0")
+    return next((c for c in candidates if _is_model(c)), None)
+
+
+def read(path: Path) -> Capture:
+    """Registered images in natural order of their names.
+
+    Raises:
+        UserError: no model, a broken one, a fisheye or other unsupported camera model, or no folder of images.
+    """
+    model = find_model(path)
+    if model is None:
+        raise UserError(f"There is no COLMAP model (cameras.bin or .txt) in '{path}', its sparse/0 or its sparse folder.")
+    try:
+        reconstruction = pycolmap.Reconstruction(str(model))
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"Cannot read the COLMAP model in {model}: {str(error).splitlines()[0]}.") from None
+    images = sorted((i for i in reconstruction.images.values() if i.has_pose), key=lambda i: natural_key(i.name))
+    if not images:
+        raise UserError(f"The COLMAP model in {model} has no registered images.")
+    folder = _find_images(path, model, images[0].name)
+    names = unique_names([Path(image.name) for image in images])
+    photos = (_photo(image, reconstruction.cameras[image.camera_id], folder / image.name, n) for image, n in zip(images, names))
+    return Capture(path.resolve().name, tuple(photos))
+
+
+def _is_model(folder: Path) -> bool:
+    return any((folder / f"cameras{s}").is_file() and (folder / f"images{s}").is_file() for s in (".bin", ".txt"))
+
+
+def _find_images(path: Path, model: Path, name: str) -> Path:
+    candidates = [folder / "images" for folder in (path, model, *model.resolve().parents[:3])] + [path]
+    found = next((c for c in candidates if (c / name).is_file()), None)
+    if found is None:
+        raise UserError(f"The images of the COLMAP model in {model} (such as {name}) are not in {candidates[0]}.")
+    return found
+
+
+def _photo(image: pycolmap.Image, camera: pycolmap.Camera, path: Path, name: str) -> Photo:
+    fx, fy, cx, cy, *distortion = _opencv_parameters(camera)
+    world_to_cam = torch.eye(4, dtype=torch.float64)
+    world_to_cam[:3] = torch.from_numpy(image.cam_from_world().matrix())
+    mask = find_mask(path)
+    return Photo(
+        name,
+        partial(read_image, path, upright=False),
+        None if mask is None else partial(read_mask, mask, upright=False),
+        focal=read_focal(path),
+        intrinsics=pinhole(fx, fy, cx, cy),
+        size=(camera.height, camera.width),
+        distortion=(distortion[0], distortion[1], distortion[2], distortion[3]),
+        cam_to_world=torch.linalg.inv(world_to_cam).float(),
+    )
+
+
+def _opencv_parameters(camera: pycolmap.Camera) -> list[float]:
+    places = _PARAMETERS.get(camera.model.name)
+    if places is None:
+        raise UserError(
+            f"COLMAP camera {camera.camera_id} has the model {camera.model.name}; undistort the images first "
+            f"(colmap image_undistorter) or use one of {', '.join(_PARAMETERS)}."
+        )
+    return [0.0 if place is None else float(camera.params[place]) for place in places]

@@ -1,0 +1,81 @@
+"""LLFF's ``poses_bounds.npy`` beside ``images`` or ``images_N``, scored on every eighth view."""
+
+from __future__ import annotations
+
+import re
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from reconx_core.datasets.capture import Capture, Photo, Split, every_eighth, pinhole
+from reconx_core.datasets.photos import find_mask, find_photos, unique_names
+from reconx_core.errors import UserError
+from reconx_core.images import read_focal, read_image, read_mask
+
+
+def read(path: Path) -> Capture:
+    """Photos in the order of the poses, with the splits ``every_8th`` (default) and ``train_3``, ``train_6``, ``train_9``.
+
+    Raises:
+        UserError: the file is no LLFF array, or no folder has one image for each pose.
+    """
+    poses, heights, widths, focals = _load(path / "poses_bounds.npy")
+    files = _find_images(path, len(poses))
+    photos = tuple(
+        _photo(file, name, pose, (round(float(h)), round(float(w))), float(f))
+        for file, name, pose, h, w, f in zip(files, unique_names(files), poses, heights, widths, focals)
+    )
+    return Capture(path.resolve().name, photos, _splits(len(photos)), "every_8th")
+
+
+def opencv_from_llff(poses: Float[Tensor, "n 3 4"]) -> Float[Tensor, "n 4 4"]:
+    """LLFF's camera axes are (down, right, backwards)."""
+    down, right, backwards, origin = poses.unbind(-1)
+    top = torch.stack([right, down, -backwards, origin], -1)
+    return torch.cat([top, top.new_tensor([0.0, 0.0, 0.0, 1.0]).expand(len(top), 1, 4)], 1)
+
+
+def _load(file: Path) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    try:
+        array = np.load(file, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise UserError(f"Cannot read {file}: {error}.") from None
+    if array.ndim != 2 or array.shape[1] != 17 or not np.isfinite(array).all():
+        raise UserError(f"{file} should hold n rows of 17 numbers (LLFF), but has shape {array.shape}.")
+    matrices = torch.from_numpy(array[:, :15].reshape(-1, 3, 5)).float()
+    height, width, focal = matrices[:, :, 4].unbind(-1)
+    return opencv_from_llff(matrices[:, :, :4]), height, width, focal
+
+
+def _find_images(path: Path, count: int) -> list[Path]:
+    """The largest version of the images of which there is one for each pose, in LLFF's (plain alphabetical) order."""
+    reduced = sorted(path.glob("images_*"), key=lambda p: int(re.sub(r"\D", "", p.name) or 1))
+    for folder in (path / "images", *reduced):
+        files = sorted(find_photos(folder), key=lambda p: p.name) if folder.is_dir() else []
+        if len(files) == count:
+            return files
+    raise UserError(f"'{path}' has {count} poses, but neither images nor any images_N folder has as many photos.")
+
+
+def _photo(file: Path, name: str, pose: Tensor, size: tuple[int, int], focal: float) -> Photo:
+    mask = find_mask(file)
+    return Photo(
+        name,
+        partial(read_image, file, upright=False),
+        None if mask is None else partial(read_mask, mask, upright=False),
+        focal=read_focal(file),
+        intrinsics=pinhole(focal, focal, size[1] / 2, size[0] / 2),
+        size=size,
+        cam_to_world=pose,
+    )
+
+
+def _splits(count: int) -> dict[str, Split]:
+    """Sparse inputs as RegNeRF and FSGS choose them: evenly among the views that are not held out."""
+    full = every_eighth(count)
+    pick = {n: np.linspace(0, len(full.inputs) - 1, n).round().astype(int) for n in (3, 6, 9) if n <= len(full.inputs)}
+    return {"every_8th": full} | {f"train_{n}": Split(tuple(full.inputs[i] for i in p), full.targets) for n, p in pick.items()}
