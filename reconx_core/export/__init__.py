@@ -1,0 +1,30 @@
+"""What leaves the project: small functions per format that return bytes or tables, and `write_*` that save them atomically."""
+
+from reconx_core.export.colmap import to_reconstruction, write_colmap
+from reconx_core.export.nerfstudio import cameras_to_transforms, write_nerfstudio
+from reconx_core.export.ply import (
+    gaussians_from_ply,
+    gaussians_to_ply,
+    points_from_ply,
+    points_to_ply,
+    read_ply,
+    write_ply,
+)
+from reconx_core.export.splat import gaussians_from_splat, gaussians_to_splat, read_splat, write_splat
+
+__all__ = [
+    "cameras_to_transforms",
+    "gaussians_from_ply",
+    "gaussians_from_splat",
+    "gaussians_to_ply",
+    "gaussians_to_splat",
+    "points_from_ply",
+    "points_to_ply",
+    "read_ply",
+    "read_splat",
+    "to_reconstruction",
+    "write_colmap",
+    "write_nerfstudio",
+    "write_ply",
+    "write_splat",
+]

@@ -1,0 +1,41 @@
+"""Cameras and points as a COLMAP model, text or binary."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import pycolmap
+
+from reconx_core.images import to_uint8, write_bytes
+from reconx_core.types import Cameras, PointCloud
+
+
+def to_reconstruction(cameras: Cameras, names: Sequence[str], cloud: PointCloud) -> pycolmap.Reconstruction:
+    """A PINHOLE camera for each image (ids from 1, in order), and points without tracks.
+
+    ``names`` are file names relative to COLMAP's image folder.
+    """
+    model = pycolmap.Reconstruction()
+    poses = cameras.world_to_cam[:, :3].double().cpu().numpy()
+    for i, (k, pose, name) in enumerate(zip(cameras.intrinsics.tolist(), poses, names, strict=True), start=1):
+        model.add_camera_with_trivial_rig(
+            pycolmap.Camera(
+                camera_id=i, model="PINHOLE", width=cameras.width, height=cameras.height,
+                params=[k[0][0], k[1][1], k[0][2], k[1][2]],
+            )
+        )  # fmt: skip
+        model.add_image_with_trivial_frame(pycolmap.Image(name=name, camera_id=i, image_id=i), pycolmap.Rigid3d(pose))
+    for xyz, rgb in zip(cloud.xyz.double().cpu().numpy(), to_uint8(cloud.rgb)):
+        model.add_point3D(xyz, pycolmap.Track(), rgb)
+    return model
+
+
+def write_colmap(folder: Path, cameras: Cameras, names: Sequence[str], cloud: PointCloud, text: bool = False) -> None:
+    """The model's files (``cameras.bin`` or ``.txt`` and so on) in ``folder``, each written atomically."""
+    model = to_reconstruction(cameras, names, cloud)
+    with tempfile.TemporaryDirectory() as temporary:
+        (model.write_text if text else model.write_binary)(temporary)
+        for file in sorted(Path(temporary).iterdir()):
+            write_bytes(folder / file.name, file.read_bytes())

@@ -1,0 +1,43 @@
+"""Cameras as nerfstudio's ``transforms.json``, with the points that its splatfacto starts from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
+
+from reconx_core.datasets.capture import opencv_from_opengl
+from reconx_core.export.ply import points_to_ply
+from reconx_core.images import write_bytes
+from reconx_core.types import Cameras, PointCloud
+
+
+def frame(
+    file_path: str, intrinsics: Float[Tensor, "3 3"], cam_to_world: Float[Tensor, "4 4"], size: tuple[int, int]
+) -> dict[str, Any]:
+    """One entry of ``frames``; ``size`` is (height, width). nerfstudio's camera axes are OpenGL's."""
+    k = intrinsics.tolist()
+    calibration = {"fl_x": k[0][0], "fl_y": k[1][1], "cx": k[0][2], "cy": k[1][2], "w": size[1], "h": size[0]}
+    return {"file_path": file_path, **calibration, "transform_matrix": opencv_from_opengl(cam_to_world).tolist()}
+
+
+def cameras_to_transforms(cameras: Cameras, file_paths: Sequence[str], points: str | None = None) -> dict[str, Any]:
+    """The content of ``transforms.json``; ``points`` is the path of a PLY, relative to it."""
+    size = (cameras.height, cameras.width)
+    frames = [frame(f, k, c, size) for f, k, c in zip(file_paths, cameras.intrinsics, cameras.cam_to_world, strict=True)]
+    return {"camera_model": "OPENCV"} | ({} if points is None else {"ply_file_path": points}) | {"frames": frames}
+
+
+def write_nerfstudio(folder: Path, cameras: Cameras, file_paths: Sequence[str], cloud: PointCloud) -> None:
+    """``transforms.json`` and ``points.ply``; the images at ``file_paths`` (relative to ``folder``) are the caller's."""
+    write_bytes(folder / "points.ply", points_to_ply(cloud))
+    write_json(folder / "transforms.json", cameras_to_transforms(cameras, file_paths, "points.ply"))
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Atomically, one stable layout."""
+    write_bytes(path, (json.dumps(content, indent=2) + "\n").encode())

@@ -1,0 +1,101 @@
+"""Gaussians and coloured points as PLY, Gaussians in the layout of INRIA's reference code, which every viewer reads."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from plyfile import PlyData, PlyElement, PlyParseError
+from torch import Tensor
+
+from reconx_core.errors import UserError
+from reconx_core.images import to_uint8, write_bytes
+from reconx_core.types import Gaussians, PointCloud
+
+
+def gaussians_to_ply(gaussians: Gaussians) -> bytes:
+    """All parameters as they are: means, log scales, logit opacities, wxyz quaternions; lossless.
+
+    ``f_rest`` is channel-major: all higher coefficients of red, then of green, then of blue.
+    """
+    n = len(gaussians)
+    columns = {f"f_dc_{i}": gaussians.sh[:, 0, i] for i in range(3)}
+    columns |= {f"f_rest_{i}": c for i, c in enumerate(gaussians.sh[:, 1:].mT.reshape(n, -1).unbind(-1))}
+    columns |= {"opacity": gaussians.logit_opacities}
+    columns |= {f"scale_{i}": gaussians.log_scales[:, i] for i in range(3)}
+    columns |= {f"rot_{i}": gaussians.quats[:, i] for i in range(4)}
+    normals = {name: torch.zeros(n) for name in ("nx", "ny", "nz")}
+    position = {name: gaussians.means[:, i] for i, name in enumerate("xyz")}
+    return _to_bytes({name: c.detach().cpu().numpy() for name, c in (position | normals | columns).items()})
+
+
+def gaussians_from_ply(data: bytes) -> Gaussians:
+    """Inverse of :func:`gaussians_to_ply`. Raises ValueError where properties are missing."""
+    vertex = _vertices(data)
+    rest = sum(name.startswith("f_rest_") for name in vertex.dtype.names or ())
+    dc = _columns(vertex, [f"f_dc_{i}" for i in range(3)])[:, None]
+    higher = _columns(vertex, [f"f_rest_{i}" for i in range(rest)]).reshape(len(dc), 3, -1).mT
+    return Gaussians(
+        means=_columns(vertex, ["x", "y", "z"]),
+        quats=_columns(vertex, [f"rot_{i}" for i in range(4)]),
+        log_scales=_columns(vertex, [f"scale_{i}" for i in range(3)]),
+        logit_opacities=_columns(vertex, ["opacity"])[:, 0],
+        sh=torch.cat([dc, higher], 1),
+    )
+
+
+def points_to_ply(cloud: PointCloud) -> bytes:
+    """Points with 8-bit colours and their confidence."""
+    rgb = to_uint8(cloud.rgb)
+    columns = {name: cloud.xyz[:, i].cpu().numpy() for i, name in enumerate("xyz")}
+    columns |= {name: rgb[:, i] for i, name in enumerate(("red", "green", "blue"))}
+    return _to_bytes(columns | {"confidence": cloud.confidence.cpu().numpy()})
+
+
+def points_from_ply(data: bytes) -> PointCloud:
+    """Inverse of :func:`points_to_ply`; other people's points, which have no confidence, count as certain."""
+    vertex = _vertices(data)
+    xyz, rgb = _columns(vertex, ["x", "y", "z"]), _columns(vertex, ["red", "green", "blue"]) / 255
+    known = "confidence" in (vertex.dtype.names or ())
+    return PointCloud(xyz, rgb, _columns(vertex, ["confidence"])[:, 0] if known else torch.ones(len(xyz)))
+
+
+def write_ply(path: Path, scene: Gaussians | PointCloud) -> None:
+    """Atomically. Raises UserError where the folder cannot be written."""
+    write_bytes(path, gaussians_to_ply(scene) if isinstance(scene, Gaussians) else points_to_ply(scene))
+
+
+def read_ply(path: Path) -> Gaussians:
+    """Gaussians from a file. Raises UserError where it is missing or holds none."""
+    try:
+        return gaussians_from_ply(path.read_bytes())
+    except (OSError, ValueError, PlyParseError) as error:
+        raise UserError(f"{path} is no PLY of Gaussians: {error}.") from None
+
+
+def _to_bytes(columns: dict[str, np.ndarray]) -> bytes:
+    length = len(next(iter(columns.values())))
+    table = np.empty(length, dtype=[(name, column.dtype.newbyteorder("<")) for name, column in columns.items()])
+    for name, column in columns.items():
+        table[name] = column
+    buffer = io.BytesIO()
+    PlyData([PlyElement.describe(table, "vertex")], byte_order="<").write(buffer)
+    return buffer.getvalue()
+
+
+def _vertices(data: bytes) -> np.ndarray:
+    ply = PlyData.read(io.BytesIO(data))
+    if "vertex" not in ply:
+        raise ValueError("it has no vertices")
+    return ply["vertex"].data
+
+
+def _columns(vertex: np.ndarray, names: list[str]) -> Float[Tensor, "n c"]:
+    missing = [name for name in names if name not in (vertex.dtype.names or ())]
+    if missing:
+        raise ValueError(f"it has no property {missing[0]}")
+    columns = [np.asarray(vertex[name], dtype=np.float32) for name in names]
+    return torch.from_numpy(np.stack(columns, -1) if columns else np.zeros((len(vertex), 0), np.float32))
