@@ -1,0 +1,72 @@
+"""Gaussians to images: one function, two backends with the same conventions (gsplat 1.5.3's).
+
+The CPU backend compiles its kernels once per machine (about half a minute) and keeps them in numba's cache. It may be called
+from several threads; calls take turns. It cannot run in a forked child, where it raises a UserError: start worker processes
+with the "spawn" method.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from reconx_core.errors import UserError
+from reconx_core.types import BackendInfo, Cameras, Gaussians
+
+BACKENDS: dict[str, BackendInfo] = {
+    "cpu": BackendInfo("splats", "cpu", "numba kernels, compiled for the host on first use"),
+    "gsplat": BackendInfo("splats", "gsplat", "gsplat's CUDA kernels", needs_gpu=True),
+}
+
+
+class Rendering(NamedTuple):
+    rgb: Float[Tensor, "c h w 3"]  # with the background blended in; not clamped above
+    depth: Float[Tensor, "c h w"]  # accumulated z: sum of weight times depth, not divided by alpha
+    alpha: Float[Tensor, "c h w"]
+
+
+def resolve_backend(backend: str) -> str:
+    """``auto`` becomes ``gsplat`` where CUDA and gsplat are there, else ``cpu``.
+
+    Raises:
+        UserError: unknown backend, or gsplat asked for where it cannot run.
+    """
+    if backend not in ("auto", *BACKENDS):
+        raise UserError(f"There is no splats backend '{backend}'; choose auto, {' or '.join(BACKENDS)}.")
+    # Importing gsplat proves nothing: without CUDA it imports and fails at the first call.
+    missing = "a CUDA GPU" if not torch.cuda.is_available() else "gsplat (pip install 'reconx[cuda]')"
+    usable = torch.cuda.is_available() and importlib.util.find_spec("gsplat") is not None
+    if backend == "gsplat" and not usable:
+        raise UserError(f"splats.backend gsplat needs {missing}, which was not found here; use splats.backend=cpu.")
+    return ("gsplat" if usable else "cpu") if backend == "auto" else backend
+
+
+def rasterize(
+    gaussians: Gaussians,
+    cameras: Cameras,
+    backend: Literal["auto", "cpu", "gsplat"] = "auto",
+    background: Float[Tensor, "3"] | None = None,
+    sh_degree: int | None = None,
+) -> Rendering:
+    """Render the Gaussians into every camera.
+
+    Differentiable with respect to all fields of ``gaussians`` and to ``cameras.cam_to_world``; not to the intrinsics (whose
+    skew is ignored) nor to the background. ``background`` defaults to black; ``sh_degree`` to all that the Gaussians hold.
+
+    Raises:
+        UserError: the backend cannot run here (see :func:`resolve_backend`).
+        ValueError: ``sh_degree`` is above the Gaussians'.
+    """
+    degree = gaussians.sh_degree if sh_degree is None else sh_degree
+    if not 0 <= degree <= gaussians.sh_degree:
+        raise ValueError(f"sh_degree: expected 0 to {gaussians.sh_degree}, got {degree}")
+    background = gaussians.means.new_zeros(3) if background is None else background
+    if resolve_backend(backend) == "gsplat":
+        from reconx_core.rasterize.gsplat import rasterize_gsplat as render
+    else:
+        from reconx_core.rasterize.cpu import rasterize_cpu as render
+    return Rendering(*render(gaussians, cameras, background, degree))

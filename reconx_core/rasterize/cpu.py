@@ -1,0 +1,106 @@
+"""The CPU rasteriser: numba kernels behind one autograd function."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numba
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from reconx_core.jit import one_at_a_time
+from reconx_core.rasterize.blending import blend, blend_backward
+from reconx_core.rasterize.conventions import TILE
+from reconx_core.rasterize.projection import CAMERA_SUMS, CHUNKS, project, project_backward
+from reconx_core.rasterize.records import RECORD, SLOT
+from reconx_core.rasterize.tiles import depth_order, fill_tiles, slot_starts
+from reconx_core.types import Cameras, Gaussians
+
+
+class Splats(NamedTuple):
+    """One camera's projected Gaussians and the lists of its tiles."""
+
+    records: np.ndarray  # [n, RECORD]
+    starts: np.ndarray  # [n + 1] slots of each Gaussian
+    tile_starts: np.ndarray  # [tiles + 1]
+    gaussians: np.ndarray  # [pairs] per tile, front to back
+    slots: np.ndarray  # [pairs]
+    rows: np.ndarray  # [pairs] packed pixel rows
+
+
+def rasterize_cpu(
+    gaussians: Gaussians, cameras: Cameras, background: Float[Tensor, "3"], sh_degree: int
+) -> tuple[Float[Tensor, "c h w 3"], Float[Tensor, "c h w"], Float[Tensor, "c h w"]]:
+    """Colour, accumulated depth and alpha; differentiable for the Gaussians and ``cameras.cam_to_world``."""
+    return _Rasterize.apply(
+        gaussians.means, gaussians.quats, gaussians.log_scales, gaussians.logit_opacities, gaussians.sh,
+        cameras.world_to_cam, cameras.cam_to_world[:, :3, 3], cameras.intrinsics, background,
+        (cameras.height, cameras.width), sh_degree,
+    )  # fmt: skip
+
+
+def _arrays(*tensors: Tensor) -> list[np.ndarray]:
+    return [tensor.detach().contiguous().numpy() for tensor in tensors]
+
+
+def splats_of(scene: list[np.ndarray], view: list[np.ndarray], size: tuple[int, int], degree: int) -> Splats:
+    """Project the Gaussians into one camera and list them per tile, front to back."""
+    n, (height, width) = len(scene[0]), size
+    tiles_x, tiles_y = -(-width // TILE), -(-height // TILE)
+    records, counts, keys = np.empty((n, RECORD), np.float32), np.empty(n, np.int32), np.empty(n, np.uint32)
+    project(*scene, degree, *view, width, height, tiles_x, tiles_y, records, counts, keys)
+    starts = slot_starts(counts)
+    lists = fill_tiles(records, depth_order(counts, keys), starts, tiles_x, tiles_y, numba.get_num_threads())
+    return Splats(records, starts, *lists)
+
+
+class _Rasterize(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, means: Tensor, quats: Tensor, log_scales: Tensor, logit_opacities: Tensor, sh: Tensor,
+        world_to_cam: Tensor, centres: Tensor, intrinsics: Tensor, background: Tensor, size: tuple[int, int], degree: int,
+    ) -> tuple[Tensor, ...]:  # fmt: skip
+        scene = _arrays(means, quats, log_scales, logit_opacities, sh)
+        views = list(zip(*_arrays(world_to_cam, centres, intrinsics)))
+        (backdrop,) = _arrays(background)
+        images = tuple(torch.empty(len(views), *size, *channels) for channels in ((3,), (), ()))
+        splats = []
+        with one_at_a_time():
+            for view, *image in zip(views, *_arrays(*images)):
+                splats.append(splats_of(scene, view, size, degree))
+                _, starts, tile_starts, gaussians, _, rows = splats[-1]
+                blend(splats[-1].records, tile_starts, gaussians, rows, backdrop, *image, numba.get_num_threads())
+        ctx.save_for_backward(*images)
+        ctx.inputs = scene, views, splats, size, degree
+        ctx.set_materialize_grads(True)
+        return images
+
+    @staticmethod
+    def backward(ctx: Any, *v_images: Tensor) -> tuple[Tensor | None, ...]:
+        scene, views, splats, size, degree = ctx.inputs
+        v_scene = [torch.zeros(array.shape) for array in scene]
+        camera_sums = np.zeros((len(views), CHUNKS, CAMERA_SUMS))
+        with one_at_a_time():
+            for view, splat, sums, *image in zip(views, splats, camera_sums, *_arrays(*ctx.saved_tensors, *v_images)):
+                slots = np.empty((len(splat.slots), SLOT), np.float32)
+                blend_backward(
+                    splat.records, splat.tile_starts, splat.gaussians, splat.slots, splat.rows, *image, slots,
+                    numba.get_num_threads(),
+                )  # fmt: skip
+                means, quats, log_scales, _, sh = scene
+                project_backward(
+                    means, quats, log_scales, sh, degree, *view, size[1], size[0], splat.records, splat.starts, slots,
+                    *_arrays(*v_scene), sums,
+                )  # fmt: skip
+        return (*v_scene, *_camera_gradients(camera_sums), None, None, None, None)
+
+
+def _camera_gradients(sums: np.ndarray) -> tuple[Float[Tensor, "c 4 4"], Float[Tensor, "c 3"]]:
+    """Gradients of world_to_cam and of the camera centre from the chunks' sums."""
+    total = torch.from_numpy(sums.sum(1).astype(np.float32))
+    view = torch.zeros(len(total), 4, 4)
+    view[:, :3, :3] = total[:, :9].unflatten(1, (3, 3))
+    view[:, :3, 3] = total[:, 9:12]
+    return view, total[:, 12:]

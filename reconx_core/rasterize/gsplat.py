@@ -1,0 +1,43 @@
+"""The CUDA rasteriser: gsplat's kernels on tensors that may live on the CPU."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from reconx_core.rasterize import conventions
+from reconx_core.types import Cameras, Gaussians
+
+
+def rasterize_gsplat(
+    gaussians: Gaussians, cameras: Cameras, background: Float[Tensor, "3"], sh_degree: int
+) -> tuple[Float[Tensor, "c h w 3"], Float[Tensor, "c h w"], Float[Tensor, "c h w"]]:
+    """Colour, accumulated depth and alpha, on the device of ``gaussians``.
+
+    Gaussians that live on the CPU are copied to the GPU for this call; an optimisation should keep them there.
+    """
+    from gsplat import rasterization
+
+    home, gpu = gaussians.means.device, gaussians.means.device if gaussians.means.is_cuda else torch.device("cuda")
+    colour_depth, alpha, _ = rasterization(
+        gaussians.means.to(gpu),
+        gaussians.quats.to(gpu),
+        gaussians.log_scales.exp().to(gpu),
+        gaussians.logit_opacities.sigmoid().to(gpu),
+        gaussians.sh.to(gpu),
+        # Inverted where the cameras live: tiny matrices, and the CPU's result is the CPU rasteriser's.
+        cameras.world_to_cam.to(gpu),
+        cameras.intrinsics.to(gpu),
+        cameras.width,
+        cameras.height,
+        near_plane=conventions.NEAR,
+        far_plane=conventions.FAR,
+        eps2d=conventions.SCREEN_BLUR,
+        tile_size=conventions.TILE,
+        sh_degree=sh_degree,
+        packed=False,
+        backgrounds=background.to(gpu).expand(len(cameras), 3),
+        render_mode="RGB+D",
+    )
+    return colour_depth[..., :3].to(home), colour_depth[..., 3].to(home), alpha[..., 0].to(home)

@@ -1,0 +1,11 @@
+"""The layout of a projected Gaussian: one record of 16 floats, which is a cache line and one vector."""
+
+# Pixel position, conic (A, B; B, C), opacity, exponent at which it fades out, the conic's determinant, the half size of its
+# bounding box, colour and depth.
+X, Y, A, B, C, OPACITY, LEVEL, DETERMINANT, EXTENT_X, EXTENT_Y, RED, GREEN, BLUE, DEPTH = range(14)
+RECORD = 16
+
+# What the backward pass of the pixels hands to the projection's, per (Gaussian, tile): sums over pixels of the exponent's
+# gradient times 1, dx, dy, dx^2, dx dy, dy^2, and of the gradients of red, green, blue and depth.
+MOMENTS = 10
+SLOT = 16

@@ -1,0 +1,220 @@
+"""Explicit SIMD for numba kernels: a value type of 16 float32 lanes, its mask, and arithmetic on them.
+
+numba vectorises only loops that it recognises; a tile of a rasteriser is not among them. LLVM splits the 16 lanes for CPUs
+with narrower registers. A float32 scalar is accepted wherever a vector is and stands for 16 equal lanes.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.extending import intrinsic, models, overload, register_model
+
+from reconx_core.jit import inlined
+
+LANES = 16
+_FLOATS = ir.VectorType(ir.FloatType(), LANES)
+_BITS = ir.VectorType(ir.IntType(1), LANES)
+_FLAGS = ("contract", "nsz", "arcp", "reassoc")
+
+
+class Vector(types.Type):
+    def __init__(self) -> None:
+        super().__init__(name=f"Vector{LANES}")
+
+
+class Mask(types.Type):
+    def __init__(self) -> None:
+        super().__init__(name=f"Mask{LANES}")
+
+
+@register_model(Vector)
+class _VectorModel(models.PrimitiveModel):
+    def __init__(self, manager: Any, kind: Any) -> None:
+        super().__init__(manager, kind, _FLOATS)
+
+
+@register_model(Mask)
+class _MaskModel(models.PrimitiveModel):
+    def __init__(self, manager: Any, kind: Any) -> None:
+        super().__init__(manager, kind, _BITS)
+
+
+vector, mask = Vector(), Mask()
+
+
+def _lanes(builder: Any, value: Any, kind: Any) -> Any:
+    """The LLVM value as a vector; a scalar is repeated."""
+    if kind is vector:
+        return value
+    undefined = ir.Constant(_FLOATS, ir.Undefined)
+    first = builder.insert_element(undefined, value, ir.Constant(ir.IntType(32), 0))
+    return builder.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES))
+
+
+def _operand(kind: Any) -> Any:
+    return vector if kind is vector else types.float32
+
+
+def _pointer(context: Any, builder: Any, kind: Any, array: Any, index: Any) -> Any:
+    data = context.make_array(kind)(context, builder, array).data
+    return builder.bitcast(builder.gep(data, [index]), _FLOATS.as_pointer())
+
+
+@intrinsic
+def splat(typing, x):
+    """16 equal lanes."""
+    return vector(types.float32), lambda context, builder, sig, args: _lanes(builder, args[0], sig.args[0])
+
+
+@intrinsic
+def load(typing, array, index):
+    """16 consecutive floats of a flat array."""
+
+    def generate(context, builder, sig, args):
+        value = builder.load(_pointer(context, builder, sig.args[0], *args), typ=_FLOATS)
+        value.align = 4
+        return value
+
+    return vector(array, types.intp), generate
+
+
+@intrinsic
+def store(typing, array, index, value):
+    """Write 16 consecutive floats of a flat array."""
+
+    def generate(context, builder, sig, args):
+        builder.store(args[2], _pointer(context, builder, sig.args[0], *args[:2])).align = 4
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, vector), generate
+
+
+def _arithmetic(name: str) -> Any:
+    @intrinsic
+    def operation(typing, x, y):
+        def generate(context, builder, sig, args):
+            x, y = (_lanes(builder, value, kind) for value, kind in zip(args, sig.args))
+            return getattr(builder, name)(x, y, flags=_FLAGS)
+
+        return vector(_operand(x), _operand(y)), generate
+
+    return operation
+
+
+def _overload(symbol: Any, operation: Any) -> None:
+    def choose(x, y):
+        kinds = (x, y)
+        if vector in kinds and all(kind is vector or isinstance(kind, types.Float) for kind in kinds):
+            return lambda x, y: operation(x, y)
+        return None
+
+    overload(symbol, inline="always")(choose)
+
+
+for _name, _symbols in {
+    "fadd": (operator.add, operator.iadd),
+    "fsub": (operator.sub, operator.isub),
+    "fmul": (operator.mul, operator.imul),
+    "fdiv": (operator.truediv, operator.itruediv),
+}.items():
+    for _symbol in _symbols:
+        _overload(_symbol, _arithmetic(_name))
+
+
+def _comparison(symbol: str) -> Any:
+    @intrinsic
+    def operation(typing, x, y):
+        def generate(context, builder, sig, args):
+            return builder.fcmp_ordered(symbol, args[0], _lanes(builder, args[1], sig.args[1]))
+
+        return mask(vector, _operand(y)), generate
+
+    return operation
+
+
+greater, greater_equal, less_equal = _comparison(">"), _comparison(">="), _comparison("<=")
+
+
+def _extreme(symbol: str) -> Any:
+    @intrinsic
+    def operation(typing, x, y):
+        def generate(context, builder, sig, args):
+            other = _lanes(builder, args[1], sig.args[1])
+            return builder.select(builder.fcmp_ordered(symbol, args[0], other), args[0], other)
+
+        return vector(vector, _operand(y)), generate
+
+    return operation
+
+
+minimum, maximum = _extreme("<"), _extreme(">")
+
+
+@intrinsic
+def both(typing, x, y):
+    return mask(mask, mask), lambda context, builder, sig, args: builder.and_(*args)
+
+
+@intrinsic
+def either(typing, x, y):
+    return mask(mask, mask), lambda context, builder, sig, args: builder.or_(*args)
+
+
+@intrinsic
+def any_lane(typing, x):
+    def generate(context, builder, sig, args):
+        bits = ir.IntType(LANES)
+        return builder.icmp_unsigned("!=", builder.bitcast(args[0], bits), ir.Constant(bits, 0))
+
+    return types.boolean(mask), generate
+
+
+@intrinsic
+def select(typing, condition, x, y):
+    """Lanes of ``x`` where ``condition`` holds, of ``y`` elsewhere."""
+
+    def generate(context, builder, sig, args):
+        x, y = (_lanes(builder, value, kind) for value, kind in zip(args[1:], sig.args[1:]))
+        return builder.select(args[0], x, y)
+
+    return vector(mask, _operand(x), _operand(y)), generate
+
+
+@intrinsic
+def negative(typing, x):
+    return vector(vector), lambda context, builder, sig, args: builder.fneg(args[0])
+
+
+@intrinsic
+def lane_centres(typing):
+    """0.5, 1.5, ... 15.5: the pixel centres of a row of 16."""
+    return vector(), lambda context, builder, sig, args: ir.Constant(_FLOATS, [i + 0.5 for i in range(LANES)])
+
+
+@intrinsic
+def lane_sum(typing, x):
+    def generate(context, builder, sig, args):
+        kind = ir.FunctionType(ir.FloatType(), [ir.FloatType(), _FLOATS])
+        function = cgutils.get_or_insert_function(builder.module, kind, f"llvm.vector.reduce.fadd.v{LANES}f32")
+        return builder.call(function, [ir.Constant(ir.FloatType(), 0.0), args[0]], fastmath=("reassoc", "nsz"))
+
+    return types.float32(vector), generate
+
+
+@intrinsic
+def float_bits(typing, x):
+    """The float32's bit pattern; for positive numbers it sorts like the number."""
+    return types.uint32(types.float32), lambda context, builder, sig, args: builder.bitcast(args[0], ir.IntType(32))
+
+
+@inlined
+def aligned(length: int) -> np.ndarray:
+    """Uninitialised float32 array that starts on a cache line."""
+    padded = np.empty(length + LANES, np.float32)
+    start = (-(padded.ctypes.data >> 2)) & (LANES - 1)
+    return padded[start : start + length]
