@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import math
-import os
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +14,7 @@ from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
 from reconx_core.errors import UserError
+from reconx_core.files import write_atomic
 
 pillow_heif.register_heif_opener()
 
@@ -86,13 +85,13 @@ def to_uint8(image: Float[Tensor, "*n"]) -> np.ndarray:
 
 
 def write_png(path: Path, image: Float[Tensor, "h w *c"]) -> None:
-    """A grey [h w] or RGB [h w 3] picture, 8 bits, atomically."""
-    write_bytes(path, encode(image, "PNG"))
+    """A grey [h w] or RGB [h w 3] picture, 8 bits, atomically. Raises OSError where it cannot be written."""
+    write_atomic(path, encode(image, "PNG"))
 
 
 def write_jpeg(path: Path, image: Float[Tensor, "h w *c"], quality: int = 92) -> None:
     """As :func:`write_png`, lossy and smaller."""
-    write_bytes(path, encode(image, "JPEG", quality=quality))
+    write_atomic(path, encode(image, "JPEG", quality=quality))
 
 
 def encode(image: Float[Tensor, "h w *c"], format: str, **options: object) -> bytes:
@@ -100,32 +99,6 @@ def encode(image: Float[Tensor, "h w *c"], format: str, **options: object) -> by
     buffer = io.BytesIO()
     _to_pillow(image).save(buffer, format, **options)
     return buffer.getvalue()
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-    """A file that is whole or absent: a temporary name in the same folder, then a rename.
-
-    Raises:
-        UserError: the folder cannot be written or the disk is full.
-    """
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            temporary = Path(file.name)
-            file.write(data)
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except OSError as error:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
-        raise UserError(f"Cannot write {path}: {error.strerror}; choose a folder with write access and free space.") from error
-
-
-def _umask() -> int:
-    value = os.umask(0)
-    os.umask(value)
-    return value
 
 
 def _open(path: Path, upright: bool) -> Image.Image:

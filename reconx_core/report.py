@@ -13,7 +13,7 @@ from typing import Any
 import jinja2
 from PIL import Image
 
-from reconx_core.images import write_bytes
+from reconx_core.files import write_atomic
 from reconx_core.types import Scores, ViewScore
 
 PICTURE_BYTES = 10_000_000  # all pictures of a page together
@@ -96,9 +96,9 @@ def write_report(path: Path, run: RunReport) -> None:
     """Write the page at ``path``, atomically; it refers to nothing outside itself but ``run.files``, by relative links.
 
     Raises:
-        UserError: the folder cannot be written or the disk is full.
+        OSError: the folder cannot be written or the disk is full.
     """
-    write_bytes(path, render_report(run).encode())
+    write_atomic(path, render_report(run).encode())
 
 
 def render_report(run: RunReport) -> str:

@@ -15,7 +15,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from reconx_core.errors import UserError
-from reconx_core.images import ImageError, to_uint8, write_bytes
+from reconx_core.files import write_atomic
+from reconx_core.images import ImageError, to_uint8
 
 SUFFIXES = (".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm")
 _MEASURED_SIDE = 640  # sharpness is compared at this size, so that 4K noise does not count as detail
@@ -65,12 +66,12 @@ def measure_sharpness(path: Path, most: int = 600) -> list[tuple[int, float]]:
 def write_mp4(path: Path, frames: Iterable[Float[Tensor, "h w 3"]], fps: int = 30) -> None:
     """H.264 in yuv420p, which every player and browser shows; atomic, and the same bytes for the same frames.
 
-    Odd sizes gain one row or column that repeats the last. Raises UserError where the file cannot be written.
+    Odd sizes gain one row or column that repeats the last. Raises OSError where the file cannot be written.
     """
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "video.mp4"
         _encode(file, frames, fps)
-        write_bytes(path, file.read_bytes())
+        write_atomic(path, file.read_bytes())
 
 
 def _encode(file: Path, frames: Iterable[Float[Tensor, "h w 3"]], fps: int) -> None:

@@ -8,8 +8,9 @@ from typing import Any, Literal
 from PIL import ExifTags, Image
 
 from reconx_core.datasets.capture import Capture, Photo
-from reconx_core.export.nerfstudio import frame, write_json
-from reconx_core.images import encode, write_bytes
+from reconx_core.export.nerfstudio import frame
+from reconx_core.files import write_atomic, write_json
+from reconx_core.images import encode
 
 
 def write_photos(capture: Capture, folder: Path, format: Literal["JPEG", "PNG"] = "JPEG", cameras: bool = True) -> list[Path]:
@@ -22,7 +23,7 @@ def write_photos(capture: Capture, folder: Path, format: Literal["JPEG", "PNG"] 
     for photo, path in zip(capture.photos, paths):
         image = photo.load()
         options: dict[str, Any] = {} if format == "PNG" else {"quality": 95, "exif": _exif(photo, image.shape[1])}
-        write_bytes(path, encode(image, format, **options))
+        write_atomic(path, encode(image, format, **options))
     if cameras:
         write_json(folder / "transforms.json", {"camera_model": "OPENCV", "frames": _frames(capture, paths)})
         splits = {name: {"train": list(s.inputs), "test": list(s.targets)} for name, s in capture.splits.items()}

@@ -1,7 +1,8 @@
 """What leaves the project: small functions per format that return bytes or tables, and `write_*` that save them atomically."""
 
+from reconx_core.export.cameras import write_cameras
 from reconx_core.export.colmap import to_reconstruction, write_colmap
-from reconx_core.export.nerfstudio import cameras_to_transforms, write_nerfstudio
+from reconx_core.export.nerfstudio import cameras_to_transforms
 from reconx_core.export.ply import (
     gaussians_from_ply,
     gaussians_to_ply,
@@ -23,8 +24,8 @@ __all__ = [
     "read_ply",
     "read_splat",
     "to_reconstruction",
+    "write_cameras",
     "write_colmap",
-    "write_nerfstudio",
     "write_ply",
     "write_splat",
 ]

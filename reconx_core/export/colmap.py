@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pycolmap
 
-from reconx_core.images import to_uint8, write_bytes
+from reconx_core.files import write_atomic
+from reconx_core.images import to_uint8
 from reconx_core.types import Cameras, PointCloud
 
 
@@ -38,4 +39,4 @@ def write_colmap(folder: Path, cameras: Cameras, names: Sequence[str], cloud: Po
     with tempfile.TemporaryDirectory() as temporary:
         (model.write_text if text else model.write_binary)(temporary)
         for file in sorted(Path(temporary).iterdir()):
-            write_bytes(folder / file.name, file.read_bytes())
+            write_atomic(folder / file.name, file.read_bytes())

@@ -1,19 +1,15 @@
-"""Cameras as nerfstudio's ``transforms.json``, with the points that its splatfacto starts from."""
+"""Cameras as the content of nerfstudio's ``transforms.json``."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
 
 from reconx_core.datasets.capture import opencv_from_opengl
-from reconx_core.export.ply import points_to_ply
-from reconx_core.images import write_bytes
-from reconx_core.types import Cameras, PointCloud
+from reconx_core.types import Cameras
 
 
 def frame(
@@ -30,14 +26,3 @@ def cameras_to_transforms(cameras: Cameras, file_paths: Sequence[str], points: s
     size = (cameras.height, cameras.width)
     frames = [frame(f, k, c, size) for f, k, c in zip(file_paths, cameras.intrinsics, cameras.cam_to_world, strict=True)]
     return {"camera_model": "OPENCV"} | ({} if points is None else {"ply_file_path": points}) | {"frames": frames}
-
-
-def write_nerfstudio(folder: Path, cameras: Cameras, file_paths: Sequence[str], cloud: PointCloud) -> None:
-    """``transforms.json`` and ``points.ply``; the images at ``file_paths`` (relative to ``folder``) are the caller's."""
-    write_bytes(folder / "points.ply", points_to_ply(cloud))
-    write_json(folder / "transforms.json", cameras_to_transforms(cameras, file_paths, "points.ply"))
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Atomically, one stable layout."""
-    write_bytes(path, (json.dumps(content, indent=2) + "\n").encode())

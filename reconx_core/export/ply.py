@@ -12,7 +12,8 @@ from plyfile import PlyData, PlyElement, PlyParseError
 from torch import Tensor
 
 from reconx_core.errors import UserError
-from reconx_core.images import to_uint8, write_bytes
+from reconx_core.files import write_atomic
+from reconx_core.images import to_uint8
 from reconx_core.types import Gaussians, PointCloud
 
 
@@ -64,8 +65,8 @@ def points_from_ply(data: bytes) -> PointCloud:
 
 
 def write_ply(path: Path, scene: Gaussians | PointCloud) -> None:
-    """Atomically. Raises UserError where the folder cannot be written."""
-    write_bytes(path, gaussians_to_ply(scene) if isinstance(scene, Gaussians) else points_to_ply(scene))
+    """Atomically. Raises OSError where the file cannot be written."""
+    write_atomic(path, gaussians_to_ply(scene) if isinstance(scene, Gaussians) else points_to_ply(scene))
 
 
 def read_ply(path: Path) -> Gaussians:

@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 
 from reconx_core.errors import UserError
-from reconx_core.images import to_uint8, write_bytes
+from reconx_core.files import write_atomic
+from reconx_core.images import to_uint8
 from reconx_core.types import Gaussians
 
 _SH_C0 = 0.28209479177387814  # the constant spherical harmonic
@@ -51,8 +52,8 @@ def gaussians_from_splat(data: bytes) -> Gaussians:
 
 
 def write_splat(path: Path, gaussians: Gaussians) -> None:
-    """Atomically. Raises UserError where the folder cannot be written."""
-    write_bytes(path, gaussians_to_splat(gaussians))
+    """Atomically. Raises OSError where the file cannot be written."""
+    write_atomic(path, gaussians_to_splat(gaussians))
 
 
 def read_splat(path: Path) -> Gaussians:

@@ -1,0 +1,30 @@
+"""A folder with a reconstruction's photos, cameras and points that COLMAP, nerfstudio and ReconX open as it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from reconx_core.export.colmap import write_colmap
+from reconx_core.export.nerfstudio import cameras_to_transforms
+from reconx_core.export.ply import points_to_ply
+from reconx_core.files import write_atomic, write_json
+from reconx_core.images import write_png
+from reconx_core.types import Cameras, PointCloud, Views
+
+
+def write_cameras(folder: Path, cameras: Cameras, photos: Views, cloud: PointCloud) -> None:
+    """``images/NAME.png`` (undistorted, as the cameras see them), ``masks/NAME.png`` where something is masked out,
+    ``sparse/0`` (COLMAP, binary), ``transforms.json`` and ``points.ply`` (nerfstudio).
+
+    ``cameras``: one for each of ``photos``, of the same size. Raises OSError where a file cannot be written.
+    """
+    files = [f"{name}.png" for name in photos.names]
+    transforms = cameras_to_transforms(cameras, [f"images/{file}" for file in files], "points.ply")
+    for file, image, mask, frame in zip(files, photos.images, photos.masks, transforms["frames"], strict=True):
+        write_png(folder / "images" / file, image)
+        if not mask.all():
+            write_png(folder / "masks" / file, mask.float())
+            frame["mask_path"] = f"masks/{file}"
+    write_colmap(folder / "sparse" / "0", cameras, files, cloud)
+    write_atomic(folder / "points.ply", points_to_ply(cloud))
+    write_json(folder / "transforms.json", transforms)
