@@ -52,5 +52,121 @@ def reconstruct(
     run(source, out, resolve_settings(preset, set_), store or default_store(), console)
 
 
+@app.command()
+def evaluate(
+    dataset: Annotated[
+        str | None, typer.Argument(help="A scene or a folder of scenes; default: what params.yaml says.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="Folder for the results; default: runs/DATASET-1, -2, ...")
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="Same as -S views.split=...")] = None,
+    protocol: Annotated[str | None, typer.Option(help="posed, intrinsics or unposed; same as -S views.protocol=...")] = None,
+    scenes: Annotated[str | None, typer.Option(help="Only these, separated by commas.")] = None,
+    preset: PresetOption = None,
+    set_: SetOption = None,
+    store: StoreOption = None,
+    workers: WorkersOption = 1,
+) -> None:
+    """Reconstruct and score every scene of a dataset; exit code 1 if a scene failed."""
+    from flows.evaluate import evaluate as run
+    from flows.evaluate import next_free
+    from flows.run import default_store, load_params, resolve_settings
+
+    named = {"views.split": split, "views.protocol": protocol}
+    overrides = [f"{key}={value}" for key, value in named.items() if value] + (set_ or [])
+    if dataset is None and preset is None:
+        dataset, settings = load_params(overrides)
+    elif dataset is None:
+        raise UserError("Name the dataset when you name a preset.")
+    else:
+        settings = resolve_settings(preset, overrides)
+    out = out or next_free(Path("runs"), Path(dataset.split("?")[0].replace("procedural:", "")).name)
+    only = [name.strip() for name in scenes.split(",")] if scenes else None
+    if run(dataset, out, settings, store or default_store(), console, only, workers):
+        raise typer.Exit(1)
+
+
+@app.command()
+def compare(
+    a: Annotated[str, typer.Argument(help="A run's folder, or its name or id in MLflow.")],
+    b: Annotated[str, typer.Argument(help="The other run.")],
+) -> None:
+    """The difference between two runs, paired by scene, with 95 % intervals, and the settings that differ."""
+    from flows.compare import compare as run
+
+    run(a, b, console)
+
+
+@app.command()
+def render(
+    scene: Annotated[Path, typer.Argument(help="scene.ply, or the folder it is in.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="A clip (.mp4), or a folder for PNGs.")] = Path("render.mp4"),
+    cameras: Annotated[Path | None, typer.Option(help="transforms.json; default: cameras/ beside the scene.")] = None,
+    frames: Annotated[int, typer.Option(min=1)] = 120,
+) -> None:
+    """Frames along a smooth camera path."""
+    from flows.tools import render as run
+
+    run(scene, out, cameras, frames, console)
+
+
+@app.command()
+def export(
+    scene: Annotated[Path, typer.Argument(help="scene.ply, or the folder it is in.")],
+    out: Annotated[Path, typer.Argument(help="Where to; the ending (.splat or .ply) says which format.")],
+) -> None:
+    """The Gaussians in another format."""
+    from flows.tools import convert
+
+    convert(scene, out, console)
+
+
+@app.command()
+def view(
+    scene: Annotated[Path, typer.Argument(help="scene.ply, or the folder it is in.")],
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 8080,
+) -> None:
+    """The scene in the browser (needs viser)."""
+    from flows.tools import view as run
+
+    run(scene, port, console)
+
+
+@app.command()
+def backends() -> None:
+    """What every stage can be done with, and what that needs."""
+    from flows.tools import print_backends
+
+    print_backends(console)
+
+
+@app.command()
+def gc(store: StoreOption = None) -> None:
+    """Remove from the store what no remaining run refers to."""
+    from flows.roots import collect_garbage
+    from flows.run import default_store
+
+    removed, kept, freed = collect_garbage(store or default_store())
+    console.print(f"Removed {removed} artifacts ({freed / 2**20:.1f} MiB), kept {kept}.")
+
+
+@app.command()
+def doctor(store: StoreOption = None) -> None:
+    """What works on this machine: CUDA, weights, versions, memory, disk."""
+    from flows.run import default_store
+    from flows.tools import doctor as run
+
+    run(store or default_store(), console)
+
+
+@app.command(hidden=True)
+def stage(name: str, store: Annotated[Path, typer.Option("--store")] = Path("store")) -> None:
+    """One stage over the dataset in params.yaml, for dvc.yaml."""
+    from flows.stage import run_stage
+
+    run_stage(name, store, console)
+
+
 if __name__ == "__main__":
     main()

@@ -66,7 +66,7 @@ def run_scenes(
     def reconx() -> None:
         chains = [(run, _submit(run, wanted, settings, root, monitor)) for run in runs]
         for run, chain in chains:
-            _collect(run, chain)
+            _collect(run, chain, monitor)
 
     reconx()
     return runs
@@ -91,7 +91,7 @@ def _submit(
     return futures
 
 
-def _collect(run: SceneRun, futures: dict[str, PrefectFuture]) -> None:
+def _collect(run: SceneRun, futures: dict[str, PrefectFuture], monitor: Monitor) -> None:
     for stage, future in futures.items():
         future.wait()
         if not future.state.is_final():
@@ -99,8 +99,11 @@ def _collect(run: SceneRun, futures: dict[str, PrefectFuture]) -> None:
         result: Any = future.state.result(raise_on_failure=False)
         if future.state.is_completed():
             run.references[stage] = Reference(**result)
+            if future.state.name == "Cached":
+                monitor.finished(stage, run.name, None)
         elif run.error is None:
             run.failed_stage, run.error = stage, result
+            monitor.failed(run.name)
 
 
 def _record_path(context: Any, parameters: dict[str, Any]) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
@@ -69,7 +70,9 @@ class Display:
                 self.running.pop(pair, None)
 
     def repaired(self, stage: str, scene: str, damage: str) -> None:
-        self.console.print(f"  [yellow]The store entry {damage}; it is removed and computed anew.[/yellow]", highlight=False)
+        self.console.print(
+            f"  [yellow]The store entry {escape(damage)}; it is removed and computed anew.[/yellow]", highlight=False
+        )
 
     @contextmanager
     def live(self) -> Iterator[None]:

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-import yaml
 from rich.console import Console
 
-from flows.run import fail_like, run_stages
+from flows.run import Scenes, run_stages
 from reconx_core.errors import UserError
-from reconx_core.files import require_writable, write_atomic
+from reconx_core.files import require_writable
 from reconx_core.settings import Settings
-
-if TYPE_CHECKING:
-    from flows.pipeline import SceneRun
 
 
 def reconstruct(source: str, out: Path, settings: Settings, root: Path, console: Console) -> None:
@@ -29,20 +23,32 @@ def reconstruct(source: str, out: Path, settings: Settings, root: Path, console:
     if not source.startswith("procedural:") and not Path(source).exists():
         raise UserError(f"There is no '{source}'; give a folder of photos, a video or a dataset.")
     require_writable(out)
-    (scene,) = run_stages([(scene_name(source), source)], settings, root, console)
-    if scene.error is not None:
-        fail_like(scene.error)
-    write_results(scene, settings, root, out)
-    console.print(f"Made in {time.monotonic() - start:.0f} s: {out}/scene.ply, video.mp4")
+    console.print(f"Reconstructing {source}")
+    (run,), measured = run_stages(lambda: find_scene(source), settings, root, console)
+    if run.error is not None:
+        raise run.error
+
+    from flows import results, tables
+    from flows.roots import remember
+
+    results.write_scene(run, root, out)
+    record = results.write_run(out, run.name, [run], settings, root, measured)
+    remember(root, out, run.references.values())
+    tables.print_made(console, record, out, time.monotonic() - start)
 
 
-def scene_name(source: str) -> str:
-    """The name that seeds a scene's random generators and heads its report."""
-    return source if source.startswith("procedural:") else Path(source).resolve().stem
+def find_scene(source: str) -> Scenes:
+    """The one scene at ``source``.
 
+    Raises:
+        UserError: none or several.
+    """
+    from reconx_core.datasets import detect, scene_names
 
-def write_results(scene: SceneRun, settings: Settings, root: Path, out: Path) -> None:
-    """Everything of one scene that a person takes along."""
-    folder = scene.references["metrics"].folder(root)
-    shutil.copyfile(folder / "video.mp4", out / "video.mp4")
-    write_atomic(out / "settings.yaml", yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False).encode())
+    path = Path(source)
+    if path.is_dir() and not any(path.iterdir()):
+        detect(path)
+    scenes = [(name, str(scene)) for name, scene in scene_names(path)]
+    if len(scenes) > 1:
+        raise UserError(f"'{source}' holds {len(scenes)} scenes; name one of them, or run: reconx evaluate {source}")
+    return scenes

@@ -1,80 +1,99 @@
-"""Runs the stages over scenes, with everything around them: store, server, display. Heavy imports happen inside."""
+"""Runs the stages over scenes, with everything around them: settings, store, server, display."""
 
 from __future__ import annotations
 
 import os
-import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import yaml
 from rich.console import Console
+from rich.markup import escape
 
 from flows.server import prefect_server, wait_for_server
 from reconx_core.errors import UserError
 from reconx_core.files import require_writable
-from reconx_core.settings import STAGES, Settings, load_settings
+from reconx_core.settings import STAGES, Settings, load_settings, parse_settings
 
 if TYPE_CHECKING:
     from flows.pipeline import SceneRun
 
 PRESETS = Path(__file__).with_name("presets")
+PARAMS = Path("params.yaml")
+Scenes = list[tuple[str, str]]  # name, source
 
 
-def resolve_settings(preset: str | None, overrides: list[str] | None, base: Path | None = None) -> Settings:
-    """Settings of a run: a preset's name or a YAML file, then ``stage.key=value`` overrides.
+def resolve_settings(preset: str | None, overrides: list[str] | None) -> Settings:
+    """Settings of a run: a preset's name or a YAML file (default: ``default``), then ``stage.key=value`` overrides.
 
     Raises:
         UserError: no such preset, or wrong settings.
     """
-    if preset is None:
-        path = base or PRESETS / "default.yaml"
-    else:
-        path = next((p for p in (PRESETS / f"{preset}.yaml", Path(preset)) if p.is_file()), None)  # type: ignore[assignment]
+    name = preset or "default"
+    path = next((p for p in (PRESETS / f"{name}.yaml", Path(name)) if p.is_file()), None)
     if path is None:
         names = ", ".join(sorted(p.stem for p in PRESETS.glob("*.yaml")))
-        raise UserError(f"There is no preset '{preset}'; there are {names}, or give a path to a YAML file.")
+        raise UserError(f"There is no preset '{name}'; there are {names}, or give the path of a YAML file.")
     return load_settings(path, overrides)
+
+
+def load_params(overrides: list[str] | None = None, path: Path = PARAMS) -> tuple[str, Settings]:
+    """The dataset and the settings in ``params.yaml``, as `dvc repro` uses them.
+
+    Raises:
+        UserError: no such file, or wrong settings.
+    """
+    try:
+        params = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise UserError(f"Cannot read {path} in this folder ({error}); name a dataset or go to the project's folder.") from None
+    dataset = params.pop("dataset", None) if isinstance(params, dict) else None
+    if dataset is None:
+        raise UserError(f"{path} should say 'dataset: ...', a folder or 'procedural:room'.")
+    return str(dataset), parse_settings(params, overrides)
 
 
 def default_store() -> Path:
     """``RECONX_STORE``, else the user's cache folder; where there is no home that can be written to, ``./store``."""
     if os.environ.get("RECONX_STORE"):
         return Path(os.environ["RECONX_STORE"])
-    cache = os.environ.get("XDG_CACHE_HOME") or (f"{os.environ['HOME']}/.cache" if os.environ.get("HOME") else "")
-    folder = Path(cache) / "reconx" / "store"
-    return folder if cache and _can_be_made(folder) else Path("store")
+    home = os.environ.get("HOME")
+    cache = os.environ.get("XDG_CACHE_HOME") or (f"{home}/.cache" if home else None)
+    if cache is None or not _can_be_made(Path(cache) / "reconx" / "store"):
+        return Path("store")
+    return Path(cache) / "reconx" / "store"
 
 
 def _can_be_made(folder: Path) -> bool:
-    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     return os.access(existing, os.W_OK)
 
 
 def run_stages(
-    scenes: list[tuple[str, str]], settings: Settings, root: Path, console: Console, last: str = "metrics", workers: int = 1
-) -> list[SceneRun]:
-    """Run the stages up to ``last`` over (name, source) pairs; failures are inside what is returned.
+    find_scenes: Callable[[], Scenes], settings: Settings, root: Path, console: Console, last: str = "metrics", workers: int = 1
+) -> tuple[list[SceneRun], dict[tuple[str, str], dict[str, Any] | None]]:
+    """Run the stages up to ``last``; returns the scenes, failures included, and what each stage took in this run.
 
     Raises:
-        UserError: the store cannot be written to, or Prefect's server does not answer.
+        UserError: the store cannot be written to, no scenes, or Prefect's server does not answer.
     """
     require_writable(root)
     with prefect_server(root):
+        # Heavy: torch and Prefect load while the server starts.
         from flows.pipeline import run_scenes
         from flows.progress import Display
+        from flows.roots import in_use
         from reconx_core import store
 
-        store.clear_abandoned(root)
-        display = Display(console, root, STAGES[: STAGES.index(last) + 1], [name for name, _ in scenes])
-        with display.live(), warnings.catch_warnings():
-            warnings.showwarning = lambda message, *_: console.print(f"  [yellow]{message}[/yellow]", highlight=False)
-            wait_for_server()
-            return run_scenes(scenes, settings, root, display, last, workers)
-
-
-def fail_like(error: BaseException) -> None:
-    """Raise what ended the only scene of a run: a UserError as it is, anything else with its traceback."""
-    if not isinstance(error, UserError):
-        print("This is a defect of reconx; please report it with the traceback below.", file=sys.stderr)
-    raise error
+        with in_use(root):
+            store.clear_abandoned(root)
+            scenes = find_scenes()
+            display = Display(console, root, STAGES[: STAGES.index(last) + 1], [name for name, _ in scenes])
+            with display.live(), warnings.catch_warnings():
+                warnings.showwarning = lambda message, *_: console.print(
+                    f"  [yellow]{escape(str(message))}[/yellow]", highlight=False
+                )
+                wait_for_server()
+                return run_scenes(scenes, settings, root, display, last, workers), display.measured

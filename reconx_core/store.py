@@ -87,7 +87,7 @@ def load(folder: Path, name: str) -> Any:
     if table.exists():
         return _load_table(table)
     group = zarr.open_group(folder / f"{name}.zarr", mode="r")
-    return _load_dataclass(folder, name, group) if "type" in group.attrs else _load_array(group["value"])
+    return _load_dataclass(folder, name, group) if "type" in group.attrs else _load_array(dict(group.arrays())["value"])
 
 
 def _save_dataclass(folder: Path, prefix: str, group: zarr.Group, value: Any) -> None:
@@ -188,6 +188,10 @@ def find(root: Path, stage: str, key: str) -> Reference | None:
     folder = root / stage / key
     if not folder.is_dir():
         return None
+    return _check(folder, stage, key)
+
+
+def _check(folder: Path, stage: str, key: str) -> Reference:
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
         expected, found = manifest["files"], dict(_digests(folder))
@@ -209,16 +213,38 @@ def publish(
     Raises:
         UserError: the disk is full, or the store cannot be written to. Nothing is left behind, nothing older is touched.
     """
+
+    def fill(folder: Path) -> None:
+        for name, value in outputs.items():
+            save(folder, name, value)
+        manifest = {"schema": SCHEMA, "stage": stage, "key": key, **about, "files": dict(_digests(folder))}
+        write_json(folder / MANIFEST, manifest)
+        write_json(folder / MEASURED, measured)
+
+    return _place(root, stage, key, fill)
+
+
+def adopt(root: Path, stage: str, key: str, fill: Writer) -> Reference | None:
+    """Take in an entry that ``fill`` brings from elsewhere; None, and nothing taken, where it is not what its manifest says.
+
+    Raises:
+        UserError: the disk is full, or the store cannot be written to.
+    """
+    try:
+        return _place(root, stage, key, fill)
+    except DamagedEntry:
+        return None
+
+
+def _place(root: Path, stage: str, key: str, fill: Writer) -> Reference:
+    """Fill a temporary folder, check it, and publish it by one rename."""
     folder, final = _temporary(root), root / stage / key
     try:
         folder.mkdir(parents=True)
-        for name, value in outputs.items():
-            save(folder, name, value)
-        files = dict(_digests(folder))
-        write_json(folder / MANIFEST, {"schema": SCHEMA, "stage": stage, "key": key, **about, "files": files})
-        write_json(folder / MEASURED, measured)
+        fill(folder)
+        reference = _check(folder, stage, key)
         _flush(folder)
-        return Reference(stage, key, _output_digest(files)) if _rename_new(folder, final) else _winner(root, stage, key)
+        return reference if _rename_new(folder, final) else _winner(root, stage, key)
     except OSError as error:
         raise explain_disk(error, root) from error
     finally:
@@ -238,9 +264,10 @@ def remove(root: Path, stage: str, key: str) -> None:
     shutil.rmtree(doomed, ignore_errors=True)
 
 
-def measured(root: Path, reference: Reference) -> dict[str, Any]:
-    """Wall time, peak memory and machine of the run that made the artifact."""
-    return json.loads((reference.folder(root) / MEASURED).read_text())
+def measured(root: Path, reference: Reference) -> dict[str, Any] | None:
+    """Wall time, peak memory and machine of the run that made the artifact; None where it came from elsewhere."""
+    path = reference.folder(root) / MEASURED
+    return json.loads(path.read_text()) if path.exists() else None
 
 
 def file_digest(path: Path) -> str:

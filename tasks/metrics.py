@@ -1,26 +1,44 @@
 """Stage `metrics`: Gaussians + held-out views -> scores, pictures and a clip along the camera path."""
 
-from pathlib import Path
+import json
+from functools import partial
 from typing import Any
 
-from reconx_core import images, metrics, video_io
-from reconx_core.files import write_json
-from reconx_core.metrics import pictures
+from reconx_core import metrics, video_io
+from reconx_core.images import encode
+from reconx_core.metrics.pictures import Picture, render_path, side_by_side
+from reconx_core.types import Scores
 from tasks.execute import Inputs, Job
 
 
 def run(job: Job, read: Inputs) -> dict[str, Any]:
     gaussians, pointmaps = read("splats", "gaussians"), read("pointcloud", "pointmaps")
     views, kept, settings = read("views", "views"), read("pointcloud", "kept"), job.settings.metrics
-    scores, shots = metrics.score_scene(gaussians, views, kept, pointmaps, settings, job.generator())
-    clip = pictures.render_path(gaussians, pointmaps.cameras, settings.video_frames)
-    summary = {"protocol": scores.protocol, **scores.summary}
+    scores, pictures = metrics.score_scene(gaussians, views, kept, pointmaps, settings, job.generator())
+    left_out = sorted(set(range(len(views.inputs()))) - set(kept.tolist()))
+    clip = render_path(gaussians, pointmaps.cameras, settings.video_frames)
+    return {
+        "scores": scores.views,
+        "metrics.json": summary(scores, pictures, [views.inputs().names[i] for i in left_out]),
+        "video.mp4": partial(video_io.write_mp4, frames=clip),
+        **{f"pictures/{i:03d}.jpg": encode(side_by_side(p), "JPEG", quality=92) for i, p in enumerate(pictures)},
+        **{
+            f"panels/{i:03d}/{name}.png": encode(panel, "PNG")
+            for i, picture in enumerate(pictures)
+            for name, panel in picture.panels.items()
+        },
+    }
 
-    def write_video(path: Path) -> None:
-        video_io.write_mp4(path, clip)
 
-    def write_summary(path: Path) -> None:
-        write_json(path, summary)
-
-    strips = {f"pictures/{shot.name}.png": images.encode(pictures.side_by_side(shot), "PNG") for shot in shots}
-    return {"scores": scores.views, "metrics.json": write_summary, "video.mp4": write_video, **strips}
+def summary(scores: Scores, pictures: list[Picture], left_out: list[str]) -> bytes:
+    """`metrics.json`: means, protocol, resolution, and which picture shows which view."""
+    height, width = pictures[0].panels["photo"].shape[:2]
+    shown = [{"view": p.name, "is_target": p.is_target, "refined": p.refined, "panels": list(p.panels)} for p in pictures]
+    content = {
+        "protocol": scores.protocol,
+        "summary": scores.summary,
+        "size": [width, height],
+        "pictures": shown,
+        "left_out": left_out,  # input photos whose camera could not be found
+    }
+    return json.dumps(content, indent=1, sort_keys=True).encode()

@@ -1,0 +1,73 @@
+"""The tables at the end of a run."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from reconx_core.report import COLUMNS, format_score
+
+HEADLINE = ("psnr", "ssim", "lpips", "photo_psnr", "photo_ssim", "rotation_error", "auc_30", "gaussians")
+
+
+def print_made(console: Console, record: dict[str, Any], out: Path, seconds: float) -> None:
+    """What was made, where, how good, and how long it took."""
+    print_scores(console, record)
+    console.print(f"Made in {seconds:.0f} s:")
+    for name, what in _FILES.items():
+        if (out / name).exists():
+            console.print(f"  {out / name}  [dim]{what}[/dim]", soft_wrap=True)
+
+
+_FILES = {
+    "scene.ply": "the Gaussians, for any viewer that reads 3DGS files",
+    "video.mp4": "a clip along the camera path",
+    "report.html": "scores, pictures, video and settings on one page",
+    "cameras": "the photos' cameras for COLMAP and nerfstudio",
+    "pictures": "photo, render, error and confidence side by side",
+    "run.json": "scores and digests, for reconx compare",
+    "settings.yaml": "the settings; use them again with --preset",
+}
+
+
+def print_scores(console: Console, record: dict[str, Any]) -> None:
+    """One row per scene, the mean below, and what has to stand beside every number."""
+    scenes = record["scenes"]
+    done = {name: scene for name, scene in scenes.items() if scene["error"] is None}
+    keys = [key for key in HEADLINE if any(scene["summary"].get(key) is not None for scene in done.values())]
+    if done:
+        table = Table(caption=caption(record, done), caption_justify="left")
+        table.add_column("scene")
+        for key in keys:
+            table.add_column(f"{COLUMNS[key][0]} {COLUMNS[key][2]}".strip(), justify="right")
+        for name, scene in done.items():
+            table.add_row(name, *(format_score(key, scene["summary"].get(key)) for key in keys))
+        if len(done) > 1:
+            table.add_section()
+            table.add_row("mean", *(format_score(key, mean_of(done, key)) for key in keys))
+        console.print(table)
+    for name, scene in scenes.items():
+        if scene["error"] is not None:
+            console.print(f"[red]{name} failed in {scene['failed_stage']}:[/red] {escape(scene['error'])}", soft_wrap=True)
+
+
+def caption(record: dict[str, Any], done: dict[str, Any]) -> str:
+    """Protocol, split, resolution, LPIPS net, scenes and seed."""
+    protocols = ", ".join(sorted({scene["protocol"] for scene in done.values()}))
+    splits = ", ".join(sorted({scene["split"] for scene in done.values()}))
+    sizes = ", ".join(sorted({"x".join(map(str, scene["size"])) for scene in done.values()}))
+    lpips = "vgg" if any(scene["summary"].get("photo_lpips") is not None for scene in done.values()) else "not computed"
+    count = f"{len(done)} of {len(record['scenes'])}" if len(done) < len(record["scenes"]) else str(len(done))
+    seed = record["settings"]["seed"]
+    return f"protocol {protocols} · split {splits} · {sizes} px · LPIPS {lpips} · scenes {count} · seed {seed}"
+
+
+def mean_of(scenes: dict[str, Any], key: str) -> float | None:
+    """The mean over scenes, or None where one lacks the score."""
+    values = [scene["summary"].get(key) for scene in scenes.values()]
+    return None if None in values else math.fsum(values) / len(values)

@@ -1,0 +1,150 @@
+"""The commands around a finished scene: render, export, view; and what is there: backends, doctor."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import psutil
+import torch
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from reconx_core import export, video_io
+from reconx_core.datasets import nerfstudio
+from reconx_core.errors import UserError
+from reconx_core.files import require_writable
+from reconx_core.images import write_png
+from reconx_core.lpips import lpips_missing_reason, weights_folder
+from reconx_core.metrics.pictures import render_path
+from reconx_core.types import Cameras, Gaussians
+
+FORMATS = (".ply", ".splat")
+
+
+def load_scene(path: Path) -> Gaussians:
+    """Gaussians of a PLY or `.splat` file, or of the ``scene.ply`` in a folder.
+
+    Raises:
+        UserError: there is none.
+    """
+    path = path / "scene.ply" if path.is_dir() else path
+    if not path.is_file():
+        raise UserError(f"There is no scene at '{path}'; give the scene.ply that reconx reconstruct wrote.")
+    return export.read_splat(path) if path.suffix == ".splat" else export.read_ply(path)
+
+
+def load_cameras(path: Path) -> Cameras:
+    """Cameras of a nerfstudio ``transforms.json`` as this project writes it (one image size, no distortion).
+
+    Raises:
+        UserError: no such file, or not of that kind.
+    """
+    if not path.is_file():
+        raise UserError(f"There are no cameras at '{path}'; give a transforms.json with --cameras.")
+    photos = nerfstudio.read(path).photos
+    if any(p.intrinsics is None or p.cam_to_world is None or p.size != photos[0].size for p in photos):
+        raise UserError(f"The cameras in {path} need poses, intrinsics and one image size.")
+    height, width = photos[0].size  # type: ignore[misc]
+    intrinsics, poses = [p.intrinsics for p in photos], [p.cam_to_world for p in photos]
+    return Cameras(torch.stack(intrinsics), torch.stack(poses), width, height)  # type: ignore[arg-type]
+
+
+def render(scene: Path, out: Path, cameras: Path | None, frames: int, console: Console) -> None:
+    """A clip (``out`` ends in .mp4) or a folder of PNGs along a smooth path through the cameras."""
+    gaussians = load_scene(scene)
+    beside = (scene if scene.is_dir() else scene.parent) / "cameras" / "transforms.json"
+    path = load_cameras(cameras or beside)
+    require_writable(out.parent if out.suffix == ".mp4" else out)
+    with console.status(f"Rendering {frames} frames"):
+        images = render_path(gaussians, path, frames)
+        if out.suffix == ".mp4":
+            video_io.write_mp4(out, images)
+        else:
+            for i, image in enumerate(images):
+                write_png(out / f"{i:04d}.png", image)
+    console.print(f"{frames} frames of {path.width}x{path.height} in {out}", soft_wrap=True)
+
+
+def convert(scene: Path, out: Path, console: Console) -> None:
+    """Gaussians to the format that ``out`` ends in."""
+    gaussians = load_scene(scene)
+    if out.suffix not in FORMATS:
+        raise UserError(f"'{out}' should end in {' or '.join(FORMATS)}.")
+    require_writable(out.parent)
+    (export.write_ply if out.suffix == ".ply" else export.write_splat)(out, gaussians)
+    console.print(f"{len(gaussians):,} Gaussians in {out}", soft_wrap=True)
+
+
+def view(scene: Path, port: int, console: Console) -> None:
+    """Serve the scene as a page in the browser until interrupted.
+
+    Raises:
+        UserError: viser is not installed.
+    """
+    if importlib.util.find_spec("viser") is None:
+        raise UserError("The viewer needs viser; install it with: pip install 'reconx[view]'")
+    from flows.viewer import serve
+
+    serve(load_scene(scene), port, console)
+
+
+def print_backends(console: Console) -> None:
+    """Every backend of every stage, with its weights, its licence and whether it needs a GPU."""
+    from reconx_core import condition, confidence, pointcloud, rasterize, video
+
+    table = Table()
+    for column in ("stage", "backend", "what it is", "weights", "licence", "GPU"):
+        table.add_column(column)
+    for module in (pointcloud, condition, video, confidence, rasterize):
+        for info in getattr(module, "BACKENDS", {}).values():
+            table.add_row(info.stage, info.name, info.summary, info.weights, info.licence, "yes" if info.needs_gpu else "no")
+    console.print(table)
+
+
+def doctor(root: Path, console: Console) -> None:
+    """What works on this machine."""
+    table = Table(show_header=False)
+    for name, value in (*_machine(), *_versions(), *_weights(), *_store(root)):
+        table.add_row(name, escape(value))
+    console.print(table)
+
+
+def _machine() -> list[tuple[str, str]]:
+    memory = psutil.virtual_memory()
+    cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else "none; every stage of the default preset runs without"
+    return [
+        ("python", sys.version.split()[0]),
+        ("cores", str(psutil.cpu_count())),
+        ("memory", f"{memory.available / 2**30:.1f} of {memory.total / 2**30:.1f} GiB free"),
+        ("CUDA", cuda),
+    ]
+
+
+def _versions() -> list[tuple[str, str]]:
+    names = ("reconx", "torch", "numba", "pycolmap", "zarr", "prefect", "dvc", "mlflow", "gsplat", "viser")
+    return [(name, _version(name)) for name in names]
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        extra = {"gsplat": "cuda", "viser": "view"}.get(name)
+        return f"not installed; pip install 'reconx[{extra}]'" if extra else "not installed"
+
+
+def _weights() -> list[tuple[str, str]]:
+    return [("weights", str(weights_folder())), ("LPIPS", lpips_missing_reason() or "VGG16 and heads found")]
+
+
+def _store(root: Path) -> list[tuple[str, str]]:
+    existing = next(p for p in (root.absolute(), *root.absolute().parents) if p.exists())
+    usage = shutil.disk_usage(existing)
+    state = "" if os.access(existing, os.W_OK) else "; READ-ONLY"
+    return [("store", f"{root}{state}"), ("disk", f"{usage.free / 2**30:.1f} of {usage.total / 2**30:.1f} GiB free")]
