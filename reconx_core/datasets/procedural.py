@@ -1,8 +1,6 @@
 """Textured rooms with objects, exact cameras and depth: ``procedural:room?seed=3&views=8``.
 
-Every solid is a unit cube, ball or cylinder under a rotation about the vertical and a scaling. Its surface carries six square
-textures, laid out as on a cube, into which light and shadow are baked; so all views agree on every point's colour.
-World: metres, y down, the floor at y = 0.
+Light and shadow are baked into the textures, so all views agree on every colour. World: metres, y down, floor at y = 0.
 """
 
 from __future__ import annotations
@@ -18,17 +16,31 @@ from urllib.parse import parse_qsl
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from reconx_core.datasets.capture import Capture, Photo, Split, pinhole
-from reconx_core.datasets.textures import MATERIALS, bricks, hang, marble, planks, plaster, tiles, uniform
+from reconx_core.datasets.raycast import Scene, build_scene, render
+from reconx_core.datasets.solids import Solid, first_hit, on_surface
+from reconx_core.datasets.textures import (
+    MATERIALS,
+    Material,
+    bricks,
+    choose,
+    colour,
+    hang,
+    marble,
+    planks,
+    plaster,
+    tiles,
+    tint,
+    uniform,
+)
 from reconx_core.errors import UserError
-from reconx_core.geometry import camera_rays, rigid
+from reconx_core.geometry import rigid
 from reconx_core.seeds import generator
 
 PREFIX = "procedural:"
-_NEAR = 1e-4
 
 
 @dataclass(frozen=True)
@@ -43,48 +55,6 @@ class Spec:
     width: int = 512
     height: int = 384
     fov: float = 65.0  # horizontal, degrees
-
-
-@dataclass(frozen=True)
-class Solid:
-    """A unit solid (|x|, |y|, |z| <= 1) scaled by ``half``, turned by ``yaw`` and moved to ``centre``."""
-
-    kind: Literal["room", "box", "ball", "cylinder"]
-    centre: tuple[float, float, float]
-    half: tuple[float, float, float]
-    yaw: float = 0.0
-
-    def to_local(self, points: Float[Tensor, "p 3"]) -> Float[Tensor, "p 3"]:
-        return self.turn(points - points.new_tensor(self.centre), -self.yaw) / points.new_tensor(self.half)
-
-    def to_world(self, local: Float[Tensor, "p 3"]) -> Float[Tensor, "p 3"]:
-        return self.turn(local * local.new_tensor(self.half), self.yaw) + local.new_tensor(self.centre)
-
-    @staticmethod
-    def turn(vectors: Float[Tensor, "p 3"], yaw: float) -> Float[Tensor, "p 3"]:
-        cos, sin = math.cos(yaw), math.sin(yaw)
-        return vectors @ vectors.new_tensor([[cos, 0, sin], [0, 1, 0], [-sin, 0, cos]]).T
-
-    def normal(self, local: Float[Tensor, "p 3"]) -> Float[Tensor, "p 3"]:
-        """Unit world normals, towards the free side."""
-        cube = _one_hot_face(local, self.kind == "cylinder")
-        if self.kind == "ball":
-            cube = local
-        elif self.kind == "cylinder":
-            cube = torch.where(cube[:, 1:2] != 0, cube, local * local.new_tensor([1, 0, 1]))
-        normal = F.normalize(self.turn(cube / local.new_tensor(self.half), self.yaw), dim=-1)
-        return -normal if self.kind == "room" else normal
-
-
-@dataclass(frozen=True)
-class Scene:
-    """Solids and the mip pyramids of their textures; face f of solid s is surface 6 s + f."""
-
-    solids: tuple[Solid, ...]
-    texels: Float[Tensor, "t 3"]
-    offsets: Int[Tensor, "surfaces levels"]
-    sides: Int[Tensor, " surfaces"]
-    texel_metres: Float[Tensor, " surfaces"]
 
 
 def is_spec(path: Path | str) -> bool:
@@ -155,94 +125,15 @@ def look_at(eyes: Float[Tensor, "n 3"], target: Float[Tensor, " 3"]) -> Float[Te
     return rigid(torch.stack([right, torch.linalg.cross(forward, right), forward], -1), eyes)
 
 
-def render(
-    scene: Scene, intrinsics: Float[Tensor, "3 3"], cam_to_world: Float[Tensor, "4 4"], height: int, width: int
-) -> tuple[Float[Tensor, "h w 3"], Float[Tensor, "h w"]]:
-    """Picture and z-depth at pixel centres, by ray casting; pixels on the edge between two surfaces are supersampled."""
-    rays = camera_rays(intrinsics, height, width).reshape(-1, 3)
-    pixel = 1 / float(intrinsics[0, 0])  # a pixel's size at unit depth
-    colour, depth, surface = trace(scene, cam_to_world, rays, pixel)
-    edge = _edges(surface.view(height, width)).flatten().nonzero()[:, 0]
-    offsets = [(x, y, 0.0) for x in (-0.375, -0.125, 0.125, 0.375) for y in (-0.375, -0.125, 0.125, 0.375)]
-    inner = (
-        rays[edge, None] + torch.tensor(offsets) / torch.stack([intrinsics[0, 0], intrinsics[1, 1], torch.tensor(1.0)])
-    ).reshape(-1, 3)
-    colour[edge] = trace(scene, cam_to_world, inner, pixel / 4)[0].view(-1, len(offsets), 3).mean(1)
-    return colour.view(height, width, 3), depth.view(height, width)
-
-
-def trace(
-    scene: Scene, cam_to_world: Float[Tensor, "4 4"], rays: Float[Tensor, "p 3"], pixel: float
-) -> tuple[Float[Tensor, "p 3"], Float[Tensor, " p"], Int[Tensor, " p"]]:
-    """Colour, ray parameter (z-depth where rays have z = 1) and surface of the first hit of camera-frame rays."""
-    origin, direction = cam_to_world[:3, 3].expand_as(rays), rays @ cam_to_world[:3, :3].T
-    depth, nearest = first_hit(scene.solids, origin, direction)
-    surface, uv, cosine = torch.zeros_like(nearest), torch.zeros(len(rays), 2), torch.ones(len(rays))
-    points = origin + depth[:, None] * direction
-    for s, solid in enumerate(scene.solids):
-        hit = (nearest == s).nonzero()[:, 0]
-        local = solid.to_local(points[hit])
-        face, uv[hit] = face_uv(local, solid.kind == "cylinder")
-        surface[hit] = 6 * s + face
-        cosine[hit] = (solid.normal(local) * F.normalize(direction[hit], dim=-1)).sum(-1).abs()
-    footprint = depth * pixel * cosine.clamp(min=0.05).rsqrt()
-    return sample(scene, surface, uv, footprint), depth, surface
-
-
-def first_hit(
-    solids: tuple[Solid, ...], origin: Float[Tensor, "p 3"], direction: Float[Tensor, "p 3"]
-) -> tuple[Tensor, Tensor]:
-    """Ray parameter and index of the nearest solid; inside a room every ray hits."""
-    depth = torch.full((len(origin),), math.inf)
-    nearest = torch.zeros(len(origin), dtype=torch.int64)
-    for s, solid in enumerate(solids):
-        o, d = solid.to_local(origin), Solid.turn(direction, -solid.yaw) / direction.new_tensor(solid.half)
-        t = {"room": _exit_cube, "box": _enter_cube, "ball": _enter_ball, "cylinder": _enter_cylinder}[solid.kind](o, d)
-        closer = t < depth
-        depth, nearest = torch.where(closer, t, depth), torch.where(closer, s, nearest)
-    return depth, nearest
-
-
-def face_uv(local: Float[Tensor, "p 3"], cylinder: bool) -> tuple[Int[Tensor, " p"], Float[Tensor, "p 2"]]:
-    """Face (0...5: +x -x +y -y +z -z) and coordinates in [-1, 1] of points on a unit solid, seen as on a cube."""
-    axis = _one_hot_face(local, cylinder).abs().argmax(-1)
-    major = local.gather(1, axis[:, None])
-    others = torch.tensor([[2, 1], [0, 2], [0, 1]])[axis]
-    uv = local.gather(1, others) / major.abs().clamp(min=1e-9)
-    if cylinder:  # the height runs linearly along the side
-        uv[:, 1] = torch.where(axis == 1, uv[:, 1], local[:, 1])
-    return 2 * axis + (major[:, 0] < 0), uv.clamp(-1, 1)
-
-
-def sample(
-    scene: Scene, surface: Int[Tensor, " p"], uv: Float[Tensor, "p 2"], footprint: Float[Tensor, " p"]
-) -> Float[Tensor, "p 3"]:
-    """Trilinear texture lookup: the mip level is where a texel is as large as the pixel's footprint (metres)."""
-    level = torch.log2(footprint / scene.texel_metres[surface]).clamp(0, scene.offsets.shape[1] - 1.001)
-    level = torch.minimum(level, torch.log2(scene.sides[surface].float()) - 1.001)
-    low = level.long()
-    return torch.lerp(_bilinear(scene, surface, low, uv), _bilinear(scene, surface, low + 1, uv), (level - low)[:, None])
-
-
 @lru_cache(maxsize=4)
 def build(name: str, seed: int) -> Scene:
     """The scene's solids with baked textures; the same for the same name and seed."""
     rng = generator(seed, "procedural", name)
     solids = tuple(ROOMS[name](rng))
     light = [(uniform(rng, -1.5, 1.5), -solids[0].half[1] * 2 + 0.25, uniform(rng, -1.5, 1.5)) for _ in range(2)]
-    surfaces = [_bake(solids, s, f, torch.tensor(light), rng) for s in range(len(solids)) for f in range(6)]
-    texels, offsets, start = [], [], 0
-    for surface in surfaces:
-        pyramid = [surface]
-        while len(pyramid[-1]) > 1:
-            pyramid.append(F.avg_pool2d(pyramid[-1].permute(2, 0, 1), 2).permute(1, 2, 0))
-        sizes = torch.tensor([0] + [len(p) ** 2 for p in pyramid]).cumsum(0)[:-1] + start
-        offsets.append(F.pad(sizes, (0, 11 - len(sizes)), value=int(sizes[-1])))
-        texels += [p.reshape(-1, 3) for p in pyramid]
-        start += sum(len(p) ** 2 for p in pyramid)
-    sides = torch.tensor([len(s) for s in surfaces])
-    metres = torch.tensor([max(_extent(s, f)) for s in solids for f in range(6)]) / sides
-    return Scene(solids, torch.cat(texels), torch.stack(offsets), sides, metres)
+    styles = [(choose(rng, MATERIALS), colour(rng, 0.45)) for _ in solids]
+    faces = [_bake(solids, s, f, styles[s], torch.tensor(light), rng) for s in range(len(solids)) for f in range(6)]
+    return build_scene(solids, faces)
 
 
 def furnished_room(rng: torch.Generator) -> Iterator[Solid]:
@@ -272,12 +163,13 @@ def bare_room(rng: torch.Generator) -> Iterator[Solid]:
         yield _thing(rng, (distance * math.cos(bearing), 0.0, 0.3 + distance * math.sin(bearing)), uniform(rng, 0.25, 0.45))
 
 
+_THINGS: tuple[Literal["box", "ball", "cylinder"], ...] = ("box", "ball", "cylinder")
 ROOMS = {"room": furnished_room, "hall": bare_room}
 
 
 def _thing(rng: torch.Generator, foot: tuple[float, float, float], size: float) -> Solid:
     """A box, ball or cylinder that stands at ``foot``."""
-    kind: Literal["box", "ball", "cylinder"] = ("box", "ball", "cylinder")[int(uniform(rng, 0, 2.999))]  # type: ignore[assignment]
+    kind = choose(rng, _THINGS)
     height = size if kind == "ball" else size * uniform(rng, 0.8, 1.6)
     width = size * uniform(rng, 0.7, 1.1) if kind == "box" else size
     return Solid(kind, (foot[0], foot[1] - height, foot[2]), (width, height, size), uniform(rng, 0, 3))
@@ -297,33 +189,35 @@ def _shoot(spec: Spec, intrinsics: Tensor, pose: Tensor) -> tuple[Tensor, Tensor
     return render(build(spec.scene, spec.seed), intrinsics, pose, spec.height, spec.width)
 
 
-def _extent(solid: Solid, face: int) -> tuple[float, float]:
-    x, y, z = (2 * half for half in solid.half)
-    return ((z, y), (x, z), (x, y))[face // 2]
-
-
-def _bake(solids: tuple[Solid, ...], index: int, face: int, lights: Tensor, rng: torch.Generator) -> Float[Tensor, "t t 3"]:
+def _bake(
+    solids: tuple[Solid, ...], index: int, face: int, style: tuple[Material, Tensor], lights: Tensor, rng: torch.Generator
+) -> Float[Tensor, "t t 3"]:
     """One face's texture times the light that falls on it."""
     solid = solids[index]
-    extent = _extent(solid, face)
+    extent = solid.extent(face)
     if solid.kind == "room":
-        # floor, ceiling, walls; only what is large enough to be looked at closely is worth 1024 texels
-        material = {2: (planks, tiles), 3: (plaster, marble)}.get(face, (bricks, plaster, marble, tiles))
-        albedo = material[int(uniform(rng, 0, len(material) - 0.001))](rng, 1024, extent)
-        albedo = albedo if face in (2, 3) else hang(albedo, extent, rng, 4)
+        albedo = _wall(rng, face, extent)
     else:
-        albedo = MATERIALS[int(uniform(rng, 0, len(MATERIALS) - 0.001))](rng, 256 if max(extent) > 0.2 else 128, extent)
+        material, hue = style
+        albedo = tint(material(rng, 256 if max(extent) > 0.2 else 128, extent), hue)
     light = F.interpolate(_lightmap(solids, index, face, lights)[None, None], albedo.shape[:2], mode="bilinear")[0, 0]
     return (albedo * light[..., None]).clamp(0, 1)
 
 
+def _wall(rng: torch.Generator, face: int, extent: tuple[float, float]) -> Float[Tensor, "t t 3"]:
+    """Floor (+y), ceiling (-y), or a wall with posters."""
+    materials = {2: (planks, tiles), 3: (plaster, marble)}.get(face, (bricks, plaster, marble, tiles))
+    texture = tint(choose(rng, materials)(rng, 1024, extent), colour(rng, 0.45))
+    return texture if face in (2, 3) else hang(texture, extent, rng, 4)
+
+
 def _lightmap(
-    solids: tuple[Solid, ...], index: int, face: int, lights: Float[Tensor, "l 3"], side: int = 32
+    solids: tuple[Solid, ...], index: int, face: int, lights: Float[Tensor, "l 3"], side: int = 24
 ) -> Float[Tensor, "s s"]:
     """Ambient light plus lamps with soft shadows (each lamp is eight points)."""
     steps = (torch.arange(side) + 0.5) / side * 2 - 1
     v, u = torch.meshgrid(steps, steps, indexing="ij")
-    local = _on_surface(solids[index].kind, face, torch.stack([u, v], -1).view(-1, 2))
+    local = on_surface(solids[index].kind, face, torch.stack([u, v], -1).view(-1, 2))
     points, normals = solids[index].to_world(local), solids[index].normal(local)
     corners = 0.2 * torch.tensor([[x, y, z] for x in (-1.0, 1) for y in (-0.5, 0.5) for z in (-1.0, 1)])
     lamps = (lights[:, None] + corners).view(-1, 3)
@@ -333,79 +227,4 @@ def _lightmap(
     origin = (points + 2e-3 * normals).expand_as(towards).reshape(-1, 3)
     blocked = (first_hit(solids[1:], origin, towards.reshape(-1, 3))[0] < 1).view_as(lambert)
     glow = (lambert * ~blocked / (0.6 + 0.12 * distance**2)).sum(0) / len(corners)
-    return (0.45 + 0.55 * glow).view(side, side)
-
-
-def _on_surface(kind: str, face: int, uv: Float[Tensor, "p 2"]) -> Float[Tensor, "p 3"]:
-    """Inverse of :func:`face_uv`."""
-    axis, sign = face // 2, 1.0 - 2.0 * (face % 2)
-    order = ([2, 1], [0, 2], [0, 1])[axis]
-    cube = torch.full((len(uv), 3), sign)
-    cube[:, order] = uv
-    if kind == "ball":
-        return F.normalize(cube, dim=-1)
-    if kind == "cylinder" and axis != 1:
-        cube[:, [0, 2]] = F.normalize(cube[:, [0, 2]], dim=-1)
-    return cube
-
-
-def _one_hot_face(local: Float[Tensor, "p 3"], cylinder: bool) -> Float[Tensor, "p 3"]:
-    """The cube's face that a point belongs to, as a signed unit vector."""
-    size = local.abs()
-    if cylinder:  # caps where |y| is 1, whatever x and z are
-        cap = size[:, 1] > 1 - 1e-4
-        size = torch.stack([size[:, 0], torch.where(cap, 2.0, 0.0), size[:, 2]], -1)
-    axis = size.argmax(-1)
-    return F.one_hot(axis, 3) * local.gather(1, axis[:, None]).sign()
-
-
-def _slabs(origin: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
-    """Entry and exit of the cube |x|, |y|, |z| <= 1."""
-    inverse = 1 / torch.where(direction.abs() < 1e-9, 1e-9, direction)
-    a, b = (-1 - origin) * inverse, (1 - origin) * inverse
-    return torch.minimum(a, b).amax(-1), torch.maximum(a, b).amin(-1)
-
-
-def _exit_cube(origin: Tensor, direction: Tensor) -> Tensor:
-    return _slabs(origin, direction)[1]
-
-
-def _enter_cube(origin: Tensor, direction: Tensor) -> Tensor:
-    near, far = _slabs(origin, direction)
-    return torch.where((near < far) & (near > _NEAR), near, math.inf)
-
-
-def _enter_ball(origin: Tensor, direction: Tensor) -> Tensor:
-    a, b, c = (direction**2).sum(-1), (origin * direction).sum(-1), (origin**2).sum(-1) - 1
-    root = b * b - a * c
-    t = (-b - root.clamp(min=0).sqrt()) / a
-    return torch.where((root > 0) & (t > _NEAR), t, math.inf)
-
-
-def _enter_cylinder(origin: Tensor, direction: Tensor) -> Tensor:
-    flat_o, flat_d = origin[:, [0, 2]], direction[:, [0, 2]]
-    side = _enter_ball(flat_o, flat_d)
-    side = torch.where((origin[:, 1] + side * direction[:, 1]).abs() <= 1, side, math.inf)
-    cap = (-direction[:, 1].sign() - origin[:, 1]) / torch.where(direction[:, 1].abs() < 1e-9, 1e-9, direction[:, 1])
-    on_cap = ((flat_o + cap[:, None] * flat_d) ** 2).sum(-1) <= 1
-    return torch.minimum(side, torch.where(on_cap & (cap > _NEAR), cap, math.inf))
-
-
-def _edges(surface: Int[Tensor, "h w"]) -> Tensor:
-    """Pixels with a neighbour on another surface."""
-    padded = F.pad(surface[None, None].float(), (1, 1, 1, 1), mode="replicate")
-    return (F.max_pool2d(padded, 3, 1) != -F.max_pool2d(-padded, 3, 1))[0, 0]
-
-
-def _bilinear(scene: Scene, surface: Tensor, level: Tensor, uv: Float[Tensor, "p 2"]) -> Float[Tensor, "p 3"]:
-    side = scene.sides[surface] >> level
-    x, y = ((uv[:, i] + 1) / 2 * side - 0.5 for i in (0, 1))
-    x, y = (torch.minimum(c.clamp(min=0), side - 1.0) for c in (x, y))
-    left, top = x.long(), y.long()
-    right, bottom = torch.minimum(left + 1, side - 1), torch.minimum(top + 1, side - 1)
-    start = scene.offsets[surface, level]
-    fetch = lambda row, column: scene.texels[start + row * side + column]  # noqa: E731
-    wx, wy = (x - left)[:, None], (y - top)[:, None]
-    return torch.lerp(
-        torch.lerp(fetch(top, left), fetch(top, right), wx), torch.lerp(fetch(bottom, left), fetch(bottom, right), wx), wy
-    )
+    return (0.55 + 0.65 * glow).view(side, side)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -10,11 +11,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 Texture = Float[Tensor, "t t 3"]
+Material = Callable[[torch.Generator, int, tuple[float, float]], Texture]
+T = TypeVar("T")
 Metres = Float[Tensor, "t t"]  # across the texture, from its corner
 
 
 def uniform(rng: torch.Generator, low: float, high: float) -> float:
     return low + (high - low) * float(torch.rand((), generator=rng))
+
+
+def choose(rng: torch.Generator, options: Sequence[T]) -> T:
+    return options[int(torch.randint(len(options), (), generator=rng))]
 
 
 def colour(rng: torch.Generator, low: float = 0.15, high: float = 0.95) -> Float[Tensor, " 3"]:
@@ -27,7 +34,10 @@ def noise(rng: torch.Generator, side: int, extent: tuple[float, float], cell: fl
     for octave in range(octaves):
         counts = [min(side, max(2, round(length / cell * 2**octave) + 1)) for length in extent]
         lattice = torch.rand(1, 1, counts[1], counts[0], generator=rng)
-        total += 0.62**octave * F.interpolate(lattice, (side, side), mode="bicubic", align_corners=True)[0, 0]
+        total += (
+            0.62**octave
+            * F.interpolate(lattice, (side, side), mode="bicubic" if octave < 2 else "bilinear", align_corners=True)[0, 0]
+        )
     low, high = total.min(), total.max()
     return (total - low) / (high - low).clamp(min=1e-6)
 
@@ -98,9 +108,14 @@ def poster(rng: torch.Generator, side: int, extent: tuple[float, float]) -> Text
     )
 
 
-MATERIALS: tuple[Callable[[torch.Generator, int, tuple[float, float]], Texture], ...] = (
+MATERIALS: tuple[Material, ...] = (
     plaster, marble, planks, bricks, tiles, poster,
 )  # fmt: skip
+
+
+def tint(texture: Texture, hue: Float[Tensor, " 3"], share: float = 0.65) -> Texture:
+    """Pull colours towards one hue, at the same brightness, so that a thing looks painted once."""
+    return torch.lerp(texture, texture.mean(-1, keepdim=True) * hue / hue.mean(), share)
 
 
 def hang(wall: Texture, extent: tuple[float, float], rng: torch.Generator, count: int) -> Texture:
