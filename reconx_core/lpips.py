@@ -78,7 +78,11 @@ def lpips_files() -> tuple[Path, Path] | None:
 def lpips_missing_reason() -> str | None:
     """Which files to put where, or None if LPIPS can be computed."""
     missing = [" or ".join(names) for names in (VGG_FILES, HEAD_FILES) if _find(names) is None]
-    return f"LPIPS is left out: {' and '.join(missing)} not found in {weights_folder()}." if missing else None
+    if not missing:
+        return None
+    folder = weights_folder()
+    shown = f"~/{folder.relative_to(Path.home())}" if folder.is_relative_to(Path.home()) else str(folder)
+    return f"LPIPS is left out: {' and '.join(missing)} not found in {shown}."
 
 
 def weights_folder() -> Path:

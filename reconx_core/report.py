@@ -13,7 +13,7 @@ from typing import Any
 import jinja2
 from PIL import Image
 
-from reconx_core.files import write_atomic
+from reconx_core.files import explain_disk, write_atomic
 from reconx_core.types import Scores, ViewScore
 
 PICTURE_BYTES = 10_000_000  # all pictures of a page together
@@ -98,7 +98,10 @@ def write_report(path: Path, run: RunReport) -> None:
     Raises:
         OSError: the folder cannot be written or the disk is full.
     """
-    write_atomic(path, render_report(run).encode())
+    try:
+        write_atomic(path, render_report(run).encode())
+    except OSError as error:
+        raise explain_disk(error, path.parent) from error
 
 
 def render_report(run: RunReport) -> str:
