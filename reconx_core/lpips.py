@@ -27,7 +27,10 @@ SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 
 
 class Lpips(nn.Module):
-    """Differentiable distance between images; ``heads[i]`` weighs the channels of VGG stage i."""
+    """Differentiable distance between images; each of ``heads`` weighs the channels of its VGG stage."""
+
+    shift: Tensor
+    scale: Tensor
 
     def __init__(self, vgg: dict[str, Tensor], heads: dict[str, Tensor]) -> None:
         super().__init__()

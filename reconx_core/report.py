@@ -139,8 +139,7 @@ def mean_summary(scenes: Iterable[SceneReport]) -> dict[str, float | None]:
     """The mean over scenes of every score; None where a scene lacks it."""
     summaries = [scene.scores.summary for scene in scenes if scene.scores is not None]
     keys = [key for key in COLUMNS if any(key in summary for summary in summaries)]
-    values = {key: [summary.get(key) for summary in summaries] for key in keys}
-    return {key: None if None in column else math.fsum(column) / len(column) for key, column in values.items()}
+    return {key: _mean([summary.get(key) for summary in summaries]) for key in keys}
 
 
 def used_columns(scenes: Iterable[SceneReport]) -> list[str]:
@@ -149,9 +148,13 @@ def used_columns(scenes: Iterable[SceneReport]) -> list[str]:
     return [key for key in COLUMNS if any(summary.get(key) is not None for summary in summaries)]
 
 
+def _mean(values: list[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return math.fsum(known) / len(known) if len(known) == len(values) else None
+
+
 def _headlines(done: list[SceneReport]) -> list[str]:
-    present = [key for key in HEADLINES if key in used_columns(done)]
-    return present[:4]
+    return [key for key in HEADLINES if key in used_columns(done)][:4]
 
 
 def _context(run: RunReport, done: list[SceneReport]) -> list[tuple[str, str]]:
