@@ -9,6 +9,7 @@ float32 on the CPU runs in fused kernels; any other dtype or device in plain tor
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -88,19 +89,22 @@ def _blur(x: Float[Tensor, "*n h w"]) -> Float[Tensor, "*n h w"]:
     """The window along both axes, edge pixels mirrored."""
     radius = WINDOW // 2
     taps = torch.exp(-0.5 * (torch.arange(-radius, radius + 1).to(x) / SIGMA) ** 2)
-    taps = (taps / taps.sum()).reshape(1, 1, 1, WINDOW)
-    x = torch.cat([x[..., :radius].flip(-1), x, x[..., -radius:].flip(-1)], -1)
-    x = torch.cat([x[..., :radius, :].flip(-2), x, x[..., -radius:, :].flip(-2)], -2)
-    flat = x.reshape(-1, 1, *x.shape[-2:])
-    return torch.nn.functional.conv2d(torch.nn.functional.conv2d(flat, taps), taps.mT).unflatten(0, x.shape[:-2]).squeeze(-3)
+    x_padded = torch.cat([x[..., :radius].flip(-1), x, x[..., -radius:].flip(-1)], -1)
+    x_padded = torch.cat([x_padded[..., :radius, :].flip(-2), x_padded, x_padded[..., -radius:, :].flip(-2)], -2)
+    # All images as groups of one picture: by far torch's fastest way on the CPU.
+    planes = x_padded.reshape(1, -1, *x_padded.shape[-2:])
+    across = (taps / taps.sum()).expand(planes.shape[1], 1, 1, WINDOW)
+    convolve = functools.partial(torch.nn.functional.conv2d, groups=planes.shape[1])
+    return convolve(convolve(planes, across), across.mT).reshape(x.shape)
 
 
 def _arrays(*tensors: Tensor) -> list[np.ndarray]:
     return [tensor.detach().contiguous().numpy() for tensor in tensors]
 
 
-def _flat_images(a: Tensor, b: Tensor) -> list[np.ndarray]:
-    return [array.reshape(len(array), -1) for array in _arrays(a, b)]
+def _flat_images(a: Tensor, b: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    flat_a, flat_b = (array.reshape(len(array), -1) for array in _arrays(a, b))
+    return flat_a, flat_b
 
 
 def _similarity(

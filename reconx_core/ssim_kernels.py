@@ -21,6 +21,8 @@ PAD = LANES  # >= RADIUS * CHANNELS floats on either side of a row buffer
 f32 = np.float32
 _taps = np.exp(-0.5 * (np.arange(-RADIUS, RADIUS + 1) / SIGMA) ** 2)
 WINDOW = (_taps / _taps.sum()).astype(np.float32)
+# The float32 taps must sum to one, or a flat area shows a variance of its own; the outermost have the finest steps.
+WINDOW[[0, -1]] += (1 - WINDOW.sum(dtype=np.float64)) / 2
 TAPS = len(WINDOW)
 K1, K2, HALF, ONE, TWO, ZERO = f32(C1), f32(C2), f32(0.5), f32(1), f32(2), f32(0)
 THIRD = f32(1 / CHANNELS)
