@@ -1,0 +1,73 @@
+"""One Prefect server for all tests here, and a way to run the command line in this process with stand-in stages."""
+
+import os
+import sys
+from dataclasses import dataclass
+from functools import partial
+
+import pytest
+import standins
+
+from flows import cli
+
+
+@dataclass
+class Outcome:
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory):
+    """A running Prefect server, which PREFECT_API_URL names to everything started from here."""
+    from flows.server import prefect_server, wait_for_server
+
+    before = os.environ.get("PREFECT_API_URL")
+    with prefect_server(tmp_path_factory.mktemp("prefect")):
+        wait_for_server()
+        yield os.environ["PREFECT_API_URL"]
+    if before is not None:
+        os.environ["PREFECT_API_URL"] = before
+
+
+@pytest.fixture
+def reconx(server, monkeypatch, capsys):
+    """Run the command line in this process: ``reconx("gc", "--store", path)``; returns its exit code and output."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["reconx", *map(str, arguments)])
+        capsys.readouterr()
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as end:
+            code = int(end.code or 0)
+        captured = capsys.readouterr()
+        return Outcome(code, captured.out, captured.err)
+
+    return run
+
+
+@pytest.fixture
+def tiny(monkeypatch, tmp_path):
+    """Stand-ins instead of the stages; returns a function that lists the stages computed since it was last called."""
+    log = tmp_path / "computed.log"
+    monkeypatch.setenv("RECONX_TEST_LOG", str(log))
+    standins.install(partial(monkeypatch.setattr, raising=False))
+
+    def computed():
+        stages = log.read_text().split() if log.exists() else []
+        log.write_text("")
+        return stages
+
+    return computed
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """A folder for the stand-ins, which do not look into it."""
+    folder = tmp_path / "garden"
+    folder.mkdir()
+    (folder / "a.jpg").write_bytes(b"a photo")
+    return folder

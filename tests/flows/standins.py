@@ -1,0 +1,133 @@
+"""Tiny stand-ins for the stages, so that tests of the orchestration take no time; as a script: reconx with them.
+
+Each call is appended to the file named by RECONX_TEST_LOG; RECONX_TEST_PAUSE names a stage that first waits for a signal.
+"""
+
+import os
+import time
+from pathlib import Path
+
+import torch
+
+from reconx_core import condition, confidence, metrics, pointcloud, splats, video, views
+from reconx_core.errors import UserError
+from reconx_core.types import Cameras, Condition, Frames, Gaussians, PointCloud, Pointmaps, Scores, Views, ViewScore
+
+HEIGHT, WIDTH = 24, 32
+
+
+def cameras(count):
+    intrinsics = torch.tensor([[30.0, 0, WIDTH / 2], [0, 30.0, HEIGHT / 2], [0, 0, 1]])
+    poses = torch.eye(4).repeat(count, 1, 1)
+    poses[:, 0, 3] = torch.arange(count) / 10
+    return Cameras(intrinsics.repeat(count, 1, 1), poses, WIDTH, HEIGHT)
+
+
+def load_views(source, settings):
+    _enter("views")
+    if "broken" in str(source):
+        raise UserError("This scene is broken; take another one.")
+    images = torch.rand(4, HEIGHT, WIDTH, 3, generator=torch.Generator().manual_seed(len(str(source))))
+    is_target = torch.tensor([False, False, False, True])
+    focal = torch.full((4,), float("nan"))
+    return Views(
+        images, torch.ones(4, HEIGHT, WIDTH, dtype=torch.bool), ("a", "b", "c", "d"), is_target, cameras(4), focal, "posed"
+    )
+
+
+def estimate(inputs, settings, generator):
+    _enter("pointcloud")
+    n = len(inputs)
+    cloud = PointCloud(torch.rand(9, 3, generator=generator), torch.rand(9, 3, generator=generator), torch.ones(9))
+    points = torch.rand(n, HEIGHT, WIDTH, 3, generator=generator)
+    return Pointmaps(points, torch.ones(n, HEIGHT, WIDTH), cameras(n), cloud), cloud, torch.arange(n)
+
+
+def make_backend(settings):
+    return None
+
+
+def build_condition(inputs, pointmaps, settings, generator):
+    _enter("condition")
+    n = settings.frames_per_pair
+    renders = torch.rand(n, HEIGHT, WIDTH, 3, generator=generator)
+    pair = torch.tensor([[0, 1]]).repeat(n, 1)
+    return Condition(cameras(n), renders, torch.ones(n, HEIGHT, WIDTH), pair, torch.linspace(0, 1, n))
+
+
+def generate_frames(inputs, pointmaps, guide, settings, generator):
+    _enter("video")
+    images = torch.cat([inputs.images, guide.renders])
+    is_photo = torch.arange(len(images)) < len(inputs)
+    return Frames(images, cameras(len(images)), torch.ones(images.shape[:3]), is_photo)
+
+
+def estimate_confidence(inputs, frames, pointmaps, backend, settings, generator):
+    _enter("confidence")
+    return frames
+
+
+def fit_splats(frames, pointmaps, settings, generator, progress):
+    _enter("splats")
+    progress(1, 2)
+    n = 10 + settings.steps % 7
+    rand = [torch.rand(n, *shape, generator=generator) for shape in ((3,), (4,), (3,), (), (4, 3))]
+    return Gaussians(*rand)
+
+
+def score_scene(gaussians, scene, kept, pointmaps, settings, generator):
+    _enter("metrics")
+    psnr = 20.0 + float(gaussians.means.mean())
+    rows = (ViewScore("d", psnr, 0.5, None, False, True), ViewScore("a", psnr + 1, 0.6, None, False, False))
+    summary = {
+        "psnr": psnr,
+        "ssim": 0.5,
+        "lpips": None,
+        "photo_psnr": psnr + 1,
+        "photo_ssim": 0.6,
+        "gaussians": float(len(gaussians)),
+    }
+    panels = {"photo": scene.images[0], "render": scene.images[1]}
+    pictures = [metrics.pictures.Picture("d", True, False, panels), metrics.pictures.Picture("a", False, False, panels)]
+    return Scores(rows, summary, scene.protocol), pictures
+
+
+def render_path(gaussians, path, frames):
+    return torch.rand(4, HEIGHT, WIDTH, 3, generator=torch.Generator().manual_seed(len(gaussians)))
+
+
+REPLACED = (
+    (views, load_views), (pointcloud, estimate), (pointcloud, make_backend), (condition, build_condition),
+    (video, generate_frames),    (confidence, estimate_confidence), (splats, fit_splats), (metrics, score_scene),
+)  # fmt: skip
+
+
+def install(setattr=setattr):
+    """Put the stand-ins in place of the stages; ``setattr`` may be pytest's monkeypatch.setattr."""
+    from tasks import metrics as metrics_task
+
+    for module, function in REPLACED:
+        setattr(module, function.__name__, function)
+    setattr(metrics_task, "render_path", render_path)
+
+
+def artifact_bytes(store: Path) -> dict[str, bytes]:
+    """Every file of every artifact that is inside a digest, and the manifests."""
+    outside = {"measured.json", "prefect.json"}
+    files = (p for p in store.glob("*/*/**/*") if p.is_file() and not p.relative_to(store).parts[0].startswith("."))
+    return {p.relative_to(store).as_posix(): p.read_bytes() for p in files if p.name not in outside}
+
+
+def _enter(stage):
+    if "RECONX_TEST_LOG" in os.environ:
+        with Path(os.environ["RECONX_TEST_LOG"]).open("a") as log:
+            log.write(stage + "\n")
+    if os.environ.get("RECONX_TEST_PAUSE") == stage:
+        time.sleep(600)
+
+
+if __name__ == "__main__":
+    from flows.cli import main
+
+    install()
+    main()
