@@ -232,7 +232,7 @@ def _fit_consensus(
     found = pycolmap.estimate_sim3d_robust(source[keep].numpy(), target[keep].numpy(), options)
     if found is None:
         return fit_similarity(source, target, weight)
-    matrix = torch.from_numpy(found["tgt_from_src"].matrix())
+    matrix = torch.from_numpy(found["tgt_from_src"].matrix())  # type: ignore[index]  # a dict, whatever the stub says
     scale = torch.linalg.det(matrix[:, :3]) ** (1 / 3)
     return scale, matrix[:, :3] / scale, matrix[:, 3]
 

@@ -15,6 +15,7 @@ from reconx_core.pointcloud.twoview import RelativePose, relative_pose
 
 Pair = tuple[int, int]
 
+MIN_ANGLE = 0.05  # degrees; points under less parallax are kept out, those under little say little but do no harm
 MIN_START = 8  # triangulated points below which a pair is no start
 
 
@@ -68,7 +69,7 @@ def _cache(problem: Problem, intrinsics: list[Float[NDArray[np.float64], "3 3"]]
     for (i, j), matches in problem.matches.items():
         geometry = pycolmap.TwoViewGeometry()
         geometry.config = int(pycolmap.TwoViewGeometryConfiguration.UNCALIBRATED)
-        geometry.inlier_matches = matches.indices.astype(np.uint32)
+        geometry.inlier_matches = matches.astype(np.uint32)
         cache.correspondence_graph.add_two_view_geometry(i + 1, j + 1, geometry)
     cache.correspondence_graph.finalize()
     return cache
@@ -94,18 +95,23 @@ def _options(problem: Problem, refine_focal: bool):
     shared = {"random_seed": problem.seed}
     options = pycolmap.IncrementalMapperOptions(
         num_threads=1, abs_pose_min_num_inliers=10, abs_pose_min_inlier_ratio=0.15, abs_pose_max_error=3 * problem.max_error,
-        abs_pose_refine_focal_length=False, filter_max_reproj_error=2 * problem.max_error, filter_min_tri_angle=0.3,
-        init_min_tri_angle=0.3, fix_existing_frames=bool(problem.fixed_poses), **shared,
+        abs_pose_refine_focal_length=False, filter_max_reproj_error=2 * problem.max_error, filter_min_tri_angle=MIN_ANGLE,
+        init_min_tri_angle=MIN_ANGLE, fix_existing_frames=bool(problem.fixed_poses), **shared,
     )  # fmt: skip
     triangulation = pycolmap.IncrementalTriangulatorOptions(
-        ignore_two_view_tracks=False, min_angle=0.3, merge_max_reproj_error=2 * problem.max_error,
+        ignore_two_view_tracks=False, min_angle=MIN_ANGLE, merge_max_reproj_error=2 * problem.max_error,
         complete_max_reproj_error=2 * problem.max_error, **shared,
     )  # fmt: skip
-    bundle = pycolmap.BundleAdjustmentOptions(refine_focal_length=refine_focal, print_summary=False)
-    bundle.ceres.loss_function_type = pycolmap.LossFunctionType.SOFT_L1
-    bundle.ceres.solver_options.num_threads = 1
-    bundle.ceres.solver_options.max_num_iterations = 50
-    return options, triangulation, bundle
+    return options, triangulation, bundle_options(refine_focal)
+
+
+def bundle_options(refine_focal: bool) -> pycolmap.BundleAdjustmentOptions:
+    """Robust adjustment on one thread: with more, the order of the sums and so the last bits would vary."""
+    options = pycolmap.BundleAdjustmentOptions(refine_focal_length=refine_focal, print_summary=False)
+    options.ceres.loss_function_type = pycolmap.LossFunctionType.SOFT_L1
+    options.ceres.solver_options.num_threads = 1
+    options.ceres.solver_options.max_num_iterations = 50
+    return options
 
 
 def _register_fixed(problem: Problem, reconstruction: pycolmap.Reconstruction, cache: pycolmap.DatabaseCache) -> None:
@@ -135,7 +141,7 @@ def _start(problem: Problem, mapper: pycolmap.IncrementalMapper, options, triang
 
 def pair_pose(problem: Problem, reconstruction: pycolmap.Reconstruction, pair: Pair) -> RelativePose | None:
     """Relative pose of one pair from its verified matches."""
-    rows = problem.matches[pair].indices
+    rows = problem.matches[pair]
     one, two = (reconstruction.camera(problem.lens[view] + 1) for view in pair)
     xy1, xy2 = (problem.keypoints[view][rows[:, side]] for side, view in enumerate(pair))
     return relative_pose(one, two, xy1, xy2, problem.max_error, problem.seed)

@@ -11,6 +11,8 @@ from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
+Matches = Int[NDArray[np.int64], "m 2"]  # rows of indices into the keypoints of two photos
+
 MIN_INLIERS = 12  # fewer matches than this agree with some fundamental matrix by chance
 RATIO = 0.8  # nearest over second nearest descriptor angle
 MAX_ANGLE = 0.9  # radians between descriptors; beyond it the nearest one is no match even where it is distinctive
@@ -31,17 +33,6 @@ class Features:
     descriptors: Float[Tensor, "k 128"]  # integers 0..255, so that their products are exact in float32
 
 
-@dataclass(frozen=True)
-class Matches:
-    """Verified matches of one pair: rows of keypoint indices, and whether one homography explains most of them."""
-
-    indices: Int[NDArray[np.int64], "m 2"]
-    planar: bool
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-
 def extract_features(image: Float[Tensor, "h w 3"], mask: Bool[Tensor, "h w"], effort: int = 0) -> Features:
     """SIFT features on the pixels that ``mask`` allows. ``effort`` indexes :data:`EFFORTS`."""
     options = pycolmap.FeatureExtractionOptions(num_threads=1, use_gpu=False)
@@ -60,7 +51,7 @@ def _grey(image: Float[Tensor, "h w 3"]) -> NDArray[np.uint8]:
     return np.ascontiguousarray((luma * 255).round().clamp(0, 255).to(torch.uint8).numpy())
 
 
-def match_features(a: Features, b: Features, ratio: float = RATIO) -> Int[NDArray[np.int64], "m 2"]:
+def match_features(a: Features, b: Features, ratio: float = RATIO) -> Matches:
     """Mutual nearest neighbours that pass the ratio test."""
     if min(len(a.keypoints), len(b.keypoints)) < 2:
         return np.empty((0, 2), np.int64)
@@ -72,17 +63,17 @@ def match_features(a: Features, b: Features, ratio: float = RATIO) -> Int[NDArra
     return torch.stack([keep.nonzero()[:, 0], index[keep, 0]], 1).numpy()
 
 
-def verify_matches(
-    a: Features, b: Features, matches: Int[NDArray[np.int64], "m 2"], size: tuple[int, int], max_error: float, seed: int
-) -> Matches:
-    """The matches that agree with one fundamental matrix, or one homography where the scene is flat; none if too few.
+def verify_matches(a: Features, b: Features, matches: Matches, max_error: float, seed: int) -> Matches:
+    """The matches within ``max_error`` pixels of one epipolar geometry; none if fewer than MIN_INLIERS are.
 
-    ``size`` is (height, width); ``max_error`` is in pixels.
+    A homography is never preferred, as COLMAP does for flat scenes and small motion: it would drop the matches off the
+    plane, which are those that tell the camera's motion.
     """
-    height, width = size
-    camera = pycolmap.Camera.create_from_model_id(1, pycolmap.CameraModelId.SIMPLE_PINHOLE, float(max(size)), width, height)
-    options = pycolmap.TwoViewGeometryOptions(min_num_inliers=MIN_INLIERS, detect_watermark=False)
-    options.ransac.mergedict({"max_error": max_error, "random_seed": seed, "max_num_trials": 5000, "min_inlier_ratio": 0.1})
-    geometry = pycolmap.estimate_two_view_geometry(camera, a.keypoints, camera, b.keypoints, matches.astype(np.uint32), options)
-    flat = pycolmap.TwoViewGeometryConfiguration.PLANAR_OR_PANORAMIC
-    return Matches(np.asarray(geometry.inlier_matches, np.int64).reshape(-1, 2), geometry.config == int(flat))
+    if len(matches) < MIN_INLIERS:
+        return matches[:0]
+    options = pycolmap.RANSACOptions(
+        max_error=max_error, random_seed=seed, min_num_trials=500, max_num_trials=5000, min_inlier_ratio=0.1, confidence=0.9999
+    )
+    found = pycolmap.estimate_fundamental_matrix(a.keypoints[matches[:, 0]], b.keypoints[matches[:, 1]], options)
+    keep = np.zeros(len(matches), bool) if found is None else np.asarray(found["inlier_mask"], bool)
+    return matches[keep] if keep.sum() >= MIN_INLIERS else matches[:0]

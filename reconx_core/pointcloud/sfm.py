@@ -16,13 +16,13 @@ from torch import Tensor
 
 from reconx_core.errors import UserError
 from reconx_core.geometry import transform
+from reconx_core.pointcloud.focal import FocalPrior, focal_prior, solve_focals
 from reconx_core.pointcloud.mapper import Problem, reconstruct
 from reconx_core.pointcloud.matching import EFFORTS, Features, Matches, extract_features, match_features, verify_matches
 from reconx_core.types import Cameras, PointCloud, Views
 
 pycolmap.logging.minloglevel = 2  # glog prints every step otherwise; what goes wrong is raised
 
-START_FOCALS = (0.6, 0.85, 1.2)  # of the long side: wide phone, phone, normal lens
 EXIF_AGREES = 1.03  # focals closer than this are one lens
 
 
@@ -67,19 +67,19 @@ def _attempt(views: Views, fixed: Cameras | None, seed: int, effort: int) -> tup
     """Match with one effort, then the best reconstruction over the focals to start from."""
     size = (views.images.shape[1], views.images.shape[2])
     features = [extract_features(image, mask, effort) for image, mask in zip(views.images, views.masks)]
-    matches = match_all(features, size, _max_error(size), seed)
-    lens, starts, refine = _lenses(views, fixed)
+    matches = match_all(features, _max_error(size), seed)
     poses = {} if fixed is None else dict(enumerate(fixed.world_to_cam.double().numpy()))
+    lens, known, prior = _lenses(views, fixed)
     problem = Problem([f.keypoints for f in features], matches, lens, size, poses, seed, _max_error(size))
-    solved = [r for r in (reconstruct(problem, start, refine) for start in starts) if r is not None]
-    return (problem, max(solved, key=_quality)) if solved else None
+    found = reconstruct(problem, known, False) if prior is None else solve_focals(problem, prior)
+    return None if found is None else (problem, found)
 
 
-def match_all(features: list[Features], size: tuple[int, int], max_error: float, seed: int) -> dict[tuple[int, int], Matches]:
+def match_all(features: list[Features], max_error: float, seed: int) -> dict[tuple[int, int], Matches]:
     """Verified matches of every pair that has any."""
     pairs = itertools.combinations(range(len(features)), 2)
     verified = {
-        (i, j): verify_matches(features[i], features[j], match_features(features[i], features[j]), size, max_error, seed)
+        (i, j): verify_matches(features[i], features[j], match_features(features[i], features[j]), max_error, seed)
         for i, j in pairs
     }
     return {pair: matches for pair, matches in verified.items() if len(matches)}
@@ -90,26 +90,19 @@ def _max_error(size: tuple[int, int]) -> float:
     return 2.0 * max(1.0, max(size) / 512) ** 0.5
 
 
-def _quality(reconstruction: pycolmap.Reconstruction) -> tuple[int, float]:
-    error = max(reconstruction.compute_mean_reprojection_error(), 1e-3)
-    return reconstruction.num_reg_images(), reconstruction.compute_num_observations() / error**0.5
-
-
-def _lenses(views: Views, fixed: Cameras | None) -> tuple[tuple[int, ...], list[list[NDArray[np.float64]]], bool]:
-    """(lens of each view, intrinsics per lens for each start, whether focals are refined)."""
+def _lenses(
+    views: Views, fixed: Cameras | None
+) -> tuple[tuple[int, ...], list[Float[NDArray[np.float64], "3 3"]], list[FocalPrior] | None]:
+    """(lens of each view, intrinsics per lens, what is believed of the focals or None where they are known)."""
     known = fixed.intrinsics if fixed is not None else views.given_intrinsics
-    if known is not None and len(known) == len(views):
-        return tuple(range(len(views))), [list(known.double().numpy())], False
-    height, width = views.images.shape[1:3]
-    lens, priors = _group_focals(views.focal_prior)
-    starts = START_FOCALS if any(math.isnan(p) for p in priors) else (1.0,)
-    guesses = [[_pinhole(s * max(height, width) if math.isnan(p) else p, height, width) for p in priors] for s in starts]
     if known is None:
-        return lens, guesses, True
-    # The first views are known and do not move; the lens of the others is guessed from theirs.
+        lens, focals = _group_focals(views.focal_prior)
+        return lens, [], [focal_prior(focal, max(views.masks.shape[1:])) for focal in focals]
     first = list(known.double().numpy())
-    like = [np.median(np.stack(first), 0)]
-    return (*range(len(first)), *[len(first)] * (len(views) - len(first))), [first + like], False
+    if len(first) == len(views):
+        return tuple(range(len(views))), first, None
+    # The first views are known and do not move; the lens of the others is taken to be like theirs.
+    return (*range(len(first)), *[len(first)] * (len(views) - len(first))), [*first, np.median(np.stack(first), 0)], None
 
 
 def _group_focals(prior: Float[Tensor, " n"]) -> tuple[tuple[int, ...], list[float]]:
@@ -125,10 +118,6 @@ def _group_focals(prior: Float[Tensor, " n"]) -> tuple[tuple[int, ...], list[flo
 
 def _agree(a: float, b: float) -> bool:
     return (math.isnan(a) and math.isnan(b)) or max(a, b) < EXIF_AGREES * min(a, b)
-
-
-def _pinhole(focal: float, height: int, width: int) -> Float[NDArray[np.float64], "3 3"]:
-    return np.array([[focal, 0.0, width / 2], [0.0, focal, height / 2], [0.0, 0.0, 1.0]])
 
 
 def _to_sfm(views: Views, fixed: Cameras | None, problem: Problem, reconstruction: pycolmap.Reconstruction) -> Sfm:
