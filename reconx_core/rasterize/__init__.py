@@ -49,7 +49,7 @@ def rasterize(
     gaussians: Gaussians,
     cameras: Cameras,
     backend: Literal["auto", "cpu", "gsplat"] = "auto",
-    background: Float[Tensor, "3"] | None = None,
+    background: Float[Tensor, " 3"] | None = None,
     sh_degree: int | None = None,
 ) -> Rendering:
     """Render the Gaussians into every camera.

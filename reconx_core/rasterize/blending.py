@@ -13,6 +13,7 @@ from numba import prange
 from reconx_core.jit import inlined, kernel
 from reconx_core.rasterize import conventions
 from reconx_core.rasterize.records import BLUE, DEPTH, GREEN, OPACITY, RECORD, RED, SLOT, A, B, C, X, Y
+from reconx_core.rasterize.tiles import end_row, first_row
 from reconx_core.simd import (
     aligned,
     any_lane,
@@ -87,7 +88,7 @@ def write_tile(state, x0, y0, background, rgb, depth, alpha):
 
 
 @inlined
-def blend_splat(state, batch, k, x0, y0, rows):
+def blend_splat(state, batch, k, x0, y0, entry):
     """Add one splat to the pixel rows of a tile that it reaches."""
     zero = splat(ZERO)
     dx = lane_centres() - (batch[k + X] - x0)
@@ -95,7 +96,7 @@ def blend_splat(state, batch, k, x0, y0, rows):
     along, cross, down = dx * (batch[k + A] * SIXTEENTH), batch[k + B] * EIGHTH, batch[k + C] * SIXTEENTH
     opacity = batch[k + OPACITY]
     red, green, blue, depth = batch[k + RED], batch[k + GREEN], batch[k + BLUE], batch[k + DEPTH]
-    for row in range(rows & 31, rows >> 5):
+    for row in range(first_row(entry), end_row(entry)):
         dy = f32(row) - y
         exponent = (along + cross * dy) * dx + down * dy * dy
         alpha = minimum(exp_of_eighth(exponent) * opacity, MAX_ALPHA)
@@ -115,7 +116,7 @@ def blend_splat(state, batch, k, x0, y0, rows):
 
 
 @kernel
-def blend(records, tile_starts, gaussians, rows, background, rgb, depth, alpha, parts):
+def blend(records, tile_starts, gaussians, entries, background, rgb, depth, alpha, parts):
     """Fill rgb [h, w, 3], accumulated depth [h, w] and alpha [h, w] of one camera."""
     tiles_x = (alpha.shape[1] + TILE - 1) // TILE
     flat = records.reshape(-1)
@@ -130,7 +131,7 @@ def blend(records, tile_starts, gaussians, rows, background, rgb, depth, alpha, 
                 count = min(BATCH, tile_starts[tile + 1] - first)
                 copy_batch(batch, flat, gaussians, first, count)
                 for k in range(count):
-                    blend_splat(state, batch, k * RECORD, f32(x0), f32(y0), rows[first + k])
+                    blend_splat(state, batch, k * RECORD, f32(x0), f32(y0), entries[first + k])
                 if not any_unfinished(state, FORWARD):
                     break
             write_tile(state, x0, y0, background, rgb, depth, alpha)
@@ -161,7 +162,7 @@ def read_tile(state, x0, y0, images, gradients):
 
 
 @inlined
-def unblend_splat(state, batch, k, x0, y0, rows, slots, slot):
+def unblend_splat(state, batch, k, x0, y0, entry, slots, slot):
     """Replay one splat and write the moments of its gradients over the tile's pixels to its slot."""
     zero = splat(ZERO)
     dx = lane_centres() - (batch[k + X] - x0)
@@ -170,7 +171,7 @@ def unblend_splat(state, batch, k, x0, y0, rows, slots, slot):
     opacity = batch[k + OPACITY]
     red, green, blue, depth = batch[k + RED], batch[k + GREEN], batch[k + BLUE], batch[k + DEPTH]
     g, g_y, g_yy, g_red, g_green, g_blue, g_depth = zero, zero, zero, zero, zero, zero, zero
-    for row in range(rows & 31, rows >> 5):
+    for row in range(first_row(entry), end_row(entry)):
         dy = f32(row) - y
         exponent = (along + cross * dy) * dx + down * dy * dy
         alpha = exp_of_eighth(exponent) * opacity
@@ -207,7 +208,7 @@ def unblend_splat(state, batch, k, x0, y0, rows, slots, slot):
 
 @kernel
 def blend_backward(
-    records, tile_starts, gaussians, slot_of, rows, rgb, depth, alpha, v_rgb, v_depth, v_alpha, slots, parts
+    records, tile_starts, gaussians, slot_of, entries, rgb, depth, alpha, v_rgb, v_depth, v_alpha, slots, parts
 ):  # fmt: skip
     """Fill ``slots`` [(Gaussian, tile) pairs, 16] with the moments of one camera's image gradients."""
     tiles_x = (alpha.shape[1] + TILE - 1) // TILE
@@ -223,7 +224,7 @@ def blend_backward(
                 count = min(BATCH, end - done)
                 copy_batch(batch, flat, gaussians, done, count)
                 for k in range(count):
-                    unblend_splat(state, batch, k * RECORD, f32(x0), f32(y0), rows[done + k], slots, slot_of[done + k])
+                    unblend_splat(state, batch, k * RECORD, f32(x0), f32(y0), entries[done + k], slots, slot_of[done + k])
                 done += count
             for place in range(done, end):
                 for k in range(SLOT):

@@ -13,9 +13,9 @@ from torch import Tensor
 from reconx_core.jit import one_at_a_time
 from reconx_core.rasterize.blending import blend, blend_backward
 from reconx_core.rasterize.conventions import TILE
-from reconx_core.rasterize.projection import CAMERA_SUMS, CHUNKS, project, project_backward
+from reconx_core.rasterize.projection import CAMERA_SUMS, project, project_backward
 from reconx_core.rasterize.records import RECORD, SLOT
-from reconx_core.rasterize.tiles import depth_order, fill_tiles, slot_starts
+from reconx_core.rasterize.tiles import CHUNKS, depth_order, fill_tiles, list_tiles, running_starts
 from reconx_core.types import Cameras, Gaussians
 
 
@@ -23,15 +23,15 @@ class Splats(NamedTuple):
     """One camera's projected Gaussians and the lists of its tiles."""
 
     records: np.ndarray  # [n, RECORD]
-    starts: np.ndarray  # [n + 1] slots of each Gaussian
+    slot_starts: np.ndarray  # [n + 1] Gaussian i owns the slots from [i] up to [i + 1]
     tile_starts: np.ndarray  # [tiles + 1]
     gaussians: np.ndarray  # [pairs] per tile, front to back
     slots: np.ndarray  # [pairs]
-    rows: np.ndarray  # [pairs] packed pixel rows
+    entries: np.ndarray  # [pairs] tile and pixel rows, packed
 
 
 def rasterize_cpu(
-    gaussians: Gaussians, cameras: Cameras, background: Float[Tensor, "3"], sh_degree: int
+    gaussians: Gaussians, cameras: Cameras, background: Float[Tensor, " 3"], sh_degree: int
 ) -> tuple[Float[Tensor, "c h w 3"], Float[Tensor, "c h w"], Float[Tensor, "c h w"]]:
     """Colour, accumulated depth and alpha; differentiable for the Gaussians and ``cameras.cam_to_world``."""
     return _Rasterize.apply(
@@ -49,11 +49,14 @@ def splats_of(scene: list[np.ndarray], view: list[np.ndarray], size: tuple[int, 
     """Project the Gaussians into one camera and list them per tile, front to back."""
     n, (height, width) = len(scene[0]), size
     tiles_x, tiles_y = -(-width // TILE), -(-height // TILE)
-    records, counts, keys = np.empty((n, RECORD), np.float32), np.empty(n, np.int32), np.empty(n, np.uint32)
-    project(*scene, degree, *view, width, height, tiles_x, tiles_y, records, counts, keys)
-    starts = slot_starts(counts)
-    lists = fill_tiles(records, depth_order(counts, keys), starts, tiles_x, tiles_y, numba.get_num_threads())
-    return Splats(records, starts, *lists)
+    records, box_counts, keys = np.empty((n, RECORD), np.float32), np.empty(n, np.int32), np.empty(n, np.uint32)
+    project(*scene, degree, *view, width, height, tiles_x, tiles_y, records, box_counts, keys)
+    entry_starts = running_starts(box_counts)
+    entries, counts = list_tiles(records, entry_starts, tiles_x, tiles_y)
+    slot_starts = running_starts(counts)
+    order = depth_order(counts, keys)
+    lists = fill_tiles(order, entry_starts, entries, slot_starts, tiles_x * tiles_y, numba.get_num_threads())
+    return Splats(records, slot_starts, *lists)
 
 
 class _Rasterize(torch.autograd.Function):
@@ -70,8 +73,8 @@ class _Rasterize(torch.autograd.Function):
         with one_at_a_time():
             for view, *image in zip(views, *_arrays(*images)):
                 splats.append(splats_of(scene, view, size, degree))
-                _, starts, tile_starts, gaussians, _, rows = splats[-1]
-                blend(splats[-1].records, tile_starts, gaussians, rows, backdrop, *image, numba.get_num_threads())
+                records, _, tile_starts, order, _, entries = splats[-1]
+                blend(records, tile_starts, order, entries, backdrop, *image, numba.get_num_threads())
         ctx.save_for_backward(*images)
         ctx.inputs = scene, views, splats, size, degree
         ctx.set_materialize_grads(True)
@@ -86,12 +89,12 @@ class _Rasterize(torch.autograd.Function):
             for view, splat, sums, *image in zip(views, splats, camera_sums, *_arrays(*ctx.saved_tensors, *v_images)):
                 slots = np.empty((len(splat.slots), SLOT), np.float32)
                 blend_backward(
-                    splat.records, splat.tile_starts, splat.gaussians, splat.slots, splat.rows, *image, slots,
+                    splat.records, splat.tile_starts, splat.gaussians, splat.slots, splat.entries, *image, slots,
                     numba.get_num_threads(),
                 )  # fmt: skip
                 means, quats, log_scales, _, sh = scene
                 project_backward(
-                    means, quats, log_scales, sh, degree, *view, size[1], size[0], splat.records, splat.starts, slots,
+                    means, quats, log_scales, sh, degree, *view, size[1], size[0], splat.records, splat.slot_starts, slots,
                     *_arrays(*v_scene), sums,
                 )  # fmt: skip
         return (*v_scene, *_camera_gradients(camera_sums), None, None, None, None)

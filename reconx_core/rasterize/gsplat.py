@@ -11,7 +11,7 @@ from reconx_core.types import Cameras, Gaussians
 
 
 def rasterize_gsplat(
-    gaussians: Gaussians, cameras: Cameras, background: Float[Tensor, "3"], sh_degree: int
+    gaussians: Gaussians, cameras: Cameras, background: Float[Tensor, " 3"], sh_degree: int
 ) -> tuple[Float[Tensor, "c h w 3"], Float[Tensor, "c h w"], Float[Tensor, "c h w"]]:
     """Colour, accumulated depth and alpha, on the device of ``gaussians``.
 

@@ -15,12 +15,27 @@ from reconx_core.jit import inlined, kernel
 from reconx_core.rasterize import conventions
 from reconx_core.rasterize.harmonics import sh_basis, sh_direction_gradient
 from reconx_core.rasterize.records import (
-    BLUE, DEPTH, DETERMINANT, EXTENT_X, EXTENT_Y, GREEN, LEVEL, MOMENTS, OPACITY, RED, A, B, C, X, Y,
+    BLUE,
+    DEPTH,
+    EXTENT_X,
+    EXTENT_Y,
+    FLAT_X,
+    FLAT_Y,
+    GREEN,
+    MOMENTS,
+    OPACITY,
+    RED,
+    SLOPE_X,
+    SLOPE_Y,
+    A,
+    B,
+    C,
+    X,
+    Y,
 )  # fmt: skip
-from reconx_core.rasterize.tiles import count_tiles
+from reconx_core.rasterize.tiles import CHUNKS, box_tiles
 from reconx_core.simd import float_bits
 
-CHUNKS = 64  # fixed, so that sums over chunks do not depend on the number of threads
 CAMERA_SUMS = 15  # gradient of the view rotation (9), the view translation (3) and the camera centre (3)
 
 f32 = np.float32
@@ -173,12 +188,13 @@ def write_splat(record, point, covariance, opacity, lens, size):
         return False
     if not (y + reach_y > ZERO and y - reach_y < size[1]):
         return False
-    level += LEVEL_MARGIN
-    inverse = ONE / determinant
-    record[X], record[Y] = x, y
+    reach = math.sqrt(TWO * (level + LEVEL_MARGIN))
+    inverse, area = ONE / determinant, math.sqrt(determinant)
+    record[X], record[Y], record[OPACITY] = x, y, opacity
     record[A], record[B], record[C] = yy * inverse, -xy * inverse, xx * inverse
-    record[OPACITY], record[LEVEL], record[DETERMINANT] = opacity, level, inverse
-    record[EXTENT_X], record[EXTENT_Y] = math.sqrt(TWO * level * xx), math.sqrt(TWO * level * yy)
+    record[EXTENT_X], record[EXTENT_Y] = reach * math.sqrt(xx), reach * math.sqrt(yy)
+    record[SLOPE_X], record[SLOPE_Y] = xy / yy, xy / xx
+    record[FLAT_X], record[FLAT_Y] = area / yy, area / xx
     record[DEPTH] = point[2]
     return True
 
@@ -217,9 +233,9 @@ def project_one(i, means, quats, log_scales, logit_opacities, view, lens, size, 
 @kernel
 def project(
     means, quats, log_scales, logit_opacities, sh, degree, world_to_cam, centre, intrinsics, width, height,
-    tiles_x, tiles_y, records, tile_counts, depth_keys,
+    tiles_x, tiles_y, records, box_counts, depth_keys,
 ):  # fmt: skip
-    """Fill a record, the number of 16x16 tiles it touches (0: invisible) and a sortable depth for every Gaussian."""
+    """Fill a record, the number of tiles its bounding box touches (0: invisible) and a sortable depth for every Gaussian."""
     n = len(means)
     per_chunk = (n + CHUNKS - 1) // CHUNKS
     for chunk in prange(CHUNKS):
@@ -228,11 +244,11 @@ def project(
         eye = (-centre[0], -centre[1], -centre[2])
         basis = np.empty(16, np.float32)
         for i in range(chunk * per_chunk, min(n, (chunk + 1) * per_chunk)):
-            tile_counts[i] = 0
+            box_counts[i] = 0
             record = records[i]
             if project_one(i, means, quats, log_scales, logit_opacities, view, lens, (f32(width), f32(height)), record):
-                tile_counts[i] = count_tiles(record, tiles_x, tiles_y)
-                if tile_counts[i] > 0:
+                box_counts[i] = box_tiles(record, tiles_x, tiles_y)
+                if box_counts[i] > 0:
                     depth_keys[i] = float_bits(record[DEPTH])
                     direction, _ = unit(plus(vector3(means, i), eye))
                     write_colour(record, sh[i], degree, direction, basis)

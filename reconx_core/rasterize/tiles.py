@@ -9,85 +9,129 @@ from numba import prange
 
 from reconx_core.jit import exact, inlined, kernel, serial_kernel
 from reconx_core.rasterize.conventions import TILE
-from reconx_core.rasterize.records import DETERMINANT, EXTENT_X, EXTENT_Y, LEVEL, A, B, C, X, Y
+from reconx_core.rasterize.records import EXTENT_X, EXTENT_Y, FLAT_X, FLAT_Y, SLOPE_X, SLOPE_Y, X, Y
+
+CHUNKS = 64  # stretches of Gaussians that threads take; fixed, so that sums over chunks do not depend on the threads
 
 f32 = np.float32
-ZERO, HALF, TWO = f32(0), f32(0.5), f32(2)
-SIDE, INVERSE_SIDE, LAST_CENTRE = f32(TILE), f32(1 / TILE), f32(TILE - 0.5)
+ZERO, HALF = f32(0), f32(0.5)
+INVERSE_SIDE, LAST_CENTRE, LAST = f32(1 / TILE), f32(TILE - 0.5), f32(TILE - 1)
 
-
-@exact
-def ellipse_span(a, b, c, level, determinant, extent_along, extent_across, low, high):
-    """(any, left, right): extent along one axis of a dx^2 + 2 b dx dy + c dy^2 <= 2 level between dy = low and high."""
-    low, high = max(low, -extent_across), min(high, extent_across)
-    if not low <= high:
-        return False, ZERO, ZERO
-    tip = b / c * extent_along  # dy of the leftmost point; the rightmost lies opposite
-    y_left, y_right = min(high, max(low, tip)), min(high, max(low, -tip))
-    inside_left = max(ZERO, TWO * level * a - determinant * y_left * y_left)
-    inside_right = max(ZERO, TWO * level * a - determinant * y_right * y_right)
-    return True, (-b * y_left - math.sqrt(inside_left)) / a, (-b * y_right + math.sqrt(inside_right)) / a
-
-
-@exact
-def tile_columns(record, tile_y, tiles_x):
-    """First and last tile that the splat touches in a row of tiles; last < first where there is none."""
-    low = f32(tile_y) * SIDE + HALF - record[Y]
-    hit, left, right = ellipse_span(
-        record[A], record[B], record[C], record[LEVEL], record[DETERMINANT], record[EXTENT_X], record[EXTENT_Y],
-        low, low + SIDE - HALF - HALF,
-    )  # fmt: skip
-    if not hit:
-        return 0, -1
-    first = math.ceil((record[X] + left - LAST_CENTRE) * INVERSE_SIDE)
-    last = math.floor((record[X] + right - HALF) * INVERSE_SIDE)
-    return int(max(ZERO, first)), int(min(f32(tiles_x - 1), last))
-
-
-@exact
-def tile_rows(record, tiles_y):
-    """Rows of tiles that the splat's bounding box touches: first and one past the last."""
-    first = math.floor((record[Y] - record[EXTENT_Y]) * INVERSE_SIDE)
-    last = math.floor((record[Y] + record[EXTENT_Y]) * INVERSE_SIDE)
-    return int(max(ZERO, first)), int(min(f32(tiles_y - 1), last)) + 1
-
-
-@exact
-def count_tiles(record, tiles_x, tiles_y):
-    """Number of tiles that hold a pixel centre inside the splat's ellipse (or nearly so)."""
-    count = 0
-    top, bottom = tile_rows(record, tiles_y)
-    for tile_y in range(top, bottom):
-        first, last = tile_columns(record, tile_y, tiles_x)
-        count += max(0, last - first + 1)
-    return count
+# A list entry packs a tile with the pixel rows in it that a splat reaches: first row (5 bits) and end row (5 bits).
+ROW_BITS = 5
+ROW_MASK = (1 << ROW_BITS) - 1
+TILE_SHIFT = 2 * ROW_BITS
 
 
 @inlined
-def pixel_rows(record, tile_x, tile_y):
-    """First and one past the last pixel row of a tile that the splat reaches, packed as first + 32 * end."""
-    low = f32(tile_x) * SIDE + HALF - record[X]
-    hit, top, bottom = ellipse_span(
-        record[C], record[B], record[A], record[LEVEL], record[DETERMINANT], record[EXTENT_Y], record[EXTENT_X],
-        low, low + SIDE - HALF - HALF,
-    )  # fmt: skip
+def first_row(entry):
+    return entry & ROW_MASK
+
+
+@inlined
+def end_row(entry):
+    return (entry >> ROW_BITS) & ROW_MASK
+
+
+@exact
+def tile_range(centre, extent, tiles):
+    """First and one past the last tile along an axis that hold a pixel centre within ``extent`` of ``centre``."""
+    first = math.ceil((centre - extent - LAST_CENTRE) * INVERSE_SIDE)
+    last = math.floor((centre + extent - HALF) * INVERSE_SIDE)
+    return max(0, first), min(tiles - 1, last) + 1
+
+
+@exact
+def box_tiles(record, tiles_x, tiles_y):
+    """Number of tiles that the splat's bounding box touches: at least as many as its ellipse does."""
+    left, right = tile_range(record[X], record[EXTENT_X], tiles_x)
+    top, bottom = tile_range(record[Y], record[EXTENT_Y], tiles_y)
+    return max(0, right - left) * max(0, bottom - top)
+
+
+@exact
+def ellipse_span(slope, flat, extent, tip, low, high):
+    """(any, left, right): the x that an ellipse reaches between y = low and y = high, both relative to its centre.
+
+    At height y it spans slope * y -+ flat * sqrt(extent^2 - y^2); its rightmost point is at y = tip.
+    """
+    low, high = max(low, -extent), min(high, extent)
+    if not low <= high:
+        return False, ZERO, ZERO
+    y_left, y_right = min(high, max(low, -tip)), min(high, max(low, tip))
+    width_left = math.sqrt(max(ZERO, extent * extent - y_left * y_left))
+    width_right = math.sqrt(max(ZERO, extent * extent - y_right * y_right))
+    return True, slope * y_left - flat * width_left, slope * y_right + flat * width_right
+
+
+@inlined
+def tile_columns(record, tile_y, left, right):
+    """Tiles in one row of tiles that the splat touches: first and one past the last, between ``left`` and ``right``."""
+    low = f32(tile_y * TILE) + HALF - record[Y]
+    tip = record[SLOPE_Y] * record[EXTENT_X]
+    hit, start, end = ellipse_span(record[SLOPE_X], record[FLAT_X], record[EXTENT_Y], tip, low, low + LAST)
     if not hit:
-        return 0
-    y = record[Y] - f32(tile_y) * SIDE - HALF
-    first = max(ZERO, math.ceil(y + top))
-    last = min(SIDE - HALF - HALF, math.floor(y + bottom))
-    return int(first) + 32 * (int(last) + 1)
+        return 0, 0
+    first = math.ceil((record[X] + start - LAST_CENTRE) * INVERSE_SIDE)
+    last = math.floor((record[X] + end - HALF) * INVERSE_SIDE)
+    return max(left, first), min(right, last + 1)
+
+
+@inlined
+def list_entry(record, tile_x, tile_y, tiles_x):
+    """The tile and its pixel rows that the splat reaches."""
+    low = f32(tile_x * TILE) + HALF - record[X]
+    tip = record[SLOPE_X] * record[EXTENT_Y]
+    hit, start, end = ellipse_span(record[SLOPE_Y], record[FLAT_Y], record[EXTENT_X], tip, low, low + LAST)
+    tile = (tile_y * tiles_x + tile_x) << TILE_SHIFT
+    if not hit:
+        return tile
+    top = record[Y] - f32(tile_y * TILE) - HALF
+    first, last = max(0, math.ceil(top + start)), min(TILE - 1, math.floor(top + end))
+    return tile | max(first, last + 1) << ROW_BITS | first if first < TILE else tile
+
+
+@kernel
+def list_tiles(records, entry_starts, tiles_x, tiles_y):
+    """Entries of every Gaussian from ``entry_starts`` on, and how many they are."""
+    n = len(records)
+    entries, counts = np.empty(entry_starts[-1], np.int32), np.empty(n, np.int32)
+    per_chunk = (n + CHUNKS - 1) // CHUNKS
+    for chunk in prange(CHUNKS):
+        for i in range(chunk * per_chunk, min(n, (chunk + 1) * per_chunk)):
+            place = entry_starts[i]
+            if place < entry_starts[i + 1]:
+                record = records[i]
+                left, right = tile_range(record[X], record[EXTENT_X], tiles_x)
+                top, bottom = tile_range(record[Y], record[EXTENT_Y], tiles_y)
+                for tile_y in range(top, bottom):
+                    first, end = tile_columns(record, tile_y, left, right)
+                    for tile_x in range(first, end):
+                        entries[place] = list_entry(record, tile_x, tile_y, tiles_x)
+                        place += 1
+            counts[i] = place - entry_starts[i]
+    return entries, counts
 
 
 @serial_kernel
-def depth_order(tile_counts, keys):
-    """Indices of the visible Gaussians from front to back: a stable radix sort of the depths' bit patterns."""
+def running_starts(counts):
+    """Element i begins at [i] and ends at [i + 1] when all lie one after the other."""
+    starts = np.empty(len(counts) + 1, np.int32)
+    starts[0] = 0
+    for i in range(len(counts)):
+        starts[i + 1] = starts[i] + counts[i]
+    return starts
+
+
+@serial_kernel
+def depth_order(counts, keys):
+    """Indices of the Gaussians in any list from front to back: a stable radix sort of the depths' bit patterns."""
     n = len(keys)
     order, sorted_keys = np.empty(n, np.int32), np.empty(n, np.uint32)
     histograms = np.zeros((3, 2048), np.int32)
     visible = 0
     for i in range(n):
-        if tile_counts[i] > 0:
+        if counts[i] > 0:
             key = keys[i]
             order[visible] = i
             sorted_keys[visible] = key
@@ -110,16 +154,6 @@ def depth_order(tile_counts, keys):
     return order[:visible]
 
 
-@serial_kernel
-def slot_starts(tile_counts):
-    """Running sum of the tile counts: Gaussian i owns the slots from [i] up to [i + 1]."""
-    starts = np.empty(len(tile_counts) + 1, np.int32)
-    starts[0] = 0
-    for i in range(len(tile_counts)):
-        starts[i + 1] = starts[i] + tile_counts[i]
-    return starts
-
-
 @inlined
 def offsets_per_tile(counts, tile_starts):
     """Turn the parts' counts into where each part writes its first splat of a tile; fill the tiles' starts."""
@@ -134,36 +168,30 @@ def offsets_per_tile(counts, tile_starts):
 
 
 @kernel
-def fill_tiles(records, order, starts, tiles_x, tiles_y, parts):
-    """Lists per tile, front to back: (tile_starts, Gaussian, slot, packed pixel rows).
+def fill_tiles(order, entry_starts, entries, slot_starts, tiles, parts):
+    """Lists per tile, front to back: (tile_starts, and for every place its Gaussian, slot and entry).
 
     A stable counting sort: each of ``parts`` threads takes a stretch of the depth order, so the lists do not depend on
     their number.
     """
-    n, total = len(order), starts[-1]
-    gaussians, slots, rows = np.empty(total, np.int32), np.empty(total, np.int32), np.empty(total, np.int32)
-    tile_of, tile_starts = np.empty(total, np.int32), np.empty(tiles_x * tiles_y + 1, np.int32)
-    counts = np.zeros((parts, tiles_x * tiles_y), np.int32)
+    n, total = len(order), slot_starts[-1]
+    tile_starts = np.empty(tiles + 1, np.int32)
+    gaussians, slots, placed = np.empty(total, np.int32), np.empty(total, np.int32), np.empty(total, np.int32)
+    counts = np.zeros((parts, tiles), np.int32)
     for part in prange(parts):
         for k in range(n * part // parts, n * (part + 1) // parts):
-            slot = starts[order[k]]
-            record = records[order[k]]
-            top, bottom = tile_rows(record, tiles_y)
-            for tile_y in range(top, bottom):
-                first, last = tile_columns(record, tile_y, tiles_x)
-                for tile_x in range(first, last + 1):
-                    tile_of[slot] = tile_y * tiles_x + tile_x
-                    counts[part, tile_of[slot]] += 1
-                    slot += 1
+            i = order[k]
+            for j in range(slot_starts[i + 1] - slot_starts[i]):
+                counts[part, entries[entry_starts[i] + j] >> TILE_SHIFT] += 1
     offsets_per_tile(counts, tile_starts)
     for part in prange(parts):
         for k in range(n * part // parts, n * (part + 1) // parts):
             i = order[k]
-            for slot in range(starts[i], starts[i + 1]):
-                tile = tile_of[slot]
-                place = counts[part, tile]
-                counts[part, tile] = place + 1
+            for j in range(slot_starts[i + 1] - slot_starts[i]):
+                entry = entries[entry_starts[i] + j]
+                place = counts[part, entry >> TILE_SHIFT]
+                counts[part, entry >> TILE_SHIFT] = place + 1
                 gaussians[place] = i
-                slots[place] = slot
-                rows[place] = pixel_rows(records[i], tile % tiles_x, tile // tiles_x)
-    return tile_starts, gaussians, slots, rows
+                slots[place] = slot_starts[i] + j
+                placed[place] = entry
+    return tile_starts, gaussians, slots, placed
