@@ -75,8 +75,9 @@ def write_mp4(path: Path, frames: Iterable[Float[Tensor, "h w 3"]], fps: int = 3
 
 
 def _encode(file: Path, frames: Iterable[Float[Tensor, "h w 3"]], fps: int) -> None:
-    # x264's output depends on the number of threads and, with mbtree, on where its buffers happen to lie in memory
-    options = {"crf": "18", "preset": "medium", "threads": "1", "x264-params": "mbtree=0"}
+    # x264's output depends on the number of threads and, with mbtree, on where its buffers happen to lie in memory;
+    # the matrix is the one that pixels are converted with, which players would guess from the size
+    options = {"crf": "18", "preset": "medium", "threads": "1", "x264-params": "mbtree=0:colormatrix=smpte170m"}
     with av.open(str(file), "w", options={"movflags": "+faststart", "fflags": "+bitexact"}) as container:
         stream = None
         for frame in frames:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from functools import partial
 from pathlib import Path
 
@@ -38,6 +39,7 @@ def read(path: Path) -> Capture:
     model = find_model(path)
     if model is None:
         raise UserError(f"There is no COLMAP model (cameras.bin or .txt) in '{path}', its sparse/0 or its sparse folder.")
+    _check_lengths(model)
     try:
         reconstruction = pycolmap.Reconstruction(str(model))
     except (RuntimeError, ValueError) as error:
@@ -53,6 +55,40 @@ def read(path: Path) -> Capture:
 
 def _is_model(folder: Path) -> bool:
     return any((folder / f"cameras{s}").is_file() and (folder / f"images{s}").is_file() for s in (".bin", ".txt"))
+
+
+def _check_lengths(model: Path) -> None:
+    """pycolmap takes what is missing from a truncated binary file for counts, and allocates for minutes."""
+    walks = {"cameras": _after_camera, "images": _after_image, "points3D": _after_point}
+    for file, after in ((model / f"{name}.bin", after) for name, after in walks.items()):
+        if not file.is_file():
+            continue
+        data = file.read_bytes()
+        try:
+            place = 8
+            for _ in range(struct.unpack_from("<Q", data)[0]):
+                place = after(data, place)
+        except (struct.error, ValueError):
+            place = -1
+        if place != len(data):
+            raise UserError(f"The COLMAP file {file} is truncated or damaged; copy it again or export the model anew.")
+
+
+def _after_camera(data: bytes, place: int) -> int:
+    """Id, model, width, height, parameters."""
+    model = struct.unpack_from("<i", data, place + 4)[0]
+    return place + 24 + 8 * len(pycolmap.Camera.create_from_model_id(1, pycolmap.CameraModelId(model), 1.0, 1, 1).params)
+
+
+def _after_image(data: bytes, place: int) -> int:
+    """Id, quaternion, translation, camera, name with a zero at its end, keypoints."""
+    name_end = data.index(b"\0", place + 64)
+    return name_end + 9 + 24 * struct.unpack_from("<Q", data, name_end + 1)[0]
+
+
+def _after_point(data: bytes, place: int) -> int:
+    """Id, position, colour, error, track."""
+    return place + 51 + 8 * struct.unpack_from("<Q", data, place + 43)[0]
 
 
 def _find_images(path: Path, model: Path, name: str) -> Path:

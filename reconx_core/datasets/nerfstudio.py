@@ -104,7 +104,10 @@ def _intrinsics(frame: dict[str, Any], path: Path) -> tuple[torch.Tensor | None,
 
 
 def _matrix(rows: Any, file: Path) -> torch.Tensor:
-    matrix = torch.tensor(rows, dtype=torch.float32)
+    try:
+        matrix = torch.tensor(rows, dtype=torch.float32)
+    except (TypeError, ValueError):
+        matrix = torch.zeros(0)
     if matrix.shape == (3, 4):
         matrix = torch.cat([matrix, torch.tensor([[0.0, 0.0, 0.0, 1.0]])])
     if matrix.shape != (4, 4) or not matrix.isfinite().all():

@@ -1,0 +1,17 @@
+"""What every test may use: the folder of real photos, where it is there."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported: spinning threads starve the others
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The real photo sets, named by RECONX_DATA; tests that need them are skipped elsewhere."""
+    folder = Path(os.environ.get("RECONX_DATA", Path(__file__).parents[2] / "shared" / "data"))
+    if not (folder / "posed").is_dir():
+        pytest.skip(f"no real photos in {folder} (set RECONX_DATA)")
+    return folder

@@ -1,0 +1,126 @@
+import json
+import math
+
+import pytest
+import torch
+from small_captures import cameras_of, tiny_hall, write_greys
+
+from reconx_core.datasets import nerfstudio
+from reconx_core.datasets.write import write_photos
+from reconx_core.errors import UserError
+
+IDENTITY = torch.eye(4).tolist()
+
+
+def write(folder, frames, **top):
+    write_greys(folder, [f["file_path"] for f in frames if f["file_path"].endswith(".png")])
+    (folder / "transforms.json").write_text(json.dumps({**top, "frames": frames}))
+    return folder
+
+
+def frame(name, **entries):
+    return {"file_path": name, "transform_matrix": IDENTITY, **entries}
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG"])
+def test_a_written_scene_reads_back(tmp_path, format):
+    hall = tiny_hall()
+    write_photos(hall, tmp_path, format)
+    back = nerfstudio.read(tmp_path)
+    torch.testing.assert_close(cameras_of(back).intrinsics, cameras_of(hall).intrinsics)
+    torch.testing.assert_close(cameras_of(back).cam_to_world, cameras_of(hall).cam_to_world)
+    assert dict(back.splits) == dict(hall.splits)
+    assert [p.name for p in back.photos] == [p.name for p in hall.photos]
+    difference = back.photos[1].load() - hall.photos[1].load()
+    assert difference.abs().mean() < (0.003 if format == "PNG" else 0.02)
+
+
+def test_a_camera_that_looks_along_minus_z_in_opengl_looks_along_plus_z_in_opencv(tmp_path):
+    matrix = torch.eye(4)
+    matrix[:3, 3] = torch.tensor([1.0, 2.0, 3.0])
+    write(tmp_path, [frame("a.png", transform_matrix=matrix.tolist())], fl_x=10, w=16, h=12)
+    pose = nerfstudio.read(tmp_path).photos[0].cam_to_world
+    assert torch.equal(pose[:3, :3], torch.diag(torch.tensor([1.0, -1.0, -1.0])))
+    assert pose[:3, 3].tolist() == [1, 2, 3]
+
+
+def test_intrinsics_of_a_frame_come_before_the_shared_ones(tmp_path):
+    write(tmp_path, [frame("a.png"), frame("b.png", fl_x=7, cx=3, k1=0.1)], fl_x=10, fl_y=11, cx=8, cy=6, w=16, h=12, p2=0.2)
+    a, b = nerfstudio.read(tmp_path).photos
+    assert a.intrinsics.tolist() == [[10, 0, 8], [0, 11, 6], [0, 0, 1]]
+    assert b.intrinsics.tolist() == [[7, 0, 3], [0, 11, 6], [0, 0, 1]]
+    assert (a.distortion, b.distortion) == ((0, 0, 0, 0.2), (0.1, 0, 0, 0.2))
+
+
+def test_instant_ngp_angle_size_from_the_picture_and_missing_extension(tmp_path):
+    write_greys(tmp_path, ["a.png"])
+    (tmp_path / "transforms.json").write_text(json.dumps({"camera_angle_x": math.pi / 2, "frames": [frame("./a")]}))
+    photo = nerfstudio.read(tmp_path).photos[0]
+    torch.testing.assert_close(photo.intrinsics, torch.tensor([[8.0, 0, 8], [0, 8, 6], [0, 0, 1]]))
+    assert (photo.name, photo.size, photo.load().shape) == ("a", (12, 16), (12, 16, 3))
+
+
+def test_capture_order_is_by_name_and_splits_follow(tmp_path):
+    write(tmp_path, [frame("f10.png"), frame("f2.png"), frame("f1.png"), frame("f3.png")], fl_x=10, w=16, h=12)
+    (tmp_path / "split.json").write_text(json.dumps({
+        "rule": "by hand", "train_2": [0, 2], "test_2": [1], "train_3": [0, 1, 2], "test": [3],
+        "pair_easy": {"train": [1, 0], "test_between": [3], "matches": 9},
+    }))  # fmt: skip
+    capture = nerfstudio.read(tmp_path)
+    assert [p.name for p in capture.photos] == ["f1", "f2", "f3", "f10"]
+    assert dict(capture.splits) == {"train_2": ((0, 3), (1,)), "train_3": ((0, 1, 3), (2,)), "pair_easy": ((1, 3), (2,))}
+    assert capture.default_split == "train_3"
+
+
+def test_nerfstudios_own_split_by_file_names(tmp_path):
+    names = {"train_filenames": ["a.png", "c.png"], "val_filenames": ["b.png"], "test_filenames": ["b.png"]}
+    write(tmp_path, [frame("a.png"), frame("b.png"), frame("c.png")], fl_x=10, w=16, h=12, **names)
+    capture = nerfstudio.read(tmp_path)
+    assert dict(capture.splits) == {"filenames": ((0, 2), (1,))}
+    assert capture.default_split == "filenames"
+
+
+def test_mask_path(tmp_path):
+    write_greys(tmp_path, ["m.png"], 12, 16)
+    write(tmp_path, [frame("a.png", mask_path="m.png"), frame("b.png")], fl_x=10, w=16, h=12)
+    a, b = nerfstudio.read(tmp_path).photos
+    assert a.load_mask().shape == (12, 16)
+    assert b.load_mask is None
+
+
+def test_intrinsics_without_poses(tmp_path):
+    write(tmp_path, [{"file_path": "a.png"}], fl_x=10, w=16, h=12)
+    photo = nerfstudio.read(tmp_path).photos[0]
+    assert photo.intrinsics is not None
+    assert photo.cam_to_world is None
+
+
+@pytest.mark.parametrize(
+    ("top", "wrong"),
+    [
+        ({"camera_model": "OPENCV_FISHEYE"}, "fisheye"),
+        ({"is_fisheye": True}, "fisheye"),
+        ({"k3": 0.1}, "k3"),
+        ({"k4": -1}, "k4"),
+    ],
+)
+def test_lenses_that_cannot_be_undone_are_refused(tmp_path, top, wrong):
+    write(tmp_path, [frame("a.png")], fl_x=10, w=16, h=12, **top)
+    with pytest.raises(UserError, match=wrong):
+        nerfstudio.read(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"frames": []}', '{"frames": [{"transform_matrix": 1}]}',
+                                  '{"frames": [{"file_path": "a.png", "transform_matrix": [[1, 2]]}]}',
+                                  '{"frames": [{"file_path": "a.png", "transform_matrix": "x"}]}'])  # fmt: skip
+def test_broken_files_are_named(tmp_path, text):
+    (tmp_path / "transforms.json").write_text(text)
+    with pytest.raises(UserError, match=r"transforms\.json"):
+        nerfstudio.read(tmp_path)
+
+
+def test_a_split_that_names_frames_which_are_not_there(tmp_path):
+    write(tmp_path, [frame("a.png"), frame("b.png")], fl_x=10, w=16, h=12)
+    (tmp_path / "split.json").write_text('{"train_2": [0, 5]}')
+    with pytest.raises(UserError, match="train_2"):
+        nerfstudio.read(tmp_path)
