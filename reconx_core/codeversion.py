@@ -25,7 +25,10 @@ def code_version(*modules: str) -> str:
 
 
 def reachable(modules: tuple[str, ...]) -> set[str]:
-    """``modules`` and, transitively, what they import of reconx_core; of a package, all its modules (backends load late)."""
+    """``modules`` and, transitively, what they import of reconx_core, late imports in functions included.
+
+    Of a package among ``modules`` themselves everything counts: a stage may load its backends by name.
+    """
     found: set[str] = set()
     waiting = list(modules)
     while waiting:
@@ -35,7 +38,7 @@ def reachable(modules: tuple[str, ...]) -> set[str]:
         found.add(name)
         waiting += _imports(_tree(path), name if path.name == "__init__.py" else name.rpartition(".")[0])
         waiting += [name.rpartition(".")[0]] if name.startswith(f"{PACKAGE}.") else []
-        if path.name == "__init__.py" and name != PACKAGE:
+        if path.name == "__init__.py" and name in modules:
             waiting += [f"{name}.{child.stem}" for child in path.parent.glob("*.py") if child.stem != "__init__"]
     return found
 

@@ -1,0 +1,107 @@
+"""The project's own dvc.yaml, in a copy of the project, with stand-in stages."""
+
+import json
+import os
+import shutil
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from reconx_core.codeversion import reachable
+from reconx_core.settings import STAGES, Settings
+from tasks.execute import PARENTS, SECTIONS
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = Path(__file__).with_name("standins.py")
+
+
+@pytest.fixture
+def project(tmp_path):
+    """A copy of the code and of dvc.yaml, and a `reconx` on the PATH that has stand-in stages."""
+    folder = tmp_path / "project"
+    for name in ("reconx_core", "tasks", "flows", ".dvc"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "cache", "tmp"))
+    for name in ("dvc.yaml", "params.yaml", ".dvcignore"):
+        shutil.copy(ROOT / name, folder / name)
+    (folder / ".dvc" / "config.local").write_text("[core]\n    no_scm = true\n")
+    command = tmp_path / "bin" / "reconx"
+    command.parent.mkdir()
+    command.write_text(f'#!/bin/sh\nPYTHONPATH={folder} exec {sys.executable} {SCRIPT} "$@"\n')
+    command.chmod(command.stat().st_mode | stat.S_IXUSR)
+    return folder
+
+
+def test_repro_runs_only_what_changed(project, server, tmp_path):
+    log = tmp_path / "computed.log"
+    environment = {**os.environ, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "RECONX_TEST_LOG": str(log)}
+
+    def repro():
+        log.write_text("")
+        run = subprocess.run(
+            [sys.executable, "-m", "dvc", "repro"], cwd=project, env=environment, capture_output=True, text=True, timeout=280
+        )
+        assert run.returncode == 0, run.stdout + run.stderr
+        return [stage for stage in STAGES if f"Running stage '{stage}'" in run.stdout], log.read_text().split()
+
+    ran, computed = repro()
+    assert ran == list(STAGES)
+    assert sorted(computed) == sorted(2 * STAGES)  # two scenes
+    assert repro() == ([], [])
+    params = yaml.safe_load((project / "params.yaml").read_text())
+    params["splats"]["steps"] = 3
+    (project / "params.yaml").write_text(yaml.safe_dump(params))
+    ran, computed = repro()
+    assert ran == ["splats", "metrics"]
+    assert sorted(computed) == ["metrics", "metrics", "splats", "splats"]
+    check_view(project)
+
+
+def check_view(project):
+    """artifacts/<stage>/ shows the store's files, without copying them and without what was measured."""
+    index = json.loads((project / "artifacts" / "splats" / "index.json").read_text())
+    assert list(index["scenes"]) == ["room_0", "room_1"]
+    assert index["failed"] == {}
+    view = project / "artifacts" / "splats" / "room_0"
+    key = json.loads((view / "manifest.json").read_text())["key"]
+    entry = project / "store" / "splats" / key
+    names = {p.relative_to(view).as_posix() for p in view.rglob("*") if p.is_file()}
+    kept = {p.relative_to(entry).as_posix() for p in entry.rglob("*") if p.is_file()}
+    assert kept - names == {"measured.json", "prefect.json"}
+
+
+def test_pulled_artifacts_are_taken_into_an_empty_store(tmp_path):
+    from flows.stage import adopt, lay
+    from reconx_core import store
+
+    reference = store.publish(tmp_path / "a", "views", "k1", {}, {"note.txt": b"kept"}, {"seconds": 1})
+    lay(reference.folder(tmp_path / "a"), tmp_path / "artifacts" / "views" / "room")
+    adopt(tmp_path / "artifacts", tmp_path / "b")
+    assert store.find(tmp_path / "b", "views", "k1") == reference
+    damaged = tmp_path / "artifacts" / "views" / "room" / "note.txt"
+    damaged.unlink()
+    damaged.write_bytes(b"Kept")
+    adopt(tmp_path / "artifacts", tmp_path / "c")
+    assert store.find(tmp_path / "c", "views", "k1") is None
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_stage_depends_on_all_its_code_settings_and_parents(stage):
+    described = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"][stage]
+    files = {name.replace(".", "/") for name in reachable((f"tasks.{stage}", f"reconx_core.{stage}"))} - {"reconx_core"}
+    covered = tuple(dep.removesuffix(".py") for dep in described["deps"])
+    missing = sorted(f for f in files if not any(f == c or f.startswith(f"{c}/") for c in covered))
+    assert not missing, f"add to the deps of {stage} in dvc.yaml: {missing}"
+    assert {f"artifacts/{parent}" for parent in PARENTS[stage]} <= set(described["deps"])
+    assert set(described["params"]) - {"dataset"} == {"seed", *SECTIONS[stage]}
+
+
+def test_params_and_default_preset_are_the_defaults():
+    defaults = Settings().model_dump(mode="json")
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    assert params.pop("dataset").startswith("procedural:")
+    assert params == defaults
+    assert yaml.safe_load((ROOT / "flows" / "presets" / "default.yaml").read_text()) == defaults
