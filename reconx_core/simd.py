@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba.core import cgutils, types
+from numba.core import types
 from numba.extending import intrinsic, models, overload, register_model
 
 from reconx_core.jit import inlined
@@ -196,14 +196,36 @@ def lane_centres(typing):
     return vector(), lambda context, builder, sig, args: ir.Constant(_FLOATS, [i + 0.5 for i in range(LANES)])
 
 
-@intrinsic
-def lane_sum(typing, x):
-    def generate(context, builder, sig, args):
-        kind = ir.FunctionType(ir.FloatType(), [ir.FloatType(), _FLOATS])
-        function = cgutils.get_or_insert_function(builder.module, kind, f"llvm.vector.reduce.fadd.v{LANES}f32")
-        return builder.call(function, [ir.Constant(ir.FloatType(), 0.0), args[0]], fastmath=("reassoc", "nsz"))
+def _fold(size: int) -> Any:
+    """Two vectors that hold sums in groups of 2 * size lanes into one with groups of ``size``: the first's, the second's."""
+    low = [base + group + k for base in (0, LANES) for group in range(0, LANES, 2 * size) for k in range(size)]
 
-    return types.float32(vector), generate
+    @intrinsic
+    def operation(typing, x, y):
+        def generate(context, builder, sig, args):
+            kind = ir.VectorType(ir.IntType(32), LANES)
+            halves = (builder.shuffle_vector(*args, ir.Constant(kind, [lane + k for lane in low])) for k in (0, size))
+            return builder.fadd(*halves)
+
+        return vector(vector, vector), generate
+
+    return operation
+
+
+_fold8, _fold4, _fold2, _fold1 = _fold(8), _fold(4), _fold(2), _fold(1)
+
+
+@inlined
+def _lane_sums4(a, b, c, d):
+    return _fold4(_fold8(a, b), _fold8(c, d))
+
+
+@inlined
+def lane_sums(v):
+    """The sums of 12 vectors in the first 12 lanes, in a third of the instructions of 12 separate sums."""
+    first = _fold2(_lane_sums4(v[0], v[1], v[2], v[3]), _lane_sums4(v[4], v[5], v[6], v[7]))
+    last = _lane_sums4(v[8], v[9], v[10], v[11])
+    return _fold1(first, _fold2(last, last))
 
 
 @intrinsic

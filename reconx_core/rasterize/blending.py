@@ -22,7 +22,7 @@ from reconx_core.simd import (
     greater,
     greater_equal,
     lane_centres,
-    lane_sum,
+    lane_sums,
     less_equal,
     load,
     maximum,
@@ -200,10 +200,8 @@ def unblend_splat(state, batch, k, x0, y0, entry, slots, slot):
         g_y += v_exponent
         g_yy += v_exponent * dy
     g_x = g * dx
-    slots[slot, 0], slots[slot, 1], slots[slot, 2] = lane_sum(g), lane_sum(g_x), lane_sum(g_y)
-    slots[slot, 3], slots[slot, 4], slots[slot, 5] = lane_sum(g_x * dx), lane_sum(g_y * dx), lane_sum(g_yy)
-    slots[slot, 6], slots[slot, 7] = lane_sum(g_red), lane_sum(g_green)
-    slots[slot, 8], slots[slot, 9] = lane_sum(g_blue), lane_sum(g_depth)
+    moments = (g, g_x, g_y, g_x * dx, g_y * dx, g_yy, g_red, g_green, g_blue, g_depth, zero, zero)
+    store(slots, slot * SLOT, lane_sums(moments))
 
 
 @kernel
@@ -212,7 +210,7 @@ def blend_backward(
 ):  # fmt: skip
     """Fill ``slots`` [(Gaussian, tile) pairs, 16] with the moments of one camera's image gradients."""
     tiles_x = (alpha.shape[1] + TILE - 1) // TILE
-    flat = records.reshape(-1)
+    flat, flat_slots = records.reshape(-1), slots.reshape(-1)
     for part in prange(parts):
         state, batch = aligned(TILE * BACKWARD), aligned(BATCH * RECORD)
         for tile in range(part, len(tile_starts) - 1, parts):
@@ -224,8 +222,7 @@ def blend_backward(
                 count = min(BATCH, end - done)
                 copy_batch(batch, flat, gaussians, done, count)
                 for k in range(count):
-                    unblend_splat(state, batch, k * RECORD, f32(x0), f32(y0), entries[done + k], slots, slot_of[done + k])
+                    unblend_splat(state, batch, k * RECORD, f32(x0), f32(y0), entries[done + k], flat_slots, slot_of[done + k])
                 done += count
             for place in range(done, end):
-                for k in range(SLOT):
-                    slots[slot_of[place], k] = ZERO
+                store(flat_slots, slot_of[place] * SLOT, splat(ZERO))

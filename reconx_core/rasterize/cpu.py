@@ -83,7 +83,7 @@ class _Rasterize(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *v_images: Tensor) -> tuple[Tensor | None, ...]:
         scene, views, splats, size, degree = ctx.inputs
-        v_scene = [torch.zeros(array.shape) for array in scene]
+        v_scene = [torch.empty(array.shape) if views else torch.zeros(array.shape) for array in scene]
         camera_sums = np.zeros((len(views), CHUNKS, CAMERA_SUMS))
         with one_at_a_time():
             for view, splat, sums, *image in zip(views, splats, camera_sums, *_arrays(*ctx.saved_tensors, *v_images)):
@@ -95,7 +95,7 @@ class _Rasterize(torch.autograd.Function):
                 means, quats, log_scales, _, sh = scene
                 project_backward(
                     means, quats, log_scales, sh, degree, *view, size[1], size[0], splat.records, splat.slot_starts, slots,
-                    *_arrays(*v_scene), sums,
+                    splat is splats[0], *_arrays(*v_scene), sums,
                 )  # fmt: skip
         return (*v_scene, *_camera_gradients(camera_sums), None, None, None, None)
 

@@ -22,11 +22,11 @@ from reconx_core.rasterize.records import (
     FLAT_X,
     FLAT_Y,
     GREEN,
-    MOMENTS,
     OPACITY,
     RED,
     SLOPE_X,
     SLOPE_Y,
+    SLOT,
     A,
     B,
     C,
@@ -34,7 +34,7 @@ from reconx_core.rasterize.records import (
     Y,
 )  # fmt: skip
 from reconx_core.rasterize.tiles import CHUNKS, box_tiles
-from reconx_core.simd import float_bits
+from reconx_core.simd import float_bits, load, splat, store
 
 CAMERA_SUMS = 15  # gradient of the view rotation (9), the view translation (3) and the camera centre (3)
 
@@ -347,19 +347,32 @@ def unproject_one(i, means, quats, log_scales, view, lens, record, moments, v_qu
 @inlined
 def sum_slots(slots, first, last, moments):
     """Sum a Gaussian's moments over the tiles that it touches, in their fixed order."""
-    moments[:] = ZERO
+    total = splat(ZERO)
     for slot in range(first, last):
-        for k in range(MOMENTS):
-            moments[k] += slots[slot, k]
+        total += load(slots, slot * SLOT)
+    store(moments, 0, total)
+
+
+@inlined
+def clear(i, v_means, v_quats, v_log_scales, v_logit_opacities, v_sh):
+    v_logit_opacities[i] = ZERO
+    for k in range(3):
+        v_means[i, k] = ZERO
+        v_log_scales[i, k] = ZERO
+    for k in range(4):
+        v_quats[i, k] = ZERO
+    for k in range(v_sh.shape[1]):
+        for c in range(3):
+            v_sh[i, k, c] = ZERO
 
 
 @kernel
 def project_backward(
     means, quats, log_scales, sh, degree, world_to_cam, centre, intrinsics, width, height, records, slot_starts, slots,
-    v_means, v_quats, v_log_scales, v_logit_opacities, v_sh, camera_sums,
+    fresh, v_means, v_quats, v_log_scales, v_logit_opacities, v_sh, camera_sums,
 ):  # fmt: skip
-    """Add one camera's gradients to those of the Gaussians; fill ``camera_sums`` [CHUNKS, 15] with the camera's own."""
-    n = len(means)
+    """Add one camera's gradients to the Gaussians' (overwrite them if ``fresh``) and to the camera's own [CHUNKS, 15]."""
+    n, flat_slots = len(means), slots.reshape(-1)
     per_chunk = (n + CHUNKS - 1) // CHUNKS
     for chunk in prange(CHUNKS):
         lens = lens_of(intrinsics, width, height)
@@ -367,10 +380,12 @@ def project_backward(
         eye = (-centre[0], -centre[1], -centre[2])
         basis, weights, moments = np.empty(16, np.float32), np.empty(16, np.float32), np.empty(16, np.float32)
         for i in range(chunk * per_chunk, min(n, (chunk + 1) * per_chunk)):
+            if fresh:
+                clear(i, v_means, v_quats, v_log_scales, v_logit_opacities, v_sh)
             if slot_starts[i] == slot_starts[i + 1]:
                 continue
             record = records[i]
-            sum_slots(slots, slot_starts[i], slot_starts[i + 1], moments)
+            sum_slots(flat_slots, slot_starts[i], slot_starts[i + 1], moments)
             v_logit_opacities[i] -= moments[0] * (ONE - record[OPACITY])
             v_point, v_rotation = unproject_one(
                 i, means, quats, log_scales, view, lens, record, moments, v_quats, v_log_scales

@@ -7,5 +7,4 @@ RECORD = 16
 
 # What the backward pass of the pixels hands to the projection's, per (Gaussian, tile): sums over pixels of the exponent's
 # gradient times 1, dx, dy, dx^2, dx dy, dy^2, and of the gradients of red, green, blue and depth.
-MOMENTS = 10
 SLOT = 16
