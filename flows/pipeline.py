@@ -16,6 +16,7 @@ from prefect.futures import PrefectFuture
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from reconx_core import store
+from reconx_core.errors import UserError
 from reconx_core.files import write_atomic
 from reconx_core.settings import STAGES, Settings
 from reconx_core.store import RECORD, DamagedEntry, Reference
@@ -31,6 +32,12 @@ class SceneRun:
     references: dict[str, Reference] = field(default_factory=dict)
     failed_stage: str | None = None
     error: BaseException | None = None
+
+
+def describe_error(error: BaseException) -> str:
+    """An error in one line; what is not the user's mistake carries its type."""
+    text = " ".join(str(error).split())
+    return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"
 
 
 class StoreRecords(WritableFileSystem):

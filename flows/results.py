@@ -13,9 +13,8 @@ from typing import Any
 
 import yaml
 
-from flows.pipeline import SceneRun
+from flows.pipeline import SceneRun, describe_error
 from reconx_core import __version__, export, store
-from reconx_core.errors import UserError
 from reconx_core.export.cameras import write_cameras
 from reconx_core.files import explain_disk, write_atomic, write_json
 from reconx_core.lpips import lpips_missing_reason
@@ -90,12 +89,6 @@ def run_record(title: str, runs: list[SceneRun], reports: tuple[SceneReport, ...
     """Everything that `reconx compare` and MLflow need of a run, as JSON."""
     scenes = {run.name: _scene_record(run, report) for run, report in zip(runs, reports)}
     return {"title": title, "settings": settings, "facts": facts(), "scenes": scenes}
-
-
-def describe_error(error: BaseException) -> str:
-    """An error in one line; what is not the user's mistake carries its type."""
-    text = " ".join(str(error).split())
-    return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"
 
 
 def facts() -> dict[str, str]:

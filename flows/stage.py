@@ -35,7 +35,7 @@ def run_stage(stage: str, root: Path, console: Console, artifacts: Path = ARTIFA
 
     runs, _ = run_stages(scenes, settings, root, console, last=stage)
 
-    from flows.results import describe_error
+    from flows.pipeline import describe_error
     from flows.roots import remember
     from reconx_core.files import write_json
 

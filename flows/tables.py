@@ -19,11 +19,17 @@ def print_made(console: Console, record: dict[str, Any], out: Path, seconds: flo
     """What was made, where, how good, and how long it took."""
     print_scores(console, record)
     console.print(f"Made in {seconds:.0f} s:")
-    for name, what in _FILES.items():
-        if (out / name).exists():
-            console.print(f"  {out / name}  [dim]{what}[/dim]", soft_wrap=True)
+    done = [name for name, scene in record["scenes"].items() if scene["error"] is None]
+    folders = [out] if (out / "scene.ply").exists() else [out / name for name in done[:_SHOWN]]
+    for folder in dict.fromkeys([*folders, out]):
+        for name, what in _FILES.items():
+            if (folder / name).exists():
+                console.print(f"  {folder / name}  [dim]{what}[/dim]", soft_wrap=True)
+    if len(done) > len(folders) > 1:
+        console.print(f"  and the same for the other {len(done) - len(folders)} scenes in {out}", soft_wrap=True)
 
 
+_SHOWN = 3  # scenes whose files are listed one by one
 _FILES = {
     "scene.ply": "the Gaussians, for any viewer that reads 3DGS files",
     "video.mp4": "a clip along the camera path",

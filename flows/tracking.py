@@ -33,9 +33,13 @@ def tracking_uri(out: Path) -> str:
 
 
 def make_client(uri: str) -> MlflowClient:
-    """MLflow without telemetry and without its notes on database migrations."""
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("DO_NOT_TRACK", "1")
+    """MLflow without telemetry, progress bars and notes on database migrations."""
+    for name, value in (
+        ("MLFLOW_DISABLE_TELEMETRY", "true"),
+        ("DO_NOT_TRACK", "1"),
+        ("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false"),
+    ):
+        os.environ.setdefault(name, value)
     from mlflow import MlflowClient
 
     for name in ("mlflow", "alembic"):

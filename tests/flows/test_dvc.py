@@ -35,6 +35,7 @@ def project(tmp_path):
     return folder
 
 
+@pytest.mark.timeout(900)
 def test_repro_runs_only_what_changed(project, server, tmp_path):
     log = tmp_path / "computed.log"
     environment = {**os.environ, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "RECONX_TEST_LOG": str(log)}
@@ -42,7 +43,7 @@ def test_repro_runs_only_what_changed(project, server, tmp_path):
     def repro():
         log.write_text("")
         run = subprocess.run(
-            [sys.executable, "-m", "dvc", "repro"], cwd=project, env=environment, capture_output=True, text=True, timeout=280
+            [sys.executable, "-m", "dvc", "repro"], cwd=project, env=environment, capture_output=True, text=True, timeout=600
         )
         assert run.returncode == 0, run.stdout + run.stderr
         return [stage for stage in STAGES if f"Running stage '{stage}'" in run.stdout], log.read_text().split()

@@ -1,0 +1,45 @@
+"""`make demo`: photos of two procedural rooms in a folder, reconstructed without their cameras, scored on held-out views."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from flows.evaluate import evaluate
+from flows.run import resolve_settings
+from reconx_core.errors import UserError
+
+SCENES = "procedural:room?seed=0..1"
+# Cameras are written beside the photos, but serve only to score: nothing is given to the reconstruction.
+SETTINGS = ["views.protocol=unposed"]
+
+
+def main(folder: Path) -> int:
+    """Write the photos into ``folder/photos``, evaluate them into ``folder/run``; returns the exit code."""
+    console = Console(highlight=False)
+    write_photos(folder / "photos", console)
+    return (
+        1
+        if evaluate(str(folder / "photos"), folder / "run", resolve_settings(None, SETTINGS), folder / "store", console)
+        else 0
+    )
+
+
+def write_photos(folder: Path, console: Console) -> None:
+    """The rooms' photos as JPEG files with cameras and a split, as a user's own dataset would be."""
+    from reconx_core.datasets import read, scene_names, write
+
+    for name, spec in scene_names(Path(SCENES)):
+        with console.status(f"Photographing {name}"):
+            paths = write.write_photos(read(spec), folder / name)
+        console.print(f"{len(paths)} photos of a procedural room in {folder / name / 'images'}", soft_wrap=True)
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(Path(sys.argv[1])))
+    except UserError as error:
+        print(f"reconx: {error}", file=sys.stderr)
+        sys.exit(2)
