@@ -18,7 +18,7 @@ from reconx_core.types import Cameras, Gaussians
 # Coarse to fine: the share of the image's size at which each third of the steps compares.
 LEVELS = (0.25, 0.5, 1.0)
 SMALLEST = 64  # pixels of the long side
-LEARNING_RATE = 3e-3  # radians, and shares of the scene's distance
+LEARNING_RATE = 6e-3  # radians, and shares of the scene's distance
 
 
 def map_targets(targets: Cameras, estimated: Cameras, truth: Cameras) -> Cameras:
