@@ -1,0 +1,189 @@
+"""Every mistake that a user can make ends in one clear sentence, exit code 2, and without losing what was computed."""
+
+import os
+import resource
+import shutil
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import standins
+from PIL import Image
+
+from reconx_core import views
+
+SCRIPT = Path(__file__).with_name("standins.py")
+REAL_LOAD_VIEWS = views.load_views
+
+
+def write_photo(path, seed=0, size=(standins.WIDTH, standins.HEIGHT), mode="RGB"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    Image.fromarray(pixels).convert(mode).save(path)
+    return path
+
+
+def assert_sentence(outcome, *words):
+    assert outcome.code == 2, outcome.out + outcome.err
+    assert outcome.err.startswith("reconx: ")
+    assert outcome.err.count("\n") == 1
+    assert "Traceback" not in outcome.out + outcome.err
+    for word in words:
+        assert word in outcome.err, outcome.err
+
+
+@pytest.fixture
+def real_views(tiny, monkeypatch):
+    """Stand-ins for all stages but `views`."""
+    monkeypatch.setattr(views, "load_views", REAL_LOAD_VIEWS)
+    return tiny
+
+
+def test_no_such_folder(reconx, tmp_path):
+    outcome = reconx("reconstruct", tmp_path / "nowhere", "-o", tmp_path / "out", "--store", tmp_path / "store")
+    assert_sentence(outcome, "There is no", "nowhere", "give a folder of photos")
+    assert not (tmp_path / "out").exists()
+
+
+def test_empty_folder(reconx, real_views, tmp_path):
+    (tmp_path / "empty").mkdir()
+    outcome = reconx("reconstruct", tmp_path / "empty", "-o", tmp_path / "out", "--store", tmp_path / "store")
+    assert_sentence(outcome, "no photos", "empty")
+
+
+def test_one_photo(reconx, real_views, tmp_path):
+    write_photo(tmp_path / "photos" / "a.png")
+    outcome = reconx("reconstruct", tmp_path / "photos", "-o", tmp_path / "out", "--store", tmp_path / "store")
+    assert_sentence(outcome, "at least two photos")
+
+
+def test_truncated_photo_among_good_ones_is_left_out_and_named(reconx, real_views, tmp_path):
+    for name in "abc":
+        photo = write_photo(tmp_path / "photos" / f"{name}.jpg", seed=ord(name))
+    photo.write_bytes(photo.read_bytes()[:300])
+    outcome = reconx("reconstruct", tmp_path / "photos", "-o", tmp_path / "out", "--store", tmp_path / "store")
+    assert outcome.code == 0, outcome.err
+    assert "c.jpg" in "".join(outcome.out.split())
+    assert "left out" in " ".join(outcome.out.split())
+
+
+def test_grey_and_palette_pictures_are_photos_too(reconx, real_views, tmp_path):
+    for name, mode in (("a", "L"), ("b", "RGB"), ("c", "P"), ("d", "RGBA")):
+        write_photo(tmp_path / "photos" / f"{name}.png", seed=ord(name), mode=mode)
+    outcome = reconx("reconstruct", tmp_path / "photos", "-o", tmp_path / "out", "--store", tmp_path / "store")
+    assert outcome.code == 0, outcome.err
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        ("splats.stepps=3", "did you mean 'splats.steps'?"),
+        ("splat.steps=3", "did you mean 'splats"),
+        ("splats.steps=-3", "Setting 'splats.steps'"),
+        ("splats.steps", "should look like stage.key=value"),
+    ],
+)
+def test_wrong_setting(reconx, tmp_path, photos, setting, expected):
+    outcome = reconx("reconstruct", photos, "-o", tmp_path / "out", "-S", setting)
+    assert_sentence(outcome, expected)
+
+
+def test_unknown_preset_and_scene(reconx, real_views, tmp_path, photos):
+    assert_sentence(reconx("reconstruct", photos, "-p", "papr"), "There is no preset 'papr'", "paper")
+    write_photo(tmp_path / "data" / "attic" / "a.png")
+    outcome = reconx("evaluate", tmp_path / "data", "--scenes", "atic", "-o", tmp_path / "out", "--store", tmp_path / "store")
+    assert_sentence(outcome, "has no scene 'atic'", "attic")
+
+
+def test_read_only_output_is_told_before_anything_is_computed(reconx, tiny, tmp_path, photos):
+    with read_only(tmp_path / "out") as out:
+        outcome = reconx("reconstruct", photos, "-o", out / "scene", "--store", tmp_path / "store")
+    assert_sentence(outcome, "Cannot write under", "read-only")
+    assert tiny() == []
+
+
+def test_read_only_store_is_told_before_anything_is_computed(reconx, tiny, tmp_path, photos):
+    with read_only(tmp_path / "store") as store:
+        outcome = reconx("reconstruct", photos, "-o", tmp_path / "out", "--store", store)
+    assert_sentence(outcome, "Cannot write under", "read-only")
+    assert tiny() == []
+
+
+def test_output_that_is_a_file(reconx, tiny, tmp_path, photos):
+    (tmp_path / "out").write_text("mine")
+    assert_sentence(reconx("reconstruct", photos, "-o", tmp_path / "out", "--store", tmp_path / "store"), "there is a file")
+    assert (tmp_path / "out").read_text() == "mine"
+
+
+def test_full_disk_loses_nothing_and_the_next_run_goes_on(server, tmp_path, photos):
+    """The kernel refuses every file above 8 KB: the first artifact that needs one fails, those before it stay."""
+    log = tmp_path / "log"
+    environment = {**os.environ, "RECONX_TEST_LOG": str(log)}
+    command = [
+        sys.executable,
+        str(SCRIPT),
+        "reconstruct",
+        str(photos),
+        "-o",
+        str(tmp_path / "out"),
+        "--store",
+        str(tmp_path / "s"),
+    ]
+
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (8192, resource.RLIM_INFINITY))
+
+    failed = subprocess.run(command, env=environment, preexec_fn=limit, capture_output=True, text=True, timeout=200)
+    assert failed.returncode == 2, failed.stderr
+    assert "is full; free some space" in failed.stderr
+    assert "Traceback" not in failed.stderr
+    computed = log.read_text().split()
+    assert computed[0] == "views"
+    assert len(computed) < 7
+    log.write_text("")
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert log.read_text().split()[0] == computed[-1]
+
+
+def test_viewer_that_is_not_installed(reconx, tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert_sentence(reconx("view", tmp_path / "scene.ply"), "pip install 'reconx[view]'")
+
+
+def test_scene_that_is_not_there(reconx, tmp_path):
+    for command in (("render",), ("export",)):
+        assert_sentence(
+            reconx(*command, tmp_path / "scene.ply", *(["x.splat"] if command == ("export",) else [])), "There is no scene"
+        )
+
+
+def test_help_is_quick_and_says_what_there_is():
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "flows.cli", "--help"], capture_output=True, text=True, timeout=60
+    )
+    assert "reconstruct" in done.stdout
+    loaded = {line.rsplit("|", 1)[1].strip() for line in done.stderr.splitlines() if line.count("|") == 2}
+    assert not loaded & {"torch", "prefect", "mlflow", "zarr", "numpy"}
+
+
+@contextmanager
+def read_only(folder):
+    """A folder that cannot be written to; for root, who may write everywhere, a file system mounted so."""
+    folder.mkdir()
+    root = os.geteuid() == 0
+    if not root:
+        folder.chmod(0o555)
+    elif not shutil.which("mount") or run("mount", "-t", "tmpfs", "-o", "ro", "none", folder).returncode:
+        pytest.skip("root can write everywhere, and mounting is not allowed here")
+    try:
+        yield folder
+    finally:
+        run("umount", folder) if root else folder.chmod(0o755)
+
+
+def run(*command):
+    return subprocess.run([str(word) for word in command], capture_output=True)
