@@ -100,6 +100,11 @@ class Views:
         return self.cameras if self.protocol == "posed" else None
 
     @property
+    def true_cameras(self) -> Cameras | None:
+        """Cameras to score against; None where only intrinsics are known (their poses are NaN)."""
+        return self.cameras if self.cameras is not None and bool(self.cameras.cam_to_world.isfinite().all()) else None
+
+    @property
     def given_intrinsics(self) -> Float[Tensor, "n 3 3"] | None:
         """Intrinsics that the reconstruction may use as they are, or None."""
         return None if self.cameras is None or self.protocol == "unposed" else self.cameras.intrinsics
@@ -227,9 +232,14 @@ class Scores:
 
 
 class GeometryBackend(Protocol):
-    """Views to pointmaps. ``fixed``: cameras of the first views, which must not move (they keep frame and units)."""
+    """Views to pointmaps of those views that could be registered, and their indices.
 
-    def __call__(self, views: Views, fixed: Cameras | None, generator: torch.Generator) -> Pointmaps: ...
+    ``fixed``: cameras of all or of the first views, which must not move (they keep frame and units).
+    """
+
+    def __call__(
+        self, views: Views, fixed: Cameras | None, generator: torch.Generator
+    ) -> tuple[Pointmaps, Int[Tensor, " k"]]: ...
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,6 @@ from tasks.execute import Inputs, Job
 
 
 def run(job: Job, read: Inputs) -> dict[str, Any]:
-    loaded = views.load_views(job.source, job.settings.views)
-    split = job.settings.views.split
-    if split == "auto":
-        split = datasets.read(Path(job.source)).default_split or "all photos"
-    return {"views": loaded, "split.json": json.dumps({"split": split}).encode()}
+    capture = datasets.read(Path(job.source))
+    split = views.split_name(capture, job.settings.views)
+    return {"views": views.views_of(capture, job.settings.views), "split.json": json.dumps({"split": split}).encode()}

@@ -45,13 +45,14 @@ def score_scene(
     size = photos.images.shape[1:3]
     cameras = resize_cameras(pointmaps.cameras, *size)
     results = _score(gaussians, photos, cameras, _at_size(pointmaps.confidence, *size))
-    if len(targets) and targets.cameras is not None and photos.cameras is not None:
-        at = targets.cameras if views.protocol == "posed" else map_targets(targets.cameras, cameras, photos.cameras)
+    truth = photos.true_cameras
+    if len(targets) and targets.true_cameras is not None and truth is not None:
+        at = targets.true_cameras if views.protocol == "posed" else map_targets(targets.true_cameras, cameras, truth)
         results += _score_targets(gaussians, targets, at, 0 if views.protocol == "posed" else settings.refine_steps)
     scores = [score for score, _ in results]
     summary = summarise(scores) | {"gaussians": float(len(gaussians)), "registered": len(kept) / len(views.inputs())}
-    if photos.cameras is not None and views.protocol != "posed":
-        summary |= pose_errors(cameras, photos.cameras)
+    if truth is not None and views.protocol != "posed":
+        summary |= pose_errors(cameras, truth)
     # Of a view with both, the picture with the refined camera comes later and replaces the other.
     pictures = {(picture.is_target, picture.name): picture for _, picture in results}
     return Scores(tuple(scores), summary, views.protocol), list(pictures.values())
@@ -95,12 +96,12 @@ def _score(
     results = []
     for i, name in enumerate(views.names):
         rendering = rasterize(gaussians, cameras[i : i + 1])
-        render, photo, mask = rendering.rgb[0].cpu(), views.images[i], views.masks[i]
+        render, photo, mask = rendering.rgb[0], views.images[i], views.masks[i]
         target = bool(views.is_target[i])
         score = score_view(name, render, photo, mask, lpips, refined=refined, is_target=target)
         panels = {"photo": photo, "render": render.clamp(0, 1), "error": error_heat(render, photo, mask)}
         if confidence is None:
-            panels["depth"] = depth_colours(rendering.depth[0].cpu(), rendering.alpha[0].cpu())
+            panels["depth"] = depth_colours(rendering.depth[0], rendering.alpha[0])
         else:
             panels["confidence"] = confidence_colours(confidence[i])
         results.append((score, Picture(name, target, refined, panels)))

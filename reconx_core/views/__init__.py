@@ -20,7 +20,7 @@ from reconx_core.settings import ViewsSettings
 from reconx_core.types import Cameras, Protocol_, Views
 from reconx_core.views.undistort import undistort
 
-__all__ = ["load_views", "resolve_protocol", "scene_names", "select_photos", "thin"]
+__all__ = ["load_views", "resolve_protocol", "scene_names", "select_photos", "split_name", "thin", "views_of"]
 
 
 @dataclass(frozen=True)
@@ -44,13 +44,17 @@ def load_views(source: str | Path, settings: ViewsSettings) -> Views:
         UserError: nothing readable there, fewer than two usable input photos, no such split, or a protocol that asks for
             cameras which the dataset does not have.
     """
-    capture = read(Path(source))
+    return views_of(read(Path(source)), settings)
+
+
+def views_of(capture: Capture, settings: ViewsSettings) -> Views:
+    """As :func:`load_views`, of a scene whose dataset has been read already."""
     inputs, targets = select_photos(capture, settings)
     loaded = {i: view for i in (*inputs, *targets) if (view := _try_load(capture.photos[i], settings.size)) is not None}
     inputs, targets = [i for i in inputs if i in loaded], [i for i in targets if i in loaded]
     if len(inputs) < 2:
         raise UserError(
-            f"'{source}' has {len(inputs)} usable input photo(s); at least two photos of the same place are needed."
+            f"'{capture.name}' has {len(inputs)} usable input photo(s); at least two photos of the same place are needed."
         )
     order = [*inputs, *targets]
     protocol = resolve_protocol([capture.photos[i] for i in order], settings.protocol)
@@ -59,12 +63,9 @@ def load_views(source: str | Path, settings: ViewsSettings) -> Views:
 
 
 def select_photos(capture: Capture, settings: ViewsSettings) -> tuple[list[int], list[int]]:
-    """Indices of inputs and targets under the chosen split, the inputs thinned to ``max_inputs``.
-
-    ``auto`` takes the split that the dataset is usually scored on, ``all`` makes every photo an input.
-    """
-    name = capture.default_split if settings.split == "auto" else settings.split
-    if name is None or name == "all":
+    """Indices of inputs and targets under the chosen split, the inputs thinned to ``max_inputs``."""
+    name = split_name(capture, settings)
+    if name == "all":
         inputs, targets = Split(tuple(range(len(capture.photos))), ())
     elif name in capture.splits:
         inputs, targets = capture.splits[name]
@@ -74,6 +75,11 @@ def select_photos(capture: Capture, settings: ViewsSettings) -> tuple[list[int],
         raise UserError(f"'{capture.name}': split '{name}' has photo {min(leaked)} among its inputs and its targets.")
     kept = thin([capture.photos[i].sharpness for i in inputs], settings.max_inputs)
     return [inputs[k] for k in kept], list(targets)
+
+
+def split_name(capture: Capture, settings: ViewsSettings) -> str:
+    """The split that is used: ``auto`` is the one that the dataset is usually scored on, ``all`` makes all photos inputs."""
+    return (capture.default_split or "all") if settings.split == "auto" else settings.split
 
 
 def thin(sharpness: Sequence[float], most: int) -> list[int]:

@@ -86,6 +86,7 @@ def test_intrinsics_without_poses(tmp_path):
     assert views.protocol == "intrinsics"
     assert views.given_intrinsics[0].tolist() == [[25, 0, 15], [0, 25, 10], [0, 0, 1]]
     assert views.cameras.cam_to_world.isnan().all()  # unknown, and nothing can mistake them for poses
+    assert views.true_cameras is None
 
 
 def test_mixed_sizes_and_orientations_share_a_canvas(tmp_path):
