@@ -16,8 +16,8 @@ from PIL import Image
 from reconx_core.files import explain_disk, write_atomic
 from reconx_core.types import Scores, ViewScore
 
-PICTURE_BYTES = 10_000_000  # all pictures of a page together
-VIDEO_BYTES = 8_000_000  # the same for videos; base64 adds a third
+PAGE_BYTES = 15_000_000  # of pictures and videos as they stand in the page, where base64 adds a third
+VIDEO_BYTES = 8_000_000  # all videos of a page together, as files
 PANEL_WIDTH = 640  # pixels
 
 # key in Scores.summary -> column title, format, unit or direction, what it is
@@ -106,6 +106,7 @@ def write_report(path: Path, run: RunReport) -> None:
 
 def render_report(run: RunReport) -> str:
     """The page's HTML."""
+    videos = _inline_videos(run.scenes)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("reconx_core"), autoescape=True, trim_blocks=True, lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
@@ -122,8 +123,8 @@ def render_report(run: RunReport) -> str:
         number=format_score,
         score_of=_view_score,
         context=_context(run, done),
-        pictures=_inline_pictures(run.scenes),
-        videos=_inline_videos(run.scenes),
+        pictures=_inline_pictures(run.scenes, PAGE_BYTES - sum(map(len, videos.values()))),
+        videos=videos,
         slowest=max((cost.seconds for scene in run.scenes for cost in scene.costs), default=0.0),
     )
 
@@ -174,10 +175,9 @@ def _several(values: Iterable[str]) -> str:
     return ", ".join(dict.fromkeys(values))
 
 
-def _inline_pictures(scenes: tuple[SceneReport, ...]) -> dict[str, list[tuple[ReportPicture, dict[str, str]]]]:
+def _inline_pictures(scenes: tuple[SceneReport, ...], budget: int) -> dict[str, list[tuple[ReportPicture, dict[str, str]]]]:
     """Per scene the pictures with their panels as data URIs; evenly thinned where all together would be too heavy."""
-    budget = PICTURE_BYTES // max(1, len(scenes))
-    return {scene.name: _within(budget, scene.pictures) for scene in scenes}
+    return {scene.name: _within(budget // len(scenes), scene.pictures) for scene in scenes}
 
 
 def _within(budget: int, pictures: tuple[ReportPicture, ...]) -> list[tuple[ReportPicture, dict[str, str]]]:
