@@ -55,6 +55,15 @@ def read_mask(path: Path, upright: bool = True) -> Bool[Tensor, "h w"]:
     return read_image(path, upright).mean(-1) > 0.5
 
 
+def read_size(path: Path) -> tuple[int, int]:
+    """(height, width) of the stored picture, from its header. Raises ImageError where there is none."""
+    try:
+        with Image.open(path) as picture:
+            return picture.height, picture.width
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ImageError(f"Cannot read the picture {path}: {error}.") from error
+
+
 def read_focal(path: Path) -> float:
     """Focal length in pixels of the stored picture from EXIF; NaN where it is unknown or the file cannot be read."""
     try:
@@ -69,6 +78,14 @@ def resize(image: Float[Tensor, "h w 3"], height: int, width: int) -> Float[Tens
     if image.shape[:2] == (height, width):
         return image
     return _from_pillow(_to_pillow(image).resize((width, height), Image.Resampling.LANCZOS))
+
+
+def resize_images(images: Float[Tensor, "n h w 3"], height: int, width: int) -> Float[Tensor, "n height width 3"]:
+    """Antialiased resizing of a stack, in torch: bilinear, and the stack itself where nothing changes."""
+    if images.shape[1:3] == (height, width):
+        return images
+    resized = torch.nn.functional.interpolate(images.permute(0, 3, 1, 2), (height, width), mode="bilinear", antialias=True)
+    return resized.permute(0, 2, 3, 1).contiguous()
 
 
 def resize_mask(mask: Bool[Tensor, "h w"], height: int, width: int) -> Bool[Tensor, "height width"]:

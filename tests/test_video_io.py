@@ -1,5 +1,7 @@
 """Videos in and out: what is written plays back, at any size and with the same bytes each time."""
 
+import struct
+
 import av
 import pytest
 import torch
@@ -78,3 +80,16 @@ def test_what_is_no_video_is_named(tmp_path, content):
 def test_no_frames_is_a_programmers_mistake(tmp_path):
     with pytest.raises(ValueError, match="at least one"):
         video_io.write_mp4(tmp_path / "a.mp4", [])
+
+
+def test_a_phones_portrait_video_is_turned_upright(tmp_path):
+    """Phones store it sideways with a matrix that says: turn clockwise for display (a, b, c, d = 0, 1, -1, 0)."""
+    video_io.write_mp4(tmp_path / "a.mp4", clip(2, 32, 48))
+    data = bytearray((tmp_path / "a.mp4").read_bytes())
+    matrix = data.index(b"tkhd") + 4 + 40
+    plain, clockwise = ([1, 0, 0, 0, 1, 0], [0, 1, 0, -1, 0, 0])
+    assert struct.unpack_from(">6i", data, matrix) == tuple(v << 16 for v in plain)
+    struct.pack_into(">6i", data, matrix, *(v << 16 for v in clockwise))
+    (tmp_path / "b.mp4").write_bytes(data)
+    stored, turned = (next(video_io.read_frames(tmp_path / name)) for name in ("a.mp4", "b.mp4"))
+    assert torch.equal(turned, torch.rot90(stored, -1))

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from reconx_core.datasets import colmap, llff, nerfstudio, photos, procedural, video
+from reconx_core.datasets import blender, colmap, llff, nerfstudio, photos, procedural, video
 from reconx_core.datasets.capture import Capture, Photo, Split
 from reconx_core.errors import UserError
 from reconx_core.video_io import is_video
@@ -27,6 +27,7 @@ class Format:
 FORMATS = (
     Format("procedural", procedural.is_spec, procedural.read),
     Format("nerfstudio", lambda p: p.name == "transforms.json" or (p / "transforms.json").is_file(), nerfstudio.read),
+    Format("blender", lambda p: (p / "transforms_train.json").is_file(), blender.read),
     Format("llff", lambda p: (p / "poses_bounds.npy").is_file(), llff.read),
     Format("colmap", lambda p: colmap.find_model(p) is not None, colmap.read),
     Format("video", lambda p: p.is_file() and is_video(p), video.read),

@@ -17,7 +17,7 @@ import torch
 from reconx_core.datasets.capture import Capture, Photo, Split, opencv_from_opengl, pinhole
 from reconx_core.datasets.photos import find_mask, natural_key, unique_names
 from reconx_core.errors import UserError
-from reconx_core.images import SUFFIXES, read_focal, read_image, read_mask
+from reconx_core.images import SUFFIXES, ImageError, read_focal, read_image, read_mask, read_size
 
 _UNSUPPORTED = ("k3", "k4", "k5", "k6")
 _PINHOLE_MODELS = ("OPENCV", "PINHOLE", "SIMPLE_PINHOLE", "SIMPLE_RADIAL", "RADIAL")
@@ -30,16 +30,27 @@ def read(path: Path) -> Capture:
         UserError: malformed JSON, no frames, or a camera model other than OPENCV's.
     """
     file = path / "transforms.json" if path.is_dir() else path
-    meta = read_json(file)
-    frames = meta.get("frames") if isinstance(meta, dict) else None
-    if not frames or any("file_path" not in frame for frame in frames):
-        raise UserError(f"{file} lists no frames with a 'file_path'; is it a nerfstudio transforms.json?")
+    frames = read_frames(file)
     # Files list frames in any order; the video stage pairs neighbours, so capture order is that of the names.
     order = sorted(range(len(frames)), key=lambda i: natural_key(frames[i]["file_path"]))
-    paths = [_find(file.parent, frames[i]["file_path"]) for i in order]
-    photos = [_photo({**meta, **frames[i]}, p, n, file) for i, p, n in zip(order, paths, unique_names(paths))]
-    splits = _splits(file.with_name("split.json"), order) | _file_splits(meta, [frames[i]["file_path"] for i in order])
-    return Capture(file.parent.resolve().name, tuple(photos), splits, _default(splits))
+    photos = make_photos([frames[i] for i in order], file)
+    splits = _splits(file.with_name("split.json"), order) | _file_splits([frames[i] for i in order])
+    return Capture(file.parent.resolve().name, photos, splits, _default(splits))
+
+
+def read_frames(file: Path) -> list[dict[str, Any]]:
+    """The file's frames, each with the top-level entries as defaults. Raises UserError where there are none."""
+    meta = read_json(file)
+    frames = meta.pop("frames", None) if isinstance(meta, dict) else None
+    if not frames or any("file_path" not in frame for frame in frames):
+        raise UserError(f"{file} lists no frames with a 'file_path'; is it a nerfstudio transforms.json?")
+    return [{**meta, **frame} for frame in frames]
+
+
+def make_photos(frames: list[dict[str, Any]], file: Path) -> tuple[Photo, ...]:
+    """Photos of frames whose paths are relative to ``file``; raises UserError for cameras that are not supported."""
+    paths = [_find(file.parent, frame["file_path"]) for frame in frames]
+    return tuple(_photo(frame, path, name, file) for frame, path, name in zip(frames, paths, unique_names(paths)))
 
 
 def read_json(file: Path) -> Any:
@@ -59,7 +70,6 @@ def _find(folder: Path, file_path: str) -> Path:
 
 
 def _photo(frame: dict[str, Any], path: Path, name: str, file: Path) -> Photo:
-    """``frame`` has the file's top-level entries as defaults."""
     _check_model(frame, file)
     mask = file.parent / frame["mask_path"] if "mask_path" in frame else find_mask(path)
     pose = frame.get("transform_matrix")
@@ -96,7 +106,10 @@ def _intrinsics(frame: dict[str, Any], path: Path) -> tuple[torch.Tensor | None,
     if "w" in frame and "h" in frame:
         width, height = float(frame["w"]), float(frame["h"])
     else:
-        height, width, _ = read_image(path, upright=False).shape
+        try:
+            height, width = read_size(path)
+        except ImageError:  # said again, and by name, when the photo itself is loaded
+            return None, None
     fx = float(frame["fl_x"]) if "fl_x" in frame else 0.5 * width / math.tan(0.5 * float(frame["camera_angle_x"]))
     fy = float(frame.get("fl_y", fx))
     matrix = pinhole(fx, fy, float(frame.get("cx", width / 2)), float(frame.get("cy", height / 2)))
@@ -140,12 +153,15 @@ def _first(mapping: dict[str, Any], *keys: str) -> list[int]:
     return next((mapping[key] for key in keys if key in mapping), [])
 
 
-def _file_splits(meta: dict[str, Any], files: list[str]) -> dict[str, Split]:
+def _file_splits(frames: list[dict[str, Any]]) -> dict[str, Split]:
     """nerfstudio's own split, by file names."""
-    if "train_filenames" not in meta:
+    listed = frames[0]
+    if "train_filenames" not in listed:
         return {}
-    held_out = set(meta.get("test_filenames") or meta.get("val_filenames") or [])
-    parts = [tuple(i for i, f in enumerate(files) if f in names) for names in (set(meta["train_filenames"]), held_out)]
+    held_out = listed.get("test_filenames") or listed.get("val_filenames") or []
+    parts = [
+        tuple(i for i, f in enumerate(frames) if f["file_path"] in names) for names in (listed["train_filenames"], held_out)
+    ]
     return {"filenames": Split(*parts)}
 
 

@@ -5,9 +5,11 @@ import pytest
 import torch
 from small_captures import cameras_of, tiny_hall, write_greys
 
-from reconx_core.datasets import nerfstudio
+from reconx_core.datasets import detect, nerfstudio
 from reconx_core.datasets.write import write_photos
 from reconx_core.errors import UserError
+from reconx_core.settings import ViewsSettings
+from reconx_core.views import load_views
 
 IDENTITY = torch.eye(4).tolist()
 
@@ -124,3 +126,25 @@ def test_a_split_that_names_frames_which_are_not_there(tmp_path):
     (tmp_path / "split.json").write_text('{"train_2": [0, 5]}')
     with pytest.raises(UserError, match="train_2"):
         nerfstudio.read(tmp_path)
+
+
+def test_a_listed_photo_that_is_missing_leaves_the_others_usable(tmp_path):
+    write_greys(tmp_path, ["a.png", "b.png"])
+    frames = [frame("a.png"), frame("b.png"), frame("gone.png")]
+    (tmp_path / "transforms.json").write_text(json.dumps({"camera_angle_x": 1.0, "frames": frames}))
+    with pytest.warns(UserWarning, match=r"gone\.png"):
+        views = load_views(tmp_path, ViewsSettings())
+    assert views.names == ("a", "b")
+    assert views.protocol == "posed"
+
+
+def test_synthetic_nerf_scenes(tmp_path):
+    for part, count in (("train", 3), ("test", 2)):
+        write_greys(tmp_path / part, [f"r_{i}.png" for i in range(count)])
+        frames = [frame(f"./{part}/r_{i}") for i in range(count)]
+        (tmp_path / f"transforms_{part}.json").write_text(json.dumps({"camera_angle_x": math.pi / 2, "frames": frames}))
+    assert detect(tmp_path).name == "blender"
+    views = load_views(tmp_path, ViewsSettings())
+    assert views.is_target.tolist() == [False] * 3 + [True] * 2
+    assert len(set(views.names)) == 5
+    assert views.cameras.intrinsics[0, 0, 0] == pytest.approx(8)

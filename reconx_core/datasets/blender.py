@@ -1,0 +1,21 @@
+"""NeRF's synthetic scenes: ``transforms_train.json`` and ``transforms_test.json`` with pictures on a transparent ground."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from reconx_core.datasets.capture import Capture, Split
+from reconx_core.datasets.nerfstudio import make_photos, read_frames
+
+
+def read(path: Path) -> Capture:
+    """Training views, then test views, in the order of the files; transparent pixels are white, as the field scores them.
+
+    Raises:
+        UserError: a file is malformed.
+    """
+    train = read_frames(path / "transforms_train.json")
+    test = read_frames(path / "transforms_test.json") if (path / "transforms_test.json").is_file() else []
+    split = Split(tuple(range(len(train))), tuple(range(len(train), len(train) + len(test))))
+    photos = make_photos([*train, *test], path / "transforms_train.json")
+    return Capture(path.resolve().name, photos, {"train": split}, "train" if test else None)
