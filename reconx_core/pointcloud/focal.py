@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -17,10 +18,11 @@ USUAL_SPREAD = 0.4  # of its logarithm
 EXIF_SPREAD = 0.05
 STARTS = (1.0, 0.65, 1.5, 2.3)  # times the prior's focal
 SANE = (0.25, 4.0)  # focal over long side; a refinement that ends outside has found no focal
-STEPS = (-0.5, -0.25, 0.0, 0.25, 0.5)  # of the logarithm, at which the refined focal is questioned
-# Matches share what the pinhole model leaves out (distortion, rolling shutter), so that a thousand of them say no more of the
-# focal than this many independent ones would.
-INDEPENDENT = 200
+FINE = 0.06  # step of the logarithm over which the refined focal is questioned
+COARSE = (-0.5, -0.25, 0.0, 0.25, 0.5)  # the same where the matches hardly tell it
+# Matches share what the pinhole model leaves out (distortion, rolling shutter): so many of them say as much as one
+# independent one would.
+REDUNDANT = 2.0
 
 
 class FocalPrior(NamedTuple):
@@ -72,7 +74,8 @@ def _misfit(problem: Problem, reconstruction: pycolmap.Reconstruction, total: in
     count = reconstruction.compute_num_observations()
     price = (problem.max_error / 2) ** 2
     cost = count * reconstruction.compute_mean_reprojection_error() ** 2 + price * (total - count)
-    return 0.5 * INDEPENDENT * math.log(cost / total + 1e-6)
+    freedom = total / 2  # of the two numbers per keypoint, a point seen in two photos takes three for itself
+    return 0.5 * freedom / REDUNDANT * math.log(cost / total + 1e-6)
 
 
 def _surprise(reconstruction: pycolmap.Reconstruction, priors: list[FocalPrior], step: float = 0.0) -> float:
@@ -83,13 +86,25 @@ def _surprise(reconstruction: pycolmap.Reconstruction, priors: list[FocalPrior],
 
 def _weigh(problem: Problem, best: pycolmap.Reconstruction, priors: list[FocalPrior]) -> pycolmap.Reconstruction:
     """Scale all focals by the factor that maximises likelihood times prior, and adjust the rest to it."""
-    costs = np.nan_to_num([_misfit_at(problem, best, step) + _surprise(best, priors, step) for step in STEPS], nan=np.inf)
-    at = min(max(int(np.argmin(costs)), 1), len(STEPS) - 2)
-    a, b, c = costs[at - 1 : at + 2]
+
+    def cost(step: float) -> float:
+        value = _misfit_at(problem, best, step) + _surprise(best, priors, step)
+        return math.inf if math.isnan(value) else value
+
+    step = _vertex(cost, 0.0)
+    if abs(step) >= FINE:  # the matches hardly tell the focal: look farther
+        coarse = min(COARSE, key=cost)
+        step = coarse + _vertex(cost, coarse)
+    return best if abs(step) < 0.003 else _adjusted(problem, best, step)
+
+
+def _vertex(cost: Callable[[float], float], centre: float) -> float:
+    """Offset from ``centre`` of the minimum of the parabola through three near points, at most two steps away."""
+    a, b, c = cost(centre - FINE), cost(centre), cost(centre + FINE)
     curvature = a - 2 * b + c
-    offset = 0.5 * (a - c) / curvature if 1e-9 < curvature < np.inf else float(np.argmin(costs) - at)
-    step = STEPS[at] + (STEPS[1] - STEPS[0]) * min(max(offset, -1.0), 1.0)
-    return best if abs(step) < 0.005 else _adjusted(problem, best, step)
+    if not 1e-9 < curvature < math.inf:
+        return 0.0 if b <= min(a, c) else math.copysign(2 * FINE, a - c)
+    return FINE * min(max(0.5 * (a - c) / curvature, -2.0), 2.0)
 
 
 def _misfit_at(problem: Problem, reconstruction: pycolmap.Reconstruction, step: float) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,41 +10,65 @@ import pycolmap
 import torch
 from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
+from PIL import Image
+from scipy.spatial import cKDTree
 from torch import Tensor
 
 Matches = Int[NDArray[np.int64], "m 2"]  # rows of indices into the keypoints of two photos
 
-MIN_INLIERS = 12  # fewer matches than this agree with some fundamental matrix by chance
 RATIO = 0.8  # nearest over second nearest descriptor angle
 MAX_ANGLE = 0.9  # radians between descriptors; beyond it the nearest one is no match even where it is distinctive
-
-# The first level is quick and enough for neighbouring photos; the second costs a second per photo and finds more in
-# photos with wide baselines, little texture or changed light.
-EFFORTS = (
-    {"estimate_affine_shape": True, "peak_threshold": 0.004},
-    {"estimate_affine_shape": True, "domain_size_pooling": True, "peak_threshold": 0.0015, "edge_threshold": 16.0},
-)
+SAME_PLACE = 6.0  # pixels; features closer than this are no rivals in the ratio test, they show the same thing
+MIN_INLIERS, CHANCE = 8, 0.2  # what agrees with some epipolar geometry by chance: a few, and a share of the matches
+TILTS = ((1.6, 4), (2.6, 6))  # foreshortening, number of directions in half a turn (Morel and Yu's affine SIFT, coarser)
+SIFT = {"peak_threshold": 0.004}
 
 
 @dataclass(frozen=True)
 class Features:
-    """SIFT features of one photo: positions in pixels (first pixel centre at 0.5) and RootSIFT descriptors."""
+    """SIFT features of one photo. A keypoint has several descriptors where it is seen in several orientations or tilts."""
 
-    keypoints: Float[NDArray[np.float64], "k 2"]
-    descriptors: Float[Tensor, "k 128"]  # integers 0..255, so that their products are exact in float32
+    keypoints: Float[NDArray[np.float64], "k 2"]  # pixels, first pixel centre at 0.5
+    descriptors: Float[Tensor, "d 128"]  # RootSIFT; integers 0..255, so that their products are exact in float32
+    owner: Int[Tensor, " d"]  # keypoint of each descriptor
+    plain: int  # so many descriptors, the first ones, are of the photo as it is; the others of tilted copies
 
 
-def extract_features(image: Float[Tensor, "h w 3"], mask: Bool[Tensor, "h w"], effort: int = 0) -> Features:
-    """SIFT features on the pixels that ``mask`` allows. ``effort`` indexes :data:`EFFORTS`."""
-    options = pycolmap.FeatureExtractionOptions(num_threads=1, use_gpu=False)
-    options.sift.mergedict(EFFORTS[effort])
-    extractor = pycolmap.FeatureExtractor.create(options, pycolmap.Device.cpu)
-    keypoints, descriptors = extractor.extract_from_uint8_array(_grey(image))
-    xy = pycolmap.keypoints_to_matrix(keypoints)[:, :2].astype(np.float64)
-    column, row = np.floor(xy.T).astype(int).clip(0, [[mask.shape[1] - 1], [mask.shape[0] - 1]])
-    # An affine-adapted feature may be found once per orientation: one position and shape, several descriptors.
-    keep = mask.numpy()[row, column]
-    return Features(xy[keep], torch.from_numpy(np.array(descriptors.data)[keep]).float())
+def extract_features(image: Float[Tensor, "h w 3"], mask: Bool[Tensor, "h w"]) -> Features:
+    """SIFT features on the pixels that ``mask`` allows."""
+    xy, descriptors = _sift(_grey(image), {**SIFT, "estimate_affine_shape": True})
+    keep = _inside(xy, mask.numpy())
+    return _merge(
+        Features(np.empty((0, 2)), torch.empty(0, 128), torch.empty(0, dtype=torch.int64), 0), xy[keep], descriptors[keep]
+    )
+
+
+def add_tilted(features: Features, image: Float[Tensor, "h w 3"], mask: Bool[Tensor, "h w"]) -> Features:
+    """The same features and those found in foreshortened copies of the photo, for views far apart. Indices stay valid."""
+    grey = _grey(image)
+    # The first features are affine-adapted, those of the copies are not: the photo itself is needed once more like these.
+    xy, descriptors = _sift(grey, SIFT)
+    keep = _inside(xy, mask.numpy())
+    features = _merge(features, xy[keep], descriptors[keep])
+    plain = features.plain
+    for tilt, directions in TILTS:
+        for k in range(directions):
+            xy, descriptors = _tilted_sift(grey, tilt, math.pi * k / directions)
+            keep = _inside(xy, mask.numpy())
+            features = _merge(features, xy[keep], descriptors[keep])
+    return Features(features.keypoints, features.descriptors, features.owner, plain)
+
+
+def _merge(features: Features, xy: Float[NDArray[np.float64], "k 2"], descriptors: NDArray[np.uint8]) -> Features:
+    """Add descriptors; a position within a pixel of a keypoint that is there is that keypoint."""
+    known = len(features.keypoints)
+    distance, owner = cKDTree(features.keypoints).query(xy) if known else (np.full(len(xy), np.inf), np.zeros(len(xy), int))
+    fresh = distance > 1.0
+    places, inverse = np.unique(xy[fresh], axis=0, return_inverse=True)
+    owner[fresh] = known + inverse.reshape(-1)
+    stacked = torch.cat([features.descriptors, torch.from_numpy(descriptors).float()])
+    owners = torch.cat([features.owner, torch.from_numpy(owner.astype(np.int64))])
+    return Features(np.concatenate([features.keypoints, places]), stacked, owners, len(stacked))
 
 
 def _grey(image: Float[Tensor, "h w 3"]) -> NDArray[np.uint8]:
@@ -51,29 +76,85 @@ def _grey(image: Float[Tensor, "h w 3"]) -> NDArray[np.uint8]:
     return np.ascontiguousarray((luma * 255).round().clamp(0, 255).to(torch.uint8).numpy())
 
 
+def _sift(grey: NDArray[np.uint8], options: dict) -> tuple[Float[NDArray[np.float64], "k 2"], NDArray[np.uint8]]:
+    extraction = pycolmap.FeatureExtractionOptions(num_threads=1, use_gpu=False)
+    extraction.sift.mergedict(options)
+    extractor = pycolmap.FeatureExtractor.create(extraction, pycolmap.Device.cpu)
+    keypoints, descriptors = extractor.extract_from_uint8_array(grey)
+    return pycolmap.keypoints_to_matrix(keypoints)[:, :2].astype(np.float64), np.array(descriptors.data)
+
+
+def _tilted_sift(
+    grey: NDArray[np.uint8], tilt: float, angle: float
+) -> tuple[Float[NDArray[np.float64], "k 2"], NDArray[np.uint8]]:
+    """Features of the photo turned by ``angle`` and squeezed by ``tilt`` along x, at their positions in the photo."""
+    height, width = grey.shape
+    turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
+    corners = np.array([[0, 0], [width, 0], [width, height], [0, height]]) @ turn.T
+    low, size = corners.min(0), np.ceil(np.ptp(corners, axis=0)).astype(int)
+    origin = turn.T @ low
+    affine = (turn[0, 0], turn[1, 0], origin[0], turn[0, 1], turn[1, 1], origin[1])
+    turned = Image.fromarray(grey).transform(tuple(size.tolist()), Image.Transform.AFFINE, affine, Image.Resampling.BICUBIC)
+    squeezed = turned.resize((round(turned.width / tilt), turned.height), Image.Resampling.LANCZOS)
+    xy, descriptors = _sift(np.ascontiguousarray(squeezed), {**SIFT, "max_num_features": 2000})
+    return (xy * [turned.width / squeezed.width, 1.0] + low) @ turn, descriptors
+
+
+def _inside(xy: Float[NDArray[np.float64], "k 2"], mask: Bool[NDArray[np.bool_], "h w"]) -> Bool[NDArray[np.bool_], " k"]:
+    """Whether each position is allowed, and not at the rim, where a turned copy has corners of its own."""
+    height, width = mask.shape
+    column, row = np.floor(xy.T).astype(int)
+    within = (column >= 2) & (row >= 2) & (column < width - 2) & (row < height - 2)
+    return within & mask[row.clip(0, height - 1), column.clip(0, width - 1)]
+
+
 def match_features(a: Features, b: Features, ratio: float = RATIO) -> Matches:
-    """Mutual nearest neighbours that pass the ratio test."""
-    if min(len(a.keypoints), len(b.keypoints)) < 2:
+    """Keypoints whose descriptors are mutually nearest and distinct; tilted copies are matched with plain photos only."""
+    halves = [(slice(None), slice(b.plain))]
+    if a.plain < len(a.descriptors) or b.plain < len(b.descriptors):
+        halves = [(slice(None), slice(b.plain)), (slice(a.plain), slice(None))]
+    found = [_match(a, b, one, two, ratio) for one, two in halves]
+    return np.unique(np.concatenate(found), axis=0)
+
+
+def _match(a: Features, b: Features, one: slice, two: slice, ratio: float) -> Matches:
+    at_a, at_b = (torch.from_numpy(f.keypoints)[f.owner[s]] for f, s in ((a, one), (b, two)))
+    if min(len(at_a), len(at_b)) < 2:
         return np.empty((0, 2), np.int64)
-    cosine = a.descriptors @ b.descriptors.T / 512.0**2
-    best, index = cosine.topk(2, dim=1)
-    angle = torch.arccos(best.clamp(max=1.0))
-    mutual = cosine.argmax(0)[index[:, 0]] == torch.arange(len(cosine))
-    keep = mutual & (angle[:, 0] < ratio * angle[:, 1]) & (angle[:, 0] < MAX_ANGLE)
-    return torch.stack([keep.nonzero()[:, 0], index[keep, 0]], 1).numpy()
+    nearest, distinct = _nearest(a.descriptors[one], b.descriptors[two], at_b, ratio)
+    back, _ = _nearest(b.descriptors[two], a.descriptors[one], at_a, ratio)
+    keep = distinct & ((at_a[back[nearest]] - at_a).norm(dim=-1) < 2)
+    return torch.stack([a.owner[one][keep], b.owner[two][nearest[keep]]], 1).numpy()
+
+
+def _nearest(
+    query: Float[Tensor, "p 128"], among: Float[Tensor, "q 128"], at: Float[Tensor, "q 2"], ratio: float
+) -> tuple[Int[Tensor, " p"], Bool[Tensor, " p"]]:
+    """Index of the nearest descriptor, and whether it is clearly nearer than any at another place."""
+    nearest, distinct = [], []
+    for chunk in query.split(4096):
+        best, index = (chunk @ among.T).topk(min(5, len(among)), dim=1)
+        angle = torch.arccos((best / 512.0**2).clamp(max=1.0))
+        rival = (at[index] - at[index[:, :1]]).norm(dim=-1) > SAME_PLACE
+        # All five in one place: the next one is at least as far as the fifth.
+        second = torch.where(rival, angle, torch.inf).amin(1).minimum(torch.where(rival.any(1), torch.inf, angle[:, -1]))
+        nearest.append(index[:, 0])
+        distinct.append((angle[:, 0] < ratio * second) & (angle[:, 0] < MAX_ANGLE))
+    return torch.cat(nearest), torch.cat(distinct)
 
 
 def verify_matches(a: Features, b: Features, matches: Matches, max_error: float, seed: int) -> Matches:
-    """The matches within ``max_error`` pixels of one epipolar geometry; none if fewer than MIN_INLIERS are.
+    """The matches within ``max_error`` pixels of one epipolar geometry; none if they are no more than chance gives.
 
     A homography is never preferred, as COLMAP does for flat scenes and small motion: it would drop the matches off the
     plane, which are those that tell the camera's motion.
     """
-    if len(matches) < MIN_INLIERS:
+    enough = MIN_INLIERS + CHANCE * len(matches)
+    if len(matches) < enough:
         return matches[:0]
     options = pycolmap.RANSACOptions(
         max_error=max_error, random_seed=seed, min_num_trials=500, max_num_trials=5000, min_inlier_ratio=0.1, confidence=0.9999
     )
     found = pycolmap.estimate_fundamental_matrix(a.keypoints[matches[:, 0]], b.keypoints[matches[:, 1]], options)
     keep = np.zeros(len(matches), bool) if found is None else np.asarray(found["inlier_mask"], bool)
-    return matches[keep] if keep.sum() >= MIN_INLIERS else matches[:0]
+    return matches[keep] if keep.sum() >= enough else matches[:0]

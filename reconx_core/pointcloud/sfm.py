@@ -6,6 +6,7 @@ import itertools
 import math
 import warnings
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import pycolmap
@@ -18,12 +19,18 @@ from reconx_core.errors import UserError
 from reconx_core.geometry import transform
 from reconx_core.pointcloud.focal import FocalPrior, focal_prior, solve_focals
 from reconx_core.pointcloud.mapper import Problem, reconstruct
-from reconx_core.pointcloud.matching import EFFORTS, Features, Matches, extract_features, match_features, verify_matches
+from reconx_core.pointcloud.matching import Features, Matches, add_tilted, extract_features, match_features, verify_matches
 from reconx_core.types import Cameras, PointCloud, Views
 
 pycolmap.logging.minloglevel = 2  # glog prints every step otherwise; what goes wrong is raised
 
+WEAK = 40  # points of a view below which its matches are looked for harder
 EXIF_AGREES = 1.03  # focals closer than this are one lens
+
+
+class Solution(NamedTuple):
+    problem: Problem
+    reconstruction: pycolmap.Reconstruction
 
 
 @dataclass(frozen=True)
@@ -50,44 +57,60 @@ def solve_cameras(views: Views, fixed: Cameras | None, generator: torch.Generato
     if len(views) < 2:
         raise UserError(f"One photo is not enough: give at least two photos of the same place (got {len(views)}).")
     seed = int(torch.randint(2**31 - 1, (), generator=generator))
-    best: tuple[Problem, pycolmap.Reconstruction] | None = None
-    for effort in range(len(EFFORTS)):
-        found = _attempt(views, fixed, seed, effort)
-        best = max((b for b in (best, found) if b is not None), key=lambda b: b[1].num_reg_images(), default=None)
-        if best is not None and best[1].num_reg_images() == len(views):
-            break
-    if best is None or best[1].num_points3D() == 0:
+    features = [extract_features(image, mask) for image, mask in zip(views.images, views.masks)]
+    every = list(itertools.combinations(range(len(views)), 2))
+    best = _solve(views, fixed, features, matches := match_pairs(features, every, views, seed), seed)
+    weak = _weak_views(best, len(views))
+    if weak:  # views far apart: look for what foreshortening hides, in the pairs that need it
+        features = [add_tilted(f, image, mask) for f, image, mask in zip(features, views.images, views.masks)]
+        more = match_pairs(features, [pair for pair in every if weak & set(pair)], views, seed)
+        best = _better(best, _solve(views, fixed, features, matches | more, seed))
+    if best is None:
         raise UserError(_no_overlap(views))
     sfm = _to_sfm(views, fixed, *best)
     _warn_dropped(views, sfm.registered)
     return sfm if fixed is not None else _canonical(sfm)
 
 
-def _attempt(views: Views, fixed: Cameras | None, seed: int, effort: int) -> tuple[Problem, pycolmap.Reconstruction] | None:
-    """Match with one effort, then the best reconstruction over the focals to start from."""
-    size = (views.images.shape[1], views.images.shape[2])
-    features = [extract_features(image, mask, effort) for image, mask in zip(views.images, views.masks)]
-    matches = match_all(features, _max_error(size), seed)
-    poses = {} if fixed is None else dict(enumerate(fixed.world_to_cam.double().numpy()))
+def match_pairs(
+    features: list[Features], pairs: list[tuple[int, int]], views: Views, seed: int
+) -> dict[tuple[int, int], Matches]:
+    """Verified matches of those pairs that have any."""
+    found = {}
+    for i, j in pairs:
+        matches = verify_matches(features[i], features[j], match_features(features[i], features[j]), _max_error(views), seed)
+        if len(matches):
+            found[i, j] = matches
+    return found
+
+
+def _solve(
+    views: Views, fixed: Cameras | None, features: list[Features], matches: dict[tuple[int, int], Matches], seed: int
+) -> Solution | None:
     lens, known, prior = _lenses(views, fixed)
-    problem = Problem([f.keypoints for f in features], matches, lens, size, poses, seed, _max_error(size))
+    poses = {} if fixed is None else dict(enumerate(fixed.world_to_cam.double().numpy()))
+    size = (views.images.shape[1], views.images.shape[2])
+    problem = Problem([f.keypoints for f in features], matches, lens, size, poses, seed, _max_error(views))
     found = reconstruct(problem, known, False) if prior is None else solve_focals(problem, prior)
-    return None if found is None else (problem, found)
+    return None if found is None or found.num_reg_images() < 2 or found.num_points3D() == 0 else Solution(problem, found)
 
 
-def match_all(features: list[Features], max_error: float, seed: int) -> dict[tuple[int, int], Matches]:
-    """Verified matches of every pair that has any."""
-    pairs = itertools.combinations(range(len(features)), 2)
-    verified = {
-        (i, j): verify_matches(features[i], features[j], match_features(features[i], features[j]), max_error, seed)
-        for i, j in pairs
-    }
-    return {pair: matches for pair, matches in verified.items() if len(matches)}
+def _weak_views(best: Solution | None, n: int) -> set[int]:
+    """Views that are not registered, or by so few points that a wrong pose would not show."""
+    if best is None:
+        return set(range(n))
+    points = {i - 1: best.reconstruction.image(i).num_points3D for i in best.reconstruction.reg_image_ids()}
+    return {view for view in range(n) if points.get(view, 0) < WEAK}
 
 
-def _max_error(size: tuple[int, int]) -> float:
+def _better(one: Solution | None, two: Solution | None) -> Solution | None:
+    found = [s for s in (two, one) if s is not None]
+    return max(found, key=lambda s: s.reconstruction.num_reg_images(), default=None)
+
+
+def _max_error(views: Views) -> float:
     """Pixels within which a match agrees with a geometry: SIFT's accuracy at 512 px, growing slowly with the image."""
-    return 2.0 * max(1.0, max(size) / 512) ** 0.5
+    return 2.0 * max(1.0, max(views.masks.shape[1:]) / 512) ** 0.5
 
 
 def _lenses(
