@@ -98,7 +98,7 @@ def resize_mask(mask: Bool[Tensor, "h w"], height: int, width: int) -> Bool[Tens
 
 def to_uint8(image: Float[Tensor, "*n"]) -> np.ndarray:
     """[0, 1] to 0...255, rounded to nearest."""
-    return image.detach().clamp(0, 1).mul(255).round().to(torch.uint8).cpu().numpy()
+    return image.detach().clamp(0, 1).mul_(255).round_().to(torch.uint8).cpu().numpy()
 
 
 def write_png(path: Path, image: Float[Tensor, "h w *c"]) -> None:
