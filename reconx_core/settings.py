@@ -36,16 +36,15 @@ class PointcloudSettings(Section):
     graph: Literal["auto", "complete", "window"] = Field("auto", description="Which pairs of views are matched.")
     planes: int = Field(128, ge=16, description="Depth hypotheses of the plane sweep.")
     stereo_size: int = Field(400, ge=64, description="Long side at which depth is computed.")
-    align_iterations: int = Field(100, ge=0, description="Iterations of the global alignment (eq. 9).")
+    rounds: int = Field(2, ge=1, description="Rounds of slanted-plane refinement and filling.")
 
 
 class ConditionSettings(Section):
     frames_per_pair: int = Field(6, ge=0, description="Frames between two consecutive input views.")
-    jitter: float = Field(0.0, ge=0, description="Sideways sway of the camera path, as a share of the pair's baseline.")
 
 
 class VideoSettings(Section):
-    backend: str = Field("points", description="points, none (paper's row without video diffusion), ...")
+    backend: str = Field("points", description="points (renders of the point cloud) or none (no generated frames).")
 
 
 class ConfidenceSettings(Section):
@@ -56,6 +55,8 @@ class ConfidenceSettings(Section):
 class SplatsSettings(Section):
     backend: Literal["auto", "cpu", "gsplat"] = Field("auto", description="auto: gsplat where CUDA is, else cpu.")
     init: Literal["pointmaps", "sparse"] = Field("pointmaps", description="Start from the pointmaps or from the SfM points.")
+    max_gaussians: int = Field(150_000, ge=100, description="Most Gaussians to start from; pixels are skipped evenly.")
+    fill: bool = Field(True, description="Coarse Gaussians where no photo looks, continued from what is around.")
     steps: int = Field(1000, ge=0)
     sh_degree: int = Field(1, ge=0, le=3)
     l1_weight: float = Field(0.8, ge=0)

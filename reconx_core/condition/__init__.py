@@ -1,0 +1,41 @@
+"""Stage `condition`: what guides generation, per frame its camera and the point cloud rendered there (paper IV-C)."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from reconx_core.camera_path import interpolate_path
+from reconx_core.geometry import depth_of
+from reconx_core.settings import ConditionSettings
+from reconx_core.types import BackendInfo, Condition, Pointmaps, Views
+
+BACKENDS: dict[str, BackendInfo] = {
+    "points": BackendInfo("condition", "points", "camera path in SE(3), soft z-buffer renders of the point cloud"),
+}
+
+
+def build_condition(inputs: Views, pointmaps: Pointmaps, settings: ConditionSettings, generator: torch.Generator) -> Condition:
+    """Cameras between consecutive input views and the point cloud rendered at each, in the pointmaps' frame."""
+    from reconx_core.condition.render import render_points
+
+    pair, position = frame_positions(len(inputs), settings.frames_per_pair)
+    cameras = interpolate_path(pointmaps.cameras, pair[:, 0] + position)
+    renders, visibility, _ = render_points(*visible_points(inputs, pointmaps), cameras)
+    return Condition(cameras, renders, visibility, pair, position)
+
+
+def frame_positions(views: int, frames_per_pair: int) -> tuple[Tensor, Float[Tensor, " f"]]:
+    """The pair of views around each frame, and where between them it is; the views themselves are left out."""
+    position = (torch.arange(frames_per_pair) + 1.0) / (frames_per_pair + 1)
+    first = torch.arange(views - 1).repeat_interleave(frames_per_pair)
+    return torch.stack([first, first + 1], -1), position.repeat(views - 1)
+
+
+def visible_points(inputs: Views, pointmaps: Pointmaps) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Points with any confidence: position, distance between neighbours, colour, confidence."""
+    known = pointmaps.confidence > 0
+    focal = pointmaps.cameras.intrinsics[:, 0, 0][:, None, None]
+    size = depth_of(pointmaps.points_world, pointmaps.cameras) / focal
+    return pointmaps.points_world[known], size[known], inputs.images[known], pointmaps.confidence[known]

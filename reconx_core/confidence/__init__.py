@@ -1,0 +1,56 @@
+"""Stage `confidence`: how far every pixel of every frame can be trusted (paper IV-E, eq. 13).
+
+The geometry backend matches each frame against the others with all cameras held fixed; what agrees counts, what was
+invented does not. Multiplied by what the generator itself knew (a hole that it filled is worth nothing).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from reconx_core.geometry import resize_cameras, size_for
+from reconx_core.images import resize_images
+from reconx_core.settings import ConfidenceSettings
+from reconx_core.types import BackendInfo, Frames, GeometryBackend, Pointmaps, Views
+
+BACKENDS: dict[str, BackendInfo] = {
+    "geometry": BackendInfo("confidence", "geometry", "the chosen pointcloud backend, run on all frames"),
+}
+
+
+def estimate_confidence(
+    inputs: Views, frames: Frames, pointmaps: Pointmaps, backend: GeometryBackend, settings: ConfidenceSettings,
+    generator: torch.Generator,
+) -> Frames:  # fmt: skip
+    """The frames with a confidence in [0, 1] for every pixel; a photo's pixels count fully wherever they are valid."""
+    photos = inputs.masks.float()
+    if not settings.enabled:
+        return replace(frames, confidence=torch.cat([photos, torch.ones_like(frames.confidence[len(photos) :])]))
+    if bool(frames.is_photo.all()):
+        return replace(frames, confidence=photos)
+    agreement = match_frames(frames, backend, settings.size, generator)[len(photos) :]
+    generated = frames.confidence[len(photos) :] * agreement
+    return replace(frames, confidence=torch.cat([photos, generated]))
+
+
+def match_frames(
+    frames: Frames, backend: GeometryBackend, long_side: int, generator: torch.Generator
+) -> Float[Tensor, "f h w"]:
+    """Confidence of the geometry backend, run on all frames at a smaller size with their cameras fixed."""
+    height, width = frames.images.shape[1:3]
+    size = size_for(min(long_side, max(height, width)), height, width)
+    usable = F.interpolate(frames.confidence[:, None], size, mode="nearest-exact")[:, 0] > 0
+    n = len(frames)
+    views = Views(
+        resize_images(frames.images, *size), usable, tuple(f"frame_{i:04d}" for i in range(n)),
+        torch.zeros(n, dtype=torch.bool), resize_cameras(frames.cameras, *size), torch.full((n,), float("nan")), "posed",
+    )  # fmt: skip
+    matched, kept = backend(views, views.cameras, generator)
+    confidence = torch.zeros(n, *size)
+    confidence[kept] = matched.confidence
+    return F.interpolate(confidence[:, None], (height, width), mode="bilinear", align_corners=False)[:, 0]

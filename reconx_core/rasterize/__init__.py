@@ -17,6 +17,7 @@ from torch import Tensor
 from reconx_core.errors import UserError
 from reconx_core.types import BackendInfo, Cameras, Gaussians
 
+Backend = Literal["auto", "cpu", "gsplat"]
 BACKENDS: dict[str, BackendInfo] = {
     "cpu": BackendInfo("splats", "cpu", "numba kernels, compiled for the host on first use"),
     "gsplat": BackendInfo("splats", "gsplat", "gsplat's CUDA kernels", needs_gpu=True),
@@ -29,7 +30,7 @@ class Rendering(NamedTuple):
     alpha: Float[Tensor, "c h w"]
 
 
-def resolve_backend(backend: str) -> str:
+def resolve_backend(backend: str) -> Backend:
     """``auto`` becomes ``gsplat`` where CUDA and gsplat are there, else ``cpu``.
 
     Raises:
@@ -42,13 +43,15 @@ def resolve_backend(backend: str) -> str:
     usable = torch.cuda.is_available() and importlib.util.find_spec("gsplat") is not None
     if backend == "gsplat" and not usable:
         raise UserError(f"splats.backend gsplat needs {missing}, which was not found here; use splats.backend=cpu.")
-    return ("gsplat" if usable else "cpu") if backend == "auto" else backend
+    if backend == "cpu":
+        return "cpu"
+    return "gsplat" if usable else "cpu"
 
 
 def rasterize(
     gaussians: Gaussians,
     cameras: Cameras,
-    backend: Literal["auto", "cpu", "gsplat"] = "auto",
+    backend: Backend = "auto",
     background: Float[Tensor, " 3"] | None = None,
     sh_degree: int | None = None,
 ) -> Rendering:

@@ -1,0 +1,46 @@
+"""Stage `splats`: frames with confidence to 3D Gaussians (paper IV-E, eq. 14)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from reconx_core.errors import UserError
+from reconx_core.rasterize import BACKENDS as BACKENDS
+from reconx_core.rasterize import Backend, resolve_backend
+from reconx_core.settings import SplatsSettings
+from reconx_core.splats.initial import fill_holes, from_pointmaps, from_sparse
+from reconx_core.splats.optimise import optimise
+from reconx_core.types import Frames, Gaussians, Pointmaps
+
+
+def fit_splats(
+    frames: Frames, pointmaps: Pointmaps, settings: SplatsSettings, generator: torch.Generator,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Gaussians:  # fmt: skip
+    """Gaussians in the world of the pointmaps, optimised on all frames. No densification: their number stays.
+
+    Raises:
+        UserError: the rasteriser cannot run here, or there are no points to start from.
+    """
+    backend = resolve_backend(settings.backend)
+    start = initial_gaussians(frames, pointmaps, settings, backend)
+    return optimise(start, frames, settings, backend, generator, progress)
+
+
+def initial_gaussians(frames: Frames, pointmaps: Pointmaps, settings: SplatsSettings, backend: Backend) -> Gaussians:
+    """The start that ``settings.init`` names.
+
+    Raises:
+        UserError: the geometry backend gave no points of that kind.
+    """
+    if settings.init == "sparse":
+        if len(pointmaps.sparse) < 4:
+            raise UserError("splats.init=sparse needs feature points, and the geometry backend gave none; use pointmaps.")
+        return from_sparse(pointmaps.sparse, settings.sh_degree)
+    photos = frames.images[frames.is_photo]
+    start = from_pointmaps(photos, pointmaps, settings.max_gaussians, settings.sh_degree)
+    if len(start) == 0:
+        raise UserError("The photos gave no point that can be trusted; take them closer together, of something with texture.")
+    return fill_holes(start, frames, pointmaps, backend) if settings.fill else start

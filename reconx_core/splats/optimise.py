@@ -1,0 +1,94 @@
+"""Confidence-aware optimisation of the Gaussians (eq. 14): one frame a step, no clone, split or prune."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from reconx_core.lpips import Lpips, load_lpips
+from reconx_core.rasterize import Backend, rasterize
+from reconx_core.settings import SplatsSettings
+from reconx_core.ssim import photometric_loss
+from reconx_core.types import Cameras, Frames, Gaussians
+
+# Adam's rates; that of the means is relative to the scene's size, and all fall to a tenth by the last step.
+MEANS_RATE, QUATS_RATE, SCALES_RATE, OPACITIES_RATE, COLOUR_RATE, SHEEN_RATE = 5e-5, 1e-3, 5e-3, 2e-2, 2.5e-3, 1.25e-4
+
+
+def optimise(
+    start: Gaussians, frames: Frames, settings: SplatsSettings, backend: Backend, generator: torch.Generator,
+    progress: Callable[[int, int], None],
+) -> Gaussians:  # fmt: skip
+    """Minimise eq. 14 over the frames, each weighted by its confidence."""
+    device = torch.device("cuda" if backend == "gsplat" else "cpu")
+    parameters = _parameters(start, device)
+    optimiser = torch.optim.Adam(_rates(parameters, scene_size(frames.cameras, start.means)), eps=1e-15, fused=True)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: 0.1 ** (step / max(1, settings.steps)))
+    weight = frames.confidence * torch.where(frames.is_photo, 1.0, settings.frame_weight)[:, None, None]
+    lpips = load_lpips() if settings.lpips_weight > 0 else None
+    order = _shuffled(len(frames), generator)
+    for step in range(settings.steps):
+        i = next(order)
+        rendered = rasterize(_gaussians(parameters), _to(frames.cameras[[i]], device), backend=backend).rgb[0]
+        target, trust = frames.images[i].to(device), weight[i].to(device)
+        loss = photometric_loss(rendered, target, trust, settings.l1_weight, settings.ssim_weight)
+        if lpips is not None and (device.type == "cuda" or step % settings.lpips_every == 0):
+            loss = loss + settings.lpips_weight * perceptual_loss(lpips, rendered, target, trust, settings, generator)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        schedule.step()
+        progress(step + 1, settings.steps)
+    return Gaussians(*(x.detach().cpu() for x in _fields(_gaussians(parameters))))
+
+
+def scene_size(cameras: Cameras, means: Float[Tensor, "n 3"]) -> float:
+    """Median distance of the points from the first camera."""
+    return float((means - cameras.cam_to_world[0, :3, 3]).norm(dim=-1).median())
+
+
+def perceptual_loss(
+    lpips: Lpips, rendered: Float[Tensor, "h w 3"], target: Float[Tensor, "h w 3"], weight: Float[Tensor, "h w"],
+    settings: SplatsSettings, generator: torch.Generator,
+) -> Float[Tensor, ""]:  # fmt: skip
+    """LPIPS times mean confidence: of the whole image on a GPU, of a random crop on the CPU."""
+    if rendered.device.type == "cpu":
+        top, left = (
+            int(torch.randint(max(1, side - settings.lpips_crop + 1), (), generator=generator)) for side in weight.shape
+        )
+        window = (slice(top, top + settings.lpips_crop), slice(left, left + settings.lpips_crop))
+        rendered, target, weight = rendered[window], target[window], weight[window]
+    return lpips(rendered[None], target[None]).mean() * weight.mean()
+
+
+def _parameters(start: Gaussians, device: torch.device) -> dict[str, Tensor]:
+    colour, sheen = start.sh[:, :1], start.sh[:, 1:]
+    named = dict(zip(("means", "quats", "log_scales", "logit_opacities"), _fields(start)[:4]), colour=colour, sheen=sheen)
+    return {name: x.detach().clone().to(device).requires_grad_() for name, x in named.items()}
+
+
+def _rates(parameters: dict[str, Tensor], size: float) -> list[dict]:
+    rates = (MEANS_RATE * size, QUATS_RATE, SCALES_RATE, OPACITIES_RATE, COLOUR_RATE, SHEEN_RATE)
+    return [{"params": [x], "lr": rate} for x, rate in zip(parameters.values(), rates) if x.numel()]
+
+
+def _gaussians(p: dict[str, Tensor]) -> Gaussians:
+    sh = torch.cat([p["colour"], p["sheen"]], 1) if p["sheen"].shape[1] else p["colour"]
+    return Gaussians(p["means"], p["quats"], p["log_scales"], p["logit_opacities"], sh)
+
+
+def _fields(g: Gaussians) -> tuple[Tensor, ...]:
+    return g.means, g.quats, g.log_scales, g.logit_opacities, g.sh
+
+
+def _to(cameras: Cameras, device: torch.device) -> Cameras:
+    return Cameras(cameras.intrinsics.to(device), cameras.cam_to_world.to(device), cameras.width, cameras.height)
+
+
+def _shuffled(count: int, generator: torch.Generator) -> Iterator[int]:
+    """Every index once, in a new order, again and again."""
+    while True:
+        yield from torch.randperm(count, generator=generator).tolist()
