@@ -26,7 +26,7 @@ def evaluate(
         raise UserError(f"There is no '{dataset}'; give a folder of scenes, or 'procedural:room'.")
     require_writable(out)
     console.print(f"Evaluating {dataset}")
-    runs, measured = run_stages(lambda: find_scenes(dataset, only), settings, root, console, workers=workers)
+    runs, taken = run_stages(lambda: find_scenes(dataset, only), settings, root, console, workers=workers)
 
     from flows import results, tables, tracking
     from flows.roots import remember
@@ -35,7 +35,7 @@ def evaluate(
     for run in runs:
         if run.error is None:
             results.write_scene(run, root, out / run.name)
-    record = results.write_run(out, Path(out).resolve().name, runs, settings, root, measured)
+    record = results.write_run(out, Path(out).resolve().name, runs, settings, root, taken)
     tracking.track(record, out, console)
     tables.print_made(console, record, out, time.monotonic() - start)
     return sum(run.error is not None for run in runs)

@@ -73,7 +73,7 @@ def run_scenes(
     def reconx() -> None:
         chains = [(run, _submit(run, wanted, settings, root, monitor)) for run in runs]
         for run, chain in chains:
-            _collect(run, chain, monitor)
+            _collect(run, chain, root, monitor)
 
     reconx()
     return runs
@@ -98,7 +98,7 @@ def _submit(
     return futures
 
 
-def _collect(run: SceneRun, futures: dict[str, PrefectFuture], monitor: Monitor) -> None:
+def _collect(run: SceneRun, futures: dict[str, PrefectFuture], root: Path, monitor: Monitor) -> None:
     for stage, future in futures.items():
         future.wait()
         if not future.state.is_final():
@@ -107,7 +107,7 @@ def _collect(run: SceneRun, futures: dict[str, PrefectFuture], monitor: Monitor)
         if future.state.is_completed():
             run.references[stage] = Reference(**result)
             if future.state.name == "Cached":
-                monitor.finished(stage, run.name, None)
+                monitor.finished(stage, run.name, store.measured(root, run.references[stage]), cached=True)
         elif run.error is None:
             run.failed_stage, run.error = stage, result
             monitor.failed(run.name)

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,19 @@ from rich.text import Text
 
 from reconx_core.settings import STAGES
 from reconx_core.store import MEASURED
+from tasks.execute import take_note
 
 # Seconds per stage of three 800x600 photos on two cores, until the store has measured its own.
 _FIRST_GUESS = {"views": 1, "pointcloud": 30, "condition": 5, "video": 1, "confidence": 15, "splats": 60, "metrics": 20}
 _RECENT = 5
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What a stage of a scene took; None where it came from elsewhere. ``cached``: in an earlier run."""
+
+    measured: dict[str, Any] | None
+    cached: bool
 
 
 class TimeLeft(ProgressColumn):
@@ -38,7 +48,7 @@ class Display:
         self.expected = expected_seconds(root)
         self.left = {(stage, scene): self.expected[stage] for stage in stages for scene in scenes}
         self.running: dict[tuple[str, str], tuple[float, float]] = {}  # start, and share done as far as it is known
-        self.measured: dict[tuple[str, str], dict[str, Any] | None] = {}
+        self.taken: dict[tuple[str, str], Taken] = {}
         self.lock = threading.Lock()
         columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeLeft()
         self.progress = Progress(*columns, console=console, transient=True, auto_refresh=False)
@@ -52,15 +62,27 @@ class Display:
         with self.lock:
             self.running[stage, scene] = (self.running[stage, scene][0], done / max(total, 1))
 
-    def finished(self, stage: str, scene: str, measured: dict[str, Any] | None) -> None:
+    def finished(self, stage: str, scene: str, measured: dict[str, Any] | None, cached: bool) -> None:
         with self.lock:
             self.running.pop((stage, scene), None)
             self.left.pop((stage, scene), None)
-            if (stage, scene) in self.measured:
+            if (stage, scene) in self.taken:
                 return
-            self.measured[stage, scene] = measured
+            self.taken[stage, scene] = Taken(measured, cached)
         where = f"{scene}  " if self.many else ""
-        self.console.print(f"  {where}{stage:<11}{describe(measured)}", highlight=False)
+        self.console.print(f"  {where}{stage:<11}{describe(measured, cached)}", highlight=False)
+        for note in (measured or {}).get("notes", []) if cached else []:
+            self.say(note)
+
+    def say(self, note: str) -> None:
+        """A sentence that the user should read."""
+        self.console.print(f"  [yellow]{escape(note)}[/yellow]", highlight=False, soft_wrap=True)
+
+    def warned(self, message: Warning | str, category: type[Warning], filename: str, *_: Any) -> None:
+        """Takes the place of ``warnings.showwarning``: what reconx itself says goes to the user and beside the artifact."""
+        if issubclass(category, UserWarning) and "reconx_core" in filename:
+            take_note(str(message))
+            self.say(str(message))
 
     def failed(self, scene: str) -> None:
         """The scene's other stages will not run."""
@@ -70,9 +92,7 @@ class Display:
                 self.running.pop(pair, None)
 
     def repaired(self, stage: str, scene: str, damage: str) -> None:
-        self.console.print(
-            f"  [yellow]The store entry {escape(damage)}; it is removed and computed anew.[/yellow]", highlight=False
-        )
+        self.say(f"The store entry {damage}; it is removed and computed anew.")
 
     @contextmanager
     def live(self) -> Iterator[None]:
@@ -111,9 +131,9 @@ def _remaining(elapsed: float, share: float, expected: float) -> float:
     return elapsed * (1 - share) / share if share > 0.02 else max(expected - elapsed, 0.1 * elapsed)
 
 
-def describe(measured: dict[str, Any] | None) -> str:
+def describe(measured: dict[str, Any] | None, cached: bool) -> str:
     """Time and memory of a stage in words."""
-    if measured is None:
+    if measured is None or cached:
         return "       in the store already"
     cuda = f"  {measured['cuda_peak_mib'] / 1024:.1f} GiB on the GPU" if measured.get("cuda_peak_mib") else ""
     return f"{measured['seconds']:7.1f} s  {measured['peak_mib'] / 1024:5.2f} GiB{cuda}"

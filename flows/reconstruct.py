@@ -24,7 +24,7 @@ def reconstruct(source: str, out: Path, settings: Settings, root: Path, console:
         raise UserError(f"There is no '{source}'; give a folder of photos, a video or a dataset.")
     require_writable(out)
     console.print(f"Reconstructing {source}")
-    (run,), measured = run_stages(lambda: find_scene(source), settings, root, console)
+    (run,), taken = run_stages(lambda: find_scene(source), settings, root, console)
     if run.error is not None:
         raise run.error
 
@@ -32,7 +32,7 @@ def reconstruct(source: str, out: Path, settings: Settings, root: Path, console:
     from flows.roots import remember
 
     results.write_scene(run, root, out)
-    record = results.write_run(out, run.name, [run], settings, root, measured)
+    record = results.write_run(out, run.name, [run], settings, root, taken)
     remember(root, out, run.references.values())
     tables.print_made(console, record, out, time.monotonic() - start)
 

@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from flows.pipeline import SceneRun, describe_error
+from flows.progress import Taken
 from reconx_core import __version__, export, store
 from reconx_core.export.cameras import write_cameras
 from reconx_core.files import explain_disk, write_atomic, write_json
@@ -24,7 +25,7 @@ from reconx_core.types import Scores
 from tasks.execute import machine
 
 RECORD = "run.json"
-Measured = Mapping[tuple[str, str], dict[str, Any] | None]  # (stage, scene) -> what it took in this run; None: was there
+AllTaken = Mapping[tuple[str, str], Taken]  # by (stage, scene)
 
 
 def write_scene(run: SceneRun, root: Path, out: Path) -> None:
@@ -47,12 +48,10 @@ def write_scene(run: SceneRun, root: Path, out: Path) -> None:
         raise explain_disk(error, out) from error
 
 
-def write_run(
-    out: Path, title: str, runs: list[SceneRun], settings: Settings, root: Path, measured: Measured
-) -> dict[str, Any]:
+def write_run(out: Path, title: str, runs: list[SceneRun], settings: Settings, root: Path, taken: AllTaken) -> dict[str, Any]:
     """`report.html`, `settings.yaml` and `run.json` of a run, into ``out``; returns what is in `run.json`."""
     resolved = settings.model_dump(mode="json")
-    reports = tuple(scene_report(run, root, measured) for run in runs)
+    reports = tuple(scene_report(run, root, taken) for run in runs)
     files = {"scene.ply": "the Gaussians", "video.mp4": "the clip"} if (out / "scene.ply").exists() else {}
     missing = lpips_missing_reason()
     page = RunReport(
@@ -65,9 +64,9 @@ def write_run(
     return record
 
 
-def scene_report(run: SceneRun, root: Path, measured: Measured) -> SceneReport:
+def scene_report(run: SceneRun, root: Path, taken: AllTaken) -> SceneReport:
     """A scene as the report shows it: its scores, or the stage and the error that ended it."""
-    costs = _costs(run, root, measured)
+    costs = _costs(run, taken)
     if run.error is not None:
         return SceneReport(run.name, costs=costs, failed_stage=run.failed_stage, error=describe_error(run.error))
     folder = run.references["metrics"].folder(root)
@@ -79,10 +78,10 @@ def scene_report(run: SceneRun, root: Path, measured: Measured) -> SceneReport:
         for i, shot in enumerate(about["pictures"])
     )
     split = json.loads((run.references["views"].folder(root) / "split.json").read_text())["split"]
-    left_out = tuple(f"Photo {name} could not be placed and is left out." for name in about["left_out"])
+    notes = (*_notes(run, taken), *(f"Photo {name} could not be placed and is left out." for name in about["left_out"]))
     scores = Scores(store.load(folder, "scores"), about["summary"], about["protocol"])
     video = (folder / "video.mp4").read_bytes()
-    return SceneReport(run.name, split, tuple(about["size"]), scores, pictures, video, costs, left_out)
+    return SceneReport(run.name, split, tuple(about["size"]), scores, pictures, video, costs, notes)
 
 
 def run_record(title: str, runs: list[SceneRun], reports: tuple[SceneReport, ...], settings: dict[str, Any]) -> dict[str, Any]:
@@ -115,6 +114,7 @@ def _scene_record(run: SceneRun, report: SceneReport) -> dict[str, Any]:
         "protocol": scores and scores.protocol,
         "summary": scores.summary if scores else {},
         "views": [asdict(view) for view in scores.views] if scores else [],
+        "notes": report.notes,
         "artifacts": {stage: asdict(reference) for stage, reference in run.references.items()},
         "costs": [asdict(cost) for cost in report.costs],
         "failed_stage": report.failed_stage,
@@ -122,14 +122,14 @@ def _scene_record(run: SceneRun, report: SceneReport) -> dict[str, Any]:
     }
 
 
-def _costs(run: SceneRun, root: Path, measured: Measured) -> tuple[StageCost, ...]:
-    costs = []
-    for stage, reference in run.references.items():
-        now = measured.get((stage, run.name))
-        taken = now or store.measured(root, reference)
-        if taken is not None:
-            costs.append(StageCost(stage, taken["seconds"], taken["peak_mib"], cached=now is None))
-    return tuple(costs)
+def _costs(run: SceneRun, taken: AllTaken) -> tuple[StageCost, ...]:
+    known = [(stage, taken[stage, run.name]) for stage in run.references if (stage, run.name) in taken]
+    return tuple(StageCost(stage, t.measured["seconds"], t.measured["peak_mib"], t.cached) for stage, t in known if t.measured)
+
+
+def _notes(run: SceneRun, taken: AllTaken) -> tuple[str, ...]:
+    known = [taken[stage, run.name].measured or {} for stage in run.references if (stage, run.name) in taken]
+    return tuple(note for measured in known for note in measured.get("notes", []))
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import signal
+import sys
+import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import yaml
 from rich.console import Console
-from rich.markup import escape
 
 from flows.server import prefect_server, wait_for_server
 from reconx_core.errors import UserError
@@ -19,6 +22,7 @@ from reconx_core.settings import STAGES, Settings, load_settings, parse_settings
 
 if TYPE_CHECKING:
     from flows.pipeline import SceneRun
+    from flows.progress import Taken
 
 PRESETS = Path(__file__).with_name("presets")
 PARAMS = Path("params.yaml")
@@ -71,16 +75,36 @@ def _can_be_made(folder: Path) -> bool:
     return os.access(existing, os.W_OK)
 
 
+@contextmanager
+def stop_at_once(console: Console) -> Iterator[None]:
+    """End the process on Ctrl-C without waiting for threads that compute; what is published is whole, the rest is repeated."""
+
+    def stop(*_: object) -> None:
+        if console.is_terminal:
+            console.show_cursor()
+        os.write(sys.stderr.fileno(), b"\nreconx: interrupted; run the same command again to go on from here.\n")
+        os._exit(130)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def run_stages(
     find_scenes: Callable[[], Scenes], settings: Settings, root: Path, console: Console, last: str = "metrics", workers: int = 1
-) -> tuple[list[SceneRun], dict[tuple[str, str], dict[str, Any] | None]]:
+) -> tuple[list[SceneRun], dict[tuple[str, str], Taken]]:
     """Run the stages up to ``last``; returns the scenes, failures included, and what each stage took in this run.
 
     Raises:
         UserError: the store cannot be written to, no scenes, or Prefect's server does not answer.
     """
     require_writable(root)
-    with prefect_server(root):
+    with stop_at_once(console), prefect_server(root):
         # Heavy: torch and Prefect load while the server starts.
         from flows.pipeline import run_scenes
         from flows.progress import Display
@@ -92,8 +116,7 @@ def run_stages(
             scenes = find_scenes()
             display = Display(console, root, STAGES[: STAGES.index(last) + 1], [name for name, _ in scenes])
             with display.live(), warnings.catch_warnings():
-                warnings.showwarning = lambda message, *_: console.print(
-                    f"  [yellow]{escape(str(message))}[/yellow]", highlight=False
-                )
+                warnings.filterwarnings("always", module=r"reconx_core\.")
+                warnings.showwarning = display.warned  # type: ignore[assignment]
                 wait_for_server()
-                return run_scenes(scenes, settings, root, display, last, workers), display.measured
+                return run_scenes(scenes, settings, root, display, last, workers), display.taken

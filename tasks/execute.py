@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -37,12 +38,16 @@ SECTIONS = {stage: (stage, "pointcloud") if stage == "confidence" else (stage,) 
 _ON_DEVICE = set(PARENTS) - {"views"}  # the stages whose bytes may depend on where torch computes
 
 
+# What a stage that is running in this thread has told its user; kept with the artifact, so that a later run can repeat it.
+_notes: ContextVar[list[str] | None] = ContextVar("notes", default=None)
+
+
 class Monitor(Protocol):
     """Told what happens to each (stage, scene); called from worker threads."""
 
     def started(self, stage: str, scene: str) -> None: ...
     def advanced(self, stage: str, scene: str, done: int, total: int) -> None: ...
-    def finished(self, stage: str, scene: str, measured: dict[str, Any] | None) -> None: ...  # None: found in the store
+    def finished(self, stage: str, scene: str, measured: dict[str, Any] | None, cached: bool) -> None: ...
     def failed(self, scene: str) -> None: ...
     def repaired(self, stage: str, scene: str, damage: str) -> None: ...
 
@@ -105,7 +110,7 @@ def execute(job: Job, parents: Mapping[str, Reference]) -> Reference:
     key = key_of(job, parents)
     found = find_or_repair(job, key)
     if found is not None:
-        job.monitor.finished(job.stage, job.scene, None)
+        job.monitor.finished(job.stage, job.scene, store.measured(job.root, found), cached=True)
         return found
     job.monitor.started(job.stage, job.scene)
     run = importlib.import_module(f"tasks.{job.stage}").run
@@ -116,7 +121,7 @@ def execute(job: Job, parents: Mapping[str, Reference]) -> Reference:
         "parents": {stage: {"key": parent.key, "digest": parent.digest} for stage, parent in parents.items()},
     }
     reference = store.publish(job.root, job.stage, key, about, outputs, measured)
-    job.monitor.finished(job.stage, job.scene, measured)
+    job.monitor.finished(job.stage, job.scene, measured, cached=False)
     return reference
 
 
@@ -130,8 +135,17 @@ def find_or_repair(job: Job, key: str) -> Reference | None:
         return None
 
 
+def take_note(message: str) -> None:
+    """Keep a sentence for the user with the artifact that this thread is making, if any."""
+    notes = _notes.get()
+    if notes is not None:
+        notes.append(message)
+
+
 def measure(work: Callable[[], Any]) -> tuple[Any, dict[str, Any]]:
-    """The result of ``work`` with its wall time (seconds) and the process's peak memory meanwhile (MiB)."""
+    """The result of ``work`` with its wall time (seconds), the process's peak memory meanwhile (MiB) and its notes."""
+    notes: list[str] = []
+    token = _notes.set(notes)
     process, done = psutil.Process(), threading.Event()
     peak = [process.memory_info().rss]
 
@@ -149,7 +163,9 @@ def measure(work: Callable[[], Any]) -> tuple[Any, dict[str, Any]]:
     finally:
         done.set()
         watcher.join()
+        _notes.reset(token)
     return result, {
+        "notes": notes,
         "seconds": round(time.perf_counter() - start, 3),
         "peak_mib": round(max(peak[0], process.memory_info().rss) / 2**20),
         "cuda_peak_mib": round(torch.cuda.max_memory_allocated() / 2**20) if torch.cuda.is_available() else 0,

@@ -66,8 +66,5 @@ def tiny(monkeypatch, tmp_path):
 
 @pytest.fixture
 def photos(tmp_path):
-    """A folder for the stand-ins, which do not look into it."""
-    folder = tmp_path / "garden"
-    folder.mkdir()
-    (folder / "a.jpg").write_bytes(b"a photo")
-    return folder
+    """A folder for the stand-ins, which do not look at the pictures."""
+    return standins.write_folder(tmp_path / "garden")

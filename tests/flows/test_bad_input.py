@@ -16,7 +16,7 @@ from PIL import Image
 from reconx_core import views
 
 SCRIPT = Path(__file__).with_name("standins.py")
-REAL_LOAD_VIEWS = views.load_views
+REAL_VIEWS_OF = views.views_of
 
 
 def write_photo(path, seed=0, size=(standins.WIDTH, standins.HEIGHT), mode="RGB"):
@@ -38,7 +38,7 @@ def assert_sentence(outcome, *words):
 @pytest.fixture
 def real_views(tiny, monkeypatch):
     """Stand-ins for all stages but `views`."""
-    monkeypatch.setattr(views, "load_views", REAL_LOAD_VIEWS)
+    monkeypatch.setattr(views, "views_of", REAL_VIEWS_OF)
     return tiny
 
 
@@ -68,6 +68,9 @@ def test_truncated_photo_among_good_ones_is_left_out_and_named(reconx, real_view
     assert outcome.code == 0, outcome.err
     assert "c.jpg" in "".join(outcome.out.split())
     assert "left out" in " ".join(outcome.out.split())
+    again = reconx("reconstruct", tmp_path / "photos", "-o", tmp_path / "again", "--store", tmp_path / "store")
+    assert "left out" in " ".join(again.out.split()), "a note stays with the artifact"
+    assert "left out" in (tmp_path / "again" / "report.html").read_text()
 
 
 def test_grey_and_palette_pictures_are_photos_too(reconx, real_views, tmp_path):

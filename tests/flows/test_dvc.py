@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from flows.run import resolve_settings
 from reconx_core.codeversion import reachable
 from reconx_core.settings import STAGES, Settings
 from tasks.execute import PARENTS, SECTIONS
@@ -105,4 +106,4 @@ def test_params_and_default_preset_are_the_defaults():
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
     assert params.pop("dataset").startswith("procedural:")
     assert params == defaults
-    assert yaml.safe_load((ROOT / "flows" / "presets" / "default.yaml").read_text()) == defaults
+    assert resolve_settings(None, None).model_dump(mode="json") == defaults

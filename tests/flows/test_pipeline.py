@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from standins import artifact_bytes
+from standins import artifact_bytes, write_folder
 
 from reconx_core.settings import STAGES
 
@@ -91,8 +91,7 @@ def test_deleted_entry_runs_again_and_moved_store_still_hits(reconx, tiny, photo
 
 def test_failed_scene_leaves_the_others_running(reconx, tiny, tmp_path):
     for name in ("attic", "broken", "cellar"):
-        (tmp_path / "data" / name).mkdir(parents=True)
-        (tmp_path / "data" / name / "a.png").write_bytes(name.encode())
+        write_folder(tmp_path / "data" / name)
     out = tmp_path / "runs" / "first"
     outcome = reconx("evaluate", tmp_path / "data", "-o", out, "--store", tmp_path / "store")
     assert outcome.code == 1
@@ -105,9 +104,7 @@ def test_failed_scene_leaves_the_others_running(reconx, tiny, tmp_path):
 
 
 def test_user_error_of_the_only_scene_is_one_sentence_and_code_2(reconx, tiny, tmp_path):
-    folder = tmp_path / "broken"
-    folder.mkdir()
-    (folder / "a.png").write_bytes(b"")
+    folder = write_folder(tmp_path / "broken")
     outcome = reconx("reconstruct", folder, "-o", tmp_path / "out", "--store", tmp_path / "store")
     assert (outcome.code, outcome.err) == (2, "reconx: This scene is broken; take another one.\n")
 
@@ -151,6 +148,21 @@ def test_own_server_starts_without_a_home_and_ends_with_its_parent(tiny, photos,
     process.send_signal(signal.SIGKILL)
     process.wait()
     wait_until(lambda: not alive(server_pid))
+
+
+def test_interrupt_ends_at_once_although_a_thread_computes():
+    code = """
+import os, signal, threading, time
+from rich.console import Console
+from flows.run import stop_at_once
+with stop_at_once(Console()):
+    threading.Thread(target=time.sleep, args=(600,)).start()
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(600)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 130
+    assert "run the same command again" in done.stderr
 
 
 @pytest.mark.parametrize("name", ["default", "permissive", "paper"])

@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+from standins import write_folder
 
 from flows import roots
 from flows.tracking import make_client
@@ -14,8 +15,7 @@ from reconx_core.errors import UserError
 @pytest.fixture
 def dataset(tmp_path):
     for name in ("attic", "cellar"):
-        (tmp_path / "data" / name).mkdir(parents=True)
-        (tmp_path / "data" / name / "a.png").write_bytes(name.encode())
+        write_folder(tmp_path / "data" / name)
     return tmp_path / "data"
 
 
