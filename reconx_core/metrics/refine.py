@@ -43,8 +43,7 @@ def refine_camera(
 ) -> Cameras:
     """The pose of one camera after ``steps`` of Adam on the L1 distance between render and photo, the Gaussians frozen.
 
-    The pose moves by a twist in its own frame. Pixels count by their opacity, so that what the scene does not cover neither
-    attracts nor repels. The start is returned where it fits the photo better than the result.
+    The pose moves by a twist in its own frame. The start is returned where it fits the photo better than the result.
     """
     gaussians = gaussians.detach()
     unit = (gaussians.means - camera.cam_to_world[0, :3, 3]).norm(dim=-1).median()
@@ -60,8 +59,7 @@ def refine_camera(
         schedule.step()
     with torch.no_grad():
         candidates = [camera, _moved(camera, twist, unit)]
-        # Not weighted by opacity: a camera that sees nothing of the scene must lose.
-        losses = [(rasterize(gaussians, c).rgb[0] - photo)[mask].abs().mean().item() for c in candidates]
+        losses = [_difference(gaussians, candidate, photo, mask.float()).item() for candidate in candidates]
     return candidates[losses.index(min(losses))]
 
 
@@ -77,9 +75,9 @@ def _moved(camera: Cameras, twist: Float[Tensor, " 6"], unit: Float[Tensor, ""])
 def _difference(
     gaussians: Gaussians, camera: Cameras, photo: Float[Tensor, "h w 3"], weight: Float[Tensor, "h w"]
 ) -> Float[Tensor, ""]:
-    rendering = rasterize(gaussians, camera)
-    weight = weight * rendering.alpha[0].detach()
-    return ((rendering.rgb[0] - photo).abs().mean(-1) * weight).sum() / weight.sum().clamp(min=1.0)
+    """Weighted mean absolute difference between the render and the photo."""
+    error = (rasterize(gaussians, camera).rgb[0] - photo).abs().mean(-1)
+    return (error * weight).sum() / weight.sum().clamp(min=1e-6)
 
 
 def _resized(
