@@ -9,13 +9,15 @@ import numpy as np
 import pycolmap
 from jaxtyping import Float
 from numpy.typing import NDArray
+from scipy.spatial import cKDTree
 
 from reconx_core.pointcloud.matching import Matches
-from reconx_core.pointcloud.twoview import RelativePose, relative_pose
+from reconx_core.pointcloud.twoview import RelativePose, relative_pose, triangulated_depth
 
 Pair = tuple[int, int]
 
 MIN_ANGLE = 0.05  # degrees; points under less parallax are kept out, those under little say little but do no harm
+MIN_NEIGHBOUR_ANGLE = 1.0  # degrees; with less parallax the length of the step to a photo is a guess
 MIN_START = 8  # triangulated points below which a pair is no start
 
 
@@ -141,24 +143,74 @@ def _start(problem: Problem, mapper: pycolmap.IncrementalMapper, options, triang
 
 def pair_pose(problem: Problem, reconstruction: pycolmap.Reconstruction, pair: Pair) -> RelativePose | None:
     """Relative pose of one pair from its verified matches."""
-    rows = problem.matches[pair]
-    one, two = (reconstruction.camera(problem.lens[view] + 1) for view in pair)
-    xy1, xy2 = (problem.keypoints[view][rows[:, side]] for side, view in enumerate(pair))
-    return relative_pose(one, two, xy1, xy2, problem.max_error, problem.seed)
+    return relative_pose(
+        *_cameras(problem, reconstruction, pair), *matched_pixels(problem, pair), problem.max_error, problem.seed
+    )
+
+
+def _cameras(problem: Problem, reconstruction: pycolmap.Reconstruction, pair: Pair) -> tuple[pycolmap.Camera, pycolmap.Camera]:
+    return reconstruction.camera(problem.lens[pair[0]] + 1), reconstruction.camera(problem.lens[pair[1]] + 1)
+
+
+def matched_pixels(problem: Problem, pair: Pair) -> tuple[Float[NDArray[np.float64], "m 2"], Float[NDArray[np.float64], "m 2"]]:
+    """Positions of the verified matches in both photos; the pair may be asked for in either order."""
+    i, j = pair
+    rows = problem.matches[pair] if pair in problem.matches else problem.matches[j, i][:, ::-1]
+    return problem.keypoints[i][rows[:, 0]], problem.keypoints[j][rows[:, 1]]
 
 
 def _grow(problem: Problem, mapper: pycolmap.IncrementalMapper, options, triangulation, bundle) -> None:
-    """Register one photo after the other: by absolute pose, and where that fails by relative poses to registered ones."""
+    """Register one photo after the other: by absolute pose; failing that, by relative poses to those registered."""
     while mapper.reconstruction.num_reg_images() < len(problem.keypoints):
-        if not (_register_next(mapper, options, triangulation, False) or _register_next(mapper, options, triangulation, True)):
+        registered = _register_next(mapper, options, False) or _register_next(mapper, options, True)
+        registered = registered or _register_by_neighbour(problem, mapper)
+        if not registered:
             return
+        mapper.triangulate_image(triangulation, registered)
         mapper.iterative_global_refinement(2, 0.001, options, bundle, triangulation, False)
 
 
-def _register_next(mapper: pycolmap.IncrementalMapper, options, triangulation, structure_less: bool) -> bool:
+def _register_next(mapper: pycolmap.IncrementalMapper, options, structure_less: bool) -> int:
+    """Id of the image that could be registered, 0 where none could."""
     register = mapper.register_next_structure_less_image if structure_less else mapper.register_next_image
-    for image_id in mapper.find_next_images(options, structure_less):
-        if register(options, image_id):
-            mapper.triangulate_image(triangulation, image_id)
-            return True
-    return False
+    return next((i for i in mapper.find_next_images(options, structure_less) if register(options, i)), 0)
+
+
+def _register_by_neighbour(problem: Problem, mapper: pycolmap.IncrementalMapper) -> int:
+    """Register a photo that shares too few points for an absolute pose by its relative pose to one neighbour.
+
+    The length of the step, which two photos do not tell, is what puts the matches' depths at those of the points near
+    them in the neighbour. Returns the image's id, 0 where there is no such photo.
+    """
+    reconstruction = mapper.reconstruction
+    there = {i - 1 for i in reconstruction.reg_image_ids()}
+    across = [pair for pair in problem.matches if len(there & set(pair)) == 1]
+    for pair in sorted(across, key=lambda pair: -len(problem.matches[pair])):
+        known, new = pair if pair[0] in there else pair[::-1]
+        pose = pair_pose(problem, reconstruction, (known, new))
+        if pose is None or pose.inliers < MIN_START or pose.parallax < MIN_NEIGHBOUR_ANGLE:
+            continue
+        step = _step_length(problem, reconstruction, known, new, pose)
+        if step is not None:
+            relative = pycolmap.Rigid3d(pose.cam2_from_cam1.rotation, step * pose.cam2_from_cam1.translation)
+            frame = reconstruction.frame(new + 1)
+            frame.set_cam_from_world(problem.lens[new] + 1, relative * reconstruction.image(known + 1).cam_from_world())
+            mapper.observation_manager.register_frame(new + 1)
+            return new + 1
+    return 0
+
+
+def _step_length(
+    problem: Problem, reconstruction: pycolmap.Reconstruction, known: int, new: int, pose: RelativePose
+) -> float | None:
+    """Median ratio of the depths of points near the matches, in the known photo, to the matches' at a step of 1."""
+    image = reconstruction.image(known + 1)
+    seen = [p for p in image.points2D if p.has_point3D()]
+    if len(seen) < MIN_START:
+        return None
+    depth = (image.cam_from_world() * np.stack([reconstruction.point3D(p.point3D_id).xyz for p in seen]))[:, 2]
+    xy1, xy2 = matched_pixels(problem, (known, new))
+    found = triangulated_depth(pose.cam2_from_cam1, *_cameras(problem, reconstruction, (known, new)), xy1, xy2)
+    distance, nearest = cKDTree(np.stack([p.xy for p in seen])).query(xy1)
+    near = (found > 0) & (distance <= max(1.0, np.quantile(distance, 0.25)))
+    return float(np.median(depth[nearest[near]] / found[near])) if near.any() else None

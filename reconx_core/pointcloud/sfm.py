@@ -25,7 +25,7 @@ from reconx_core.types import Cameras, PointCloud, Views
 pycolmap.logging.minloglevel = 2  # glog prints every step otherwise; what goes wrong is raised
 
 WEAK = 40  # points of a view below which its matches are looked for harder
-EXIF_AGREES = 1.03  # focals closer than this are one lens
+SAME_LENS = 1.03  # focals, or sizes, closer than this are one lens'
 
 
 class Solution(NamedTuple):
@@ -119,8 +119,8 @@ def _lenses(
     """(lens of each view, intrinsics per lens, what is believed of the focals or None where they are known)."""
     known = fixed.intrinsics if fixed is not None else views.given_intrinsics
     if known is None:
-        lens, focals = _group_focals(views.focal_prior)
-        return lens, [], [focal_prior(focal, max(views.masks.shape[1:])) for focal in focals]
+        lens, kinds = _group_lenses(views)
+        return lens, [], [focal_prior(exif, long_side) for exif, long_side in kinds]
     first = list(known.double().numpy())
     if len(first) == len(views):
         return tuple(range(len(views))), first, None
@@ -128,19 +128,26 @@ def _lenses(
     return (*range(len(first)), *[len(first)] * (len(views) - len(first))), [*first, np.median(np.stack(first), 0)], None
 
 
-def _group_focals(prior: Float[Tensor, " n"]) -> tuple[tuple[int, ...], list[float]]:
-    """One lens for all photos whose EXIF focals agree; photos without EXIF share one more."""
-    lens, priors = [], list[float]()
-    for focal in prior.tolist():
-        same = [k for k, p in enumerate(priors) if _agree(p, focal)]
+def _group_lenses(views: Views) -> tuple[tuple[int, ...], list[tuple[float, int]]]:
+    """One lens for all photos of one size with the same EXIF focal, or none: lens per view, (EXIF, long side) per lens."""
+    lens, kinds = [], list[tuple[float, int]]()
+    for exif, image, mask in zip(views.focal_prior.tolist(), views.images, views.masks):
+        kind = (exif, _long_side(image, mask))
+        same = [k for k, other in enumerate(kinds) if _agree(kind[0], other[0]) and _agree(*map(float, (kind[1], other[1])))]
         if not same:
-            priors.append(focal)
-        lens.append(same[0] if same else len(priors) - 1)
-    return tuple(lens), priors
+            kinds.append(kind)
+        lens.append(same[0] if same else len(kinds) - 1)
+    return tuple(lens), kinds
+
+
+def _long_side(image: Float[Tensor, "h w 3"], mask: Bool[Tensor, "h w"]) -> int:
+    """Of the photo on its canvas, whose margin is black and masked (what the user masked out is not black)."""
+    rows, columns = (((image > 0).any(-1) | mask).any(axis).nonzero()[:, 0] for axis in (1, 0))
+    return max((int(r.max() - r.min()) + 1 for r in (rows, columns) if len(r)), default=max(mask.shape))
 
 
 def _agree(a: float, b: float) -> bool:
-    return (math.isnan(a) and math.isnan(b)) or max(a, b) < EXIF_AGREES * min(a, b)
+    return (math.isnan(a) and math.isnan(b)) or max(a, b) < SAME_LENS * min(a, b)
 
 
 def _to_sfm(views: Views, fixed: Cameras | None, problem: Problem, reconstruction: pycolmap.Reconstruction) -> Sfm:
@@ -204,7 +211,6 @@ def _warn_dropped(views: Views, registered: Bool[Tensor, " n"]) -> None:
 
 
 def _no_overlap(views: Views) -> str:
-    names = " and ".join(views.names) if len(views) == 2 else f"No two of the {len(views)} photos"
-    return (
-        f"{names} do not show enough of the same place to find the cameras; add photos in between that overlap by half or more."
-    )
+    n = len(views)
+    start = f"{' and '.join(views.names)} do not show" if n == 2 else f"No two of the {n} photos show"
+    return f"{start} enough of the same place to find the cameras; add photos taken in between, overlapping by half or more."

@@ -72,3 +72,16 @@ def sampson_error(
     line2, line1 = one @ fundamental.T, two @ fundamental
     gradient = (line2[:, :2] ** 2).sum(1) + (line1[:, :2] ** 2).sum(1)
     return np.abs((two * line2).sum(1)) / np.sqrt(gradient + 1e-30)
+
+
+def triangulated_depth(
+    cam2_from_cam1: pycolmap.Rigid3d, camera1: pycolmap.Camera, camera2: pycolmap.Camera,
+    xy1: Float[NDArray[np.float64], "m 2"], xy2: Float[NDArray[np.float64], "m 2"],
+) -> Float[NDArray[np.float64], " m"]:  # fmt: skip
+    """z in the first camera of each match's point, in units of the translation: where the rays are closest, least squares."""
+    ray1 = rays(camera1, xy1)
+    turned = ray1 @ cam2_from_cam1.rotation.matrix().T
+    # distance * turned + t is parallel to ray2.
+    across = np.cross(turned, ray2 := rays(camera2, xy2))
+    offset = np.cross(cam2_from_cam1.translation, ray2)
+    return -(across * offset).sum(1) / np.maximum((across * across).sum(1), 1e-18) * ray1[:, 2]
