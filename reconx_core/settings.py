@@ -41,6 +41,7 @@ class PointcloudSettings(Section):
 
 class ConditionSettings(Section):
     frames_per_pair: int = Field(6, ge=0, description="Frames between two consecutive input views.")
+    sway: float = Field(0.3, ge=0, description="How far the camera path leaves the direct way, in baselines of the pair.")
 
 
 class VideoSettings(Section):
@@ -65,6 +66,7 @@ class SplatsSettings(Section):
     lpips_every: int = Field(10, ge=1, description="Steps between two LPIPS terms on the CPU.")
     lpips_crop: int = Field(128, ge=32, description="Crop for the LPIPS term on the CPU, in pixels.")
     frame_weight: float = Field(0.5, ge=0, description="Weight of a generated frame relative to a photo.")
+    confidence_floor: float = Field(0.05, ge=0, le=1, description="Least confidence of a generated pixel, unseen ones too.")
 
 
 class MetricsSettings(Section):

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from reconx_core.camera_path import interpolate_path
-from reconx_core.geometry import depth_of
+from reconx_core.geometry import depth_of, rigid, so3_exp
 from reconx_core.settings import ConditionSettings
-from reconx_core.types import BackendInfo, Condition, Pointmaps, Views
+from reconx_core.types import BackendInfo, Cameras, Condition, Pointmaps, Views
 
 BACKENDS: dict[str, BackendInfo] = {
     "points": BackendInfo("condition", "points", "camera path in SE(3), soft z-buffer renders of the point cloud"),
@@ -21,7 +23,7 @@ def build_condition(inputs: Views, pointmaps: Pointmaps, settings: ConditionSett
     from reconx_core.condition.render import render_points
 
     pair, position = frame_positions(len(inputs), settings.frames_per_pair)
-    cameras = interpolate_path(pointmaps.cameras, pair[:, 0] + position)
+    cameras = sway(interpolate_path(pointmaps.cameras, pair[:, 0] + position), pointmaps, pair, settings.sway)
     renders, visibility, _ = render_points(*visible_points(inputs, pointmaps), cameras)
     return Condition(cameras, renders, visibility, pair, position)
 
@@ -31,6 +33,21 @@ def frame_positions(views: int, frames_per_pair: int) -> tuple[Tensor, Float[Ten
     position = (torch.arange(frames_per_pair) + 1.0) / (frames_per_pair + 1)
     first = torch.arange(views - 1).repeat_interleave(frames_per_pair)
     return torch.stack([first, first + 1], -1), position.repeat(views - 1)
+
+
+def sway(cameras: Cameras, pointmaps: Pointmaps, pair: Int[Tensor, "f 2"], amount: float) -> Cameras:
+    """Move frames off the path in turn up, right, down and left, turned so that the scene's middle stays where it was.
+
+    ``amount`` is in baselines of each frame's pair. Frames on one line would leave the other directions unguarded.
+    """
+    centres = pointmaps.cameras.cam_to_world[:, :3, 3]
+    baseline = (centres[pair[:, 1]] - centres[pair[:, 0]]).norm(dim=-1)
+    angle = torch.arange(len(cameras)) * (torch.pi / 2)
+    depth = depth_of(pointmaps.points_world, pointmaps.cameras)[pointmaps.confidence > 0].median()
+    offset = torch.stack([torch.sin(angle), -torch.cos(angle), torch.zeros_like(angle)], -1) * (amount * baseline)[:, None]
+    turn = torch.stack([offset[:, 1], -offset[:, 0], torch.zeros_like(angle)], -1) / depth
+    moved = cameras.cam_to_world @ rigid(so3_exp(turn), offset)
+    return replace(cameras, cam_to_world=moved)
 
 
 def visible_points(inputs: Views, pointmaps: Pointmaps) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -18,7 +18,9 @@ SH_0 = 0.28209479177387814  # the constant basis function: colour = 0.5 + SH_0 *
 KNOWN = 0.03  # confidence below which a pixel starts no Gaussian
 SAME_SURFACE = 0.02  # relative depth difference at which a pixel repeats what another view already holds
 SPREAD = 0.55  # standard deviation of a Gaussian, in distances to its neighbours
-WIDER, FILL_STEP = 1.5, 6  # how far beyond the photos' edge holes are filled, and pixels per filling Gaussian
+WIDER, FILL_STEP = 1.5, 3  # how far beyond the photos' edge holes are filled; half-size pixels per filling Gaussian
+FAR_BIAS = 3  # power of the depth by which the background gains on the foreground in a hole
+BACK_OFF = (1.0, 1.15, 1.3, 1.6, 2.0, 3.0)
 HOLE = 0.5  # opacity of the render below which there is a hole
 
 
@@ -87,46 +89,63 @@ def repeated_pixels(depth: Float[Tensor, "n h w"], pointmaps: Pointmaps) -> Bool
 def fill_holes(gaussians: Gaussians, frames: Frames, pointmaps: Pointmaps, backend: Backend) -> Gaussians:
     """Add coarse Gaussians where a wider look from the frames' cameras meets nothing.
 
-    Colour and inverse depth are continued from what is around the hole. A filling Gaussian must not hide what a photo sees.
+    Colour and inverse depth are continued from what is behind the hole's edge; what would hide something from a photo
+    moves back until it does not.
     """
     order = torch.cat([frames.is_photo.nonzero()[:, 0], (~frames.is_photo).nonzero()[:, 0]])
     cameras = widen(frames.cameras, WIDER)
     for i in order.tolist():
         rendering = rasterize(gaussians, cameras[[i]], backend=backend)
-        filling = _fill_view(rendering.rgb[0], rendering.depth[0], rendering.alpha[0], cameras[[i]], gaussians.sh_degree)
-        hidden = hides_photo(filling.means, pointmaps)
-        keep = ~hidden
-        gaussians = concatenate([gaussians, Gaussians(*(x[keep] for x in _fields(filling)))])
+        depth, colour, hole = _continue(rendering.rgb[0], rendering.depth[0], rendering.alpha[0])
+        hole &= every_nth(hole[None], FILL_STEP)[0]
+        depth, clear = _behind_what_photos_see(depth[hole], hole, cameras[[i]], pointmaps)
+        points = _on_rays(depth, hole, cameras[[i]])[clear]
+        scale = SPREAD * FILL_STEP * depth[clear] / cameras.intrinsics[i, 0, 0]
+        opacity = torch.full_like(scale, 0.8)
+        filling = gaussians_from_points(points, colour[hole][clear].clamp(0, 1), scale, opacity, gaussians.sh_degree)
+        gaussians = concatenate([gaussians, filling])
     return gaussians
 
 
-def _fields(g: Gaussians) -> tuple[Tensor, ...]:
-    return g.means, g.quats, g.log_scales, g.logit_opacities, g.sh
+def _continue(
+    rgb: Float[Tensor, "h w 3"], depth: Float[Tensor, "h w"], alpha: Float[Tensor, "h w"]
+) -> tuple[Float[Tensor, "h w"], Float[Tensor, "h w 3"], Bool[Tensor, "h w"]]:
+    """Depth and colour everywhere, those of the background gaining on those of the foreground, and where holes are."""
+    solid = alpha > HOLE
+    depth = depth / alpha.clamp(min=1e-6)
+    typical = depth[solid].median() if bool(solid.any()) else depth.new_tensor(1.0)
+    weight = torch.where(solid, (depth / typical).clamp(0.1, 10.0) ** FAR_BIAS, 0.0) / 10.0**FAR_BIAS
+    known = torch.cat([rgb / alpha.clamp(min=1e-6)[..., None], 1 / depth.clamp(min=1e-6)[..., None]], -1)
+    filled = pull_push(known[None], weight[None])[0]
+    return 1 / filled[..., 3].clamp(min=1e-6), filled[..., :3], ~solid & (filled[..., 3] > 0)
+
+
+def _on_rays(depth: Float[Tensor, " p"], where: Bool[Tensor, "h w"], camera: Cameras) -> Float[Tensor, "p 3"]:
+    full = torch.ones(where.shape)
+    full[where] = depth
+    return unproject(full[None], camera)[0][where]
+
+
+def _behind_what_photos_see(
+    depth: Float[Tensor, " p"], where: Bool[Tensor, "h w"], camera: Cameras, pointmaps: Pointmaps
+) -> tuple[Float[Tensor, " p"], Bool[Tensor, " p"]]:
+    """The nearest of a few depths from ``depth`` on that hides nothing from a photo, and where there is one."""
+    best, clear = depth.clone(), torch.zeros_like(depth, dtype=torch.bool)
+    for factor in BACK_OFF:
+        free = ~clear & ~hides_photo(_on_rays(factor * depth, where, camera), pointmaps)
+        best[free] = factor * depth[free]
+        clear |= free
+    return best, clear
 
 
 def widen(cameras: Cameras, factor: float) -> Cameras:
-    """The same cameras with a larger field of view, at a quarter of the resolution."""
+    """The same cameras with a larger field of view, at half the resolution."""
     width, height = (round(side * factor / 2) for side in (cameras.width, cameras.height))
     intrinsics = cameras.intrinsics.clone()
     intrinsics[:, :2] *= 0.5
     intrinsics[:, 0, 2] += (width - cameras.width / 2) / 2
     intrinsics[:, 1, 2] += (height - cameras.height / 2) / 2
     return Cameras(intrinsics, cameras.cam_to_world, width, height)
-
-
-def _fill_view(
-    rgb: Float[Tensor, "h w 3"], depth: Float[Tensor, "h w"], alpha: Float[Tensor, "h w"], camera: Cameras, sh_degree: int
-) -> Gaussians:
-    solid = torch.where(alpha > HOLE, alpha, 0.0)
-    inverse = solid / depth.clamp(min=1e-9)
-    known = torch.cat([rgb / alpha.clamp(min=1e-6)[..., None], (alpha * inverse.clamp(max=1e6))[..., None]], -1)
-    filled = pull_push(known[None], solid[None])[0]
-    step = FILL_STEP // 2
-    hole = (alpha <= HOLE) & every_nth(alpha[None] > -1, step)[0] & (filled[..., 3] > 0)
-    surface = 1 / filled[..., 3].clamp(min=1e-9)
-    points = unproject(surface[None], camera)[0][hole]
-    scale = SPREAD * step * surface[hole] / camera.intrinsics[0, 0, 0]
-    return gaussians_from_points(points, filled[..., :3][hole].clamp(0, 1), scale, torch.full_like(scale, 0.8), sh_degree)
 
 
 def hides_photo(points: Float[Tensor, "p 3"], pointmaps: Pointmaps) -> Bool[Tensor, " p"]:

@@ -27,7 +27,7 @@ def optimise(
     parameters = _parameters(start, device)
     optimiser = torch.optim.Adam(_rates(parameters, scene_size(frames.cameras, start.means)), eps=1e-15, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: 0.1 ** (step / max(1, settings.steps)))
-    weight = frames.confidence * torch.where(frames.is_photo, 1.0, settings.frame_weight)[:, None, None]
+    weight = frame_weights(frames, settings)
     lpips = load_lpips() if settings.lpips_weight > 0 else None
     order = _shuffled(len(frames), generator)
     for step in range(settings.steps):
@@ -43,6 +43,12 @@ def optimise(
         schedule.step()
         progress(step + 1, settings.steps)
     return Gaussians(*(x.detach().cpu() for x in _fields(_gaussians(parameters))))
+
+
+def frame_weights(frames: Frames, settings: SplatsSettings) -> Float[Tensor, "f h w"]:
+    """C_i of eq. 14: confidence, at least a floor in generated frames, which count less than photos as a whole."""
+    photo = frames.is_photo[:, None, None]
+    return torch.where(photo, frames.confidence, settings.frame_weight * frames.confidence.clamp(min=settings.confidence_floor))
 
 
 def scene_size(cameras: Cameras, means: Float[Tensor, "n 3"]) -> float:
