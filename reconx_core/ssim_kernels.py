@@ -70,6 +70,14 @@ def repeat_channels(values, row, scale):
 
 
 @inlined
+def row_sum(row, length):
+    total = ZERO
+    for i in range(PAD, PAD + length):
+        total += row[i]
+    return total
+
+
+@inlined
 def moments_down(a, b, y, height, length, rows):
     """Blur a, b, a^2, b^2 and a b (all about 0.5) down the columns at row ``y``."""
     for block in range((length + LANES - 1) // LANES):
@@ -178,4 +186,4 @@ def similarity_gradient(a, b, terms, weight, l1_scale, gradient, l1_rows):
             difference, by_difference = absolute_difference(p, q, load(rows[3], PAD + start), l1_scale)
             store(gradient[image], at, by_moments + by_difference)
             store(rows[4], PAD + start, difference)
-        l1_rows[image, y] = rows[4, PAD : PAD + length].sum()
+        l1_rows[image, y] = row_sum(rows[4], length)

@@ -190,7 +190,7 @@ def test_auto_takes_gsplat_where_it_can_run(monkeypatch):
         resolve_backend("gsplat")
 
 
-def test_thread_names_do_not_matter():
+def test_worker_thread_gets_the_same_bits():
     """A worker thread's result is the main thread's."""
     results = []
     worker = threading.Thread(target=lambda: results.append(optimise_step(blobs(200, 1), orbit(1, 40, 40))))
