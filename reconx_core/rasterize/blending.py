@@ -63,6 +63,26 @@ def exp_of_eighth(x):
 
 
 @inlined
+def absorb(exponent, opacity, light):
+    """What a splat does to the light in 16 pixels.
+
+    Returns alpha / (1 - alpha), the splat's weight, the light that is left (negated where the pixel is finished) and where
+    the weight does not depend on the exponent.
+    """
+    zero = splat(ZERO)
+    alpha = exp_of_eighth(exponent) * opacity
+    saturated = greater(alpha, MAX_ALPHA)
+    alpha = minimum(alpha, MAX_ALPHA)
+    counts = both(both(greater_equal(alpha, MIN_ALPHA), less_equal(exponent, ZERO)), greater(light, ZERO))
+    alpha = select(counts, alpha, zero)
+    weight = alpha * light
+    rest = light - weight
+    ends = both(counts, less_equal(rest, MIN_TRANSMITTANCE))
+    left = select(ends, negative(light), rest)
+    return alpha / (ONE - alpha), select(ends, zero, weight), left, either(ends, saturated)
+
+
+@inlined
 def any_unfinished(state, row_length):
     unfinished = greater(load(state, 0), ZERO)
     for y in range(1, TILE):
@@ -90,7 +110,6 @@ def write_tile(state, x0, y0, background, rgb, depth, alpha):
 @inlined
 def blend_splat(state, batch, k, x0, y0, entry):
     """Add one splat to the pixel rows of a tile that it reaches."""
-    zero = splat(ZERO)
     dx = lane_centres() - (batch[k + X] - x0)
     y = batch[k + Y] - y0 - HALF
     along, cross, down = dx * (batch[k + A] * SIXTEENTH), batch[k + B] * EIGHTH, batch[k + C] * SIXTEENTH
@@ -99,16 +118,9 @@ def blend_splat(state, batch, k, x0, y0, entry):
     for row in range(first_row(entry), end_row(entry)):
         dy = f32(row) - y
         exponent = (along + cross * dy) * dx + down * dy * dy
-        alpha = minimum(exp_of_eighth(exponent) * opacity, MAX_ALPHA)
         at = row * FORWARD
-        light = load(state, at)
-        counts = both(both(greater_equal(alpha, MIN_ALPHA), less_equal(exponent, ZERO)), greater(light, ZERO))
-        alpha = select(counts, alpha, zero)
-        weight = alpha * light
-        rest = light - weight
-        ends = both(counts, less_equal(rest, MIN_TRANSMITTANCE))
-        weight = select(ends, zero, weight)
-        store(state, at, select(ends, negative(light), rest))
+        _, weight, light, _ = absorb(exponent, opacity, load(state, at))
+        store(state, at, light)
         store(state, at + 16, load(state, at + 16) + weight * red)
         store(state, at + 32, load(state, at + 32) + weight * green)
         store(state, at + 48, load(state, at + 48) + weight * blue)
@@ -174,18 +186,9 @@ def unblend_splat(state, batch, k, x0, y0, entry, slots, slot):
     for row in range(first_row(entry), end_row(entry)):
         dy = f32(row) - y
         exponent = (along + cross * dy) * dx + down * dy * dy
-        alpha = exp_of_eighth(exponent) * opacity
-        saturated = greater(alpha, MAX_ALPHA)
-        alpha = minimum(alpha, MAX_ALPHA)
         at = row * BACKWARD
-        light = load(state, at)
-        counts = both(both(greater_equal(alpha, MIN_ALPHA), less_equal(exponent, ZERO)), greater(light, ZERO))
-        alpha = select(counts, alpha, zero)
-        weight = alpha * light
-        rest = light - weight
-        ends = both(counts, less_equal(rest, MIN_TRANSMITTANCE))
-        weight = select(ends, zero, weight)
-        store(state, at, select(ends, negative(light), rest))
+        odds, weight, light, fixed = absorb(exponent, opacity, load(state, at))
+        store(state, at, light)
         v_red, v_green, v_blue, v_depth = load(state, at + 32), load(state, at + 48), load(state, at + 64), load(state, at + 80)
         g_red += weight * v_red
         g_green += weight * v_green
@@ -194,7 +197,7 @@ def unblend_splat(state, batch, k, x0, y0, entry, slots, slot):
         gain = weight * (v_red * red + v_green * green + v_blue * blue + v_depth * depth)
         behind = load(state, at + 16) - gain
         store(state, at + 16, behind)
-        v_exponent = select(either(ends, saturated), zero, alpha / (ONE - alpha) * behind - gain)
+        v_exponent = select(fixed, zero, odds * behind - gain)
         g += v_exponent
         v_exponent *= dy
         g_y += v_exponent

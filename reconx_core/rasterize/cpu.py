@@ -45,11 +45,16 @@ def _arrays(*tensors: Tensor) -> list[np.ndarray]:
     return [tensor.detach().contiguous().numpy() for tensor in tensors]
 
 
+def _lines(count: int, floats: int) -> np.ndarray:
+    """Uninitialised rows of 16 floats that start on cache lines, which torch's allocator grants and numpy's does not."""
+    return torch.empty(count, floats).numpy()
+
+
 def splats_of(scene: list[np.ndarray], view: list[np.ndarray], size: tuple[int, int], degree: int) -> Splats:
     """Project the Gaussians into one camera and list them per tile, front to back."""
     n, (height, width) = len(scene[0]), size
     tiles_x, tiles_y = -(-width // TILE), -(-height // TILE)
-    records, box_counts, keys = np.empty((n, RECORD), np.float32), np.empty(n, np.int32), np.empty(n, np.uint32)
+    records, box_counts, keys = _lines(n, RECORD), np.empty(n, np.int32), np.empty(n, np.uint32)
     project(*scene, degree, *view, width, height, tiles_x, tiles_y, records, box_counts, keys)
     entry_starts = running_starts(box_counts)
     entries, counts = list_tiles(records, entry_starts, tiles_x, tiles_y)
@@ -87,7 +92,7 @@ class _Rasterize(torch.autograd.Function):
         camera_sums = np.zeros((len(views), CHUNKS, CAMERA_SUMS))
         with one_at_a_time():
             for view, splat, sums, *image in zip(views, splats, camera_sums, *_arrays(*ctx.saved_tensors, *v_images)):
-                slots = np.empty((len(splat.slots), SLOT), np.float32)
+                slots = _lines(len(splat.slots), SLOT)
                 blend_backward(
                     splat.records, splat.tile_starts, splat.gaussians, splat.slots, splat.entries, *image, slots,
                     numba.get_num_threads(),
