@@ -29,6 +29,7 @@ def print_made(console: Console, record: dict[str, Any], out: Path, seconds: flo
         console.print(f"  and the same for the other {len(done) - len(folders)} scenes in {out}", soft_wrap=True)
 
 
+_TITLES = {"photo_psnr": "photos", "photo_ssim": "SSIM", "rotation_error": "pose °", "auc_30": "AUC@30°"}
 _SHOWN = 3  # scenes whose files are listed one by one
 _FILES = {
     "scene.ply": "the Gaussians, for any viewer that reads 3DGS files",
@@ -50,7 +51,7 @@ def print_scores(console: Console, record: dict[str, Any]) -> None:
         table = Table(caption=caption(record, done), caption_justify="left")
         table.add_column("scene")
         for key in keys:
-            table.add_column(f"{COLUMNS[key][0]} {COLUMNS[key][2]}".strip(), justify="right")
+            table.add_column(_TITLES.get(key, COLUMNS[key][0]), justify="right")
         for name, scene in done.items():
             table.add_row(name, *(format_score(key, scene["summary"].get(key)) for key in keys))
         if len(done) > 1:

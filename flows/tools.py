@@ -7,6 +7,7 @@ import importlib.util
 import os
 import shutil
 import sys
+import threading
 from pathlib import Path
 
 import psutil
@@ -23,6 +24,7 @@ from reconx_core.images import write_png
 from reconx_core.lpips import lpips_missing_reason, weights_folder
 from reconx_core.metrics.pictures import render_path
 from reconx_core.types import Cameras, Gaussians
+from reconx_core.viewer import show_scene
 
 FORMATS = (".ply", ".splat")
 
@@ -85,13 +87,19 @@ def view(scene: Path, port: int, console: Console) -> None:
     """Serve the scene as a page in the browser until interrupted.
 
     Raises:
-        UserError: viser is not installed.
+        UserError: viser is not installed, or there is no scene.
     """
+    require_viser()
+    beside = (scene if scene.is_dir() else scene.parent) / "cameras" / "transforms.json"
+    server = show_scene(load_scene(scene), load_cameras(beside) if beside.is_file() else None, port)
+    console.print(f"The scene is at http://localhost:{server.get_port()}; Ctrl-C ends it.")
+    threading.Event().wait()
+
+
+def require_viser() -> None:
+    """Raise UserError before anything is loaded where the viewer cannot be shown."""
     if importlib.util.find_spec("viser") is None:
         raise UserError("The viewer needs viser; install it with: pip install 'reconx[view]'")
-    from flows.viewer import serve
-
-    serve(load_scene(scene), port, console)
 
 
 def print_backends(console: Console) -> None:

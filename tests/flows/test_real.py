@@ -1,0 +1,105 @@
+"""The real stages, end to end and very small: photos of a procedural room, without their cameras."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from reconx_core import export, store, video_io
+from reconx_core.datasets import read, write
+
+QUICK = [
+    "pointcloud.planes=32", "pointcloud.stereo_size=128", "pointcloud.rounds=1", "condition.frames_per_pair=1",
+    "confidence.size=64", "splats.steps=30", "metrics.video_frames=4", "metrics.refine_steps=5",
+]  # fmt: skip
+SETTINGS = [word for setting in QUICK for word in ("-S", setting)]
+
+
+def reconx(*arguments):
+    command = [sys.executable, "-m", "flows.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=280, env=dict(os.environ))
+
+
+@pytest.fixture(scope="session")
+def made(server, tmp_path_factory):
+    """One reconstruction that the tests here share: photos, results, store and what was printed."""
+    folder = tmp_path_factory.mktemp("real")
+    capture = read(Path("procedural:room?views=3&targets=0&width=192&height=144"))
+    write.write_photos(capture, folder / "photos", cameras=False)
+    make_mixed(folder / "photos" / "images")
+    done = reconx("reconstruct", folder / "photos" / "images", "-o", folder / "out", "--store", folder / "store", *SETTINGS)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder, done.stdout
+
+
+def make_mixed(folder):
+    """One photo smaller than the others, and one grey."""
+    first, second, _ = sorted(folder.iterdir())
+    with Image.open(first) as image:
+        image.resize((160, 120)).save(first, quality=95)
+    with Image.open(second) as image:
+        image.convert("L").save(second, quality=95)
+
+
+def test_mixed_photos_become_a_scene_that_shows_them(made):
+    folder, printed = made
+    record = json.loads((folder / "out" / "run.json").read_text())
+    (scene,) = record["scenes"].values()
+    assert scene["summary"]["photo_psnr"] > 15
+    assert scene["protocol"] == "unposed"
+    assert [cost["stage"] for cost in scene["costs"]] == [
+        "views",
+        "pointcloud",
+        "condition",
+        "video",
+        "confidence",
+        "splats",
+        "metrics",
+    ]
+    assert "scene.ply" in printed
+
+
+def test_exports_hold_what_the_store_holds(made):
+    folder, _ = made
+    (scene,) = json.loads((folder / "out" / "run.json").read_text())["scenes"].values()
+    entry = store.Reference(**scene["artifacts"]["splats"]).folder(folder / "store")
+    kept, exported = store.load(entry, "gaussians"), export.read_ply(folder / "out" / "scene.ply")
+    assert torch.equal(kept.means, exported.means)
+    assert torch.equal(kept.sh, exported.sh)
+    assert len(list(video_io.read_frames(folder / "out" / "video.mp4"))) == 4
+    assert len(json.loads((folder / "out" / "cameras" / "transforms.json").read_text())["frames"]) == 3
+
+
+def test_render_and_export_take_the_scene_up_again(made):
+    folder, _ = made
+    assert reconx("render", folder / "out", "-o", folder / "again.mp4", "--frames", 2).returncode == 0
+    assert len(list(video_io.read_frames(folder / "again.mp4"))) == 2
+    assert reconx("export", folder / "out" / "scene.ply", folder / "scene.splat").returncode == 0
+    assert len(export.read_splat(folder / "scene.splat")) == len(export.read_ply(folder / "out" / "scene.ply"))
+
+
+def test_same_photos_and_settings_give_the_same_bytes(made):
+    folder, _ = made
+    done = reconx("reconstruct", folder / "photos" / "images", "-o", folder / "twin", "--store", folder / "other", *SETTINGS)
+    assert done.returncode == 0, done.stderr
+    for name in ("scene.ply", "video.mp4", "metrics.json"):
+        assert (folder / "out" / name).read_bytes() == (folder / "twin" / name).read_bytes(), name
+
+
+def test_photos_of_different_places(server, tmp_path):
+    for seed in (1, 2):
+        capture = read(Path(f"procedural:room?views=2&targets=0&seed={seed}&width=192&height=144"))
+        write.write_photos(capture, tmp_path / str(seed), cameras=False)
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for seed in (1, 2):
+        next(iter(sorted((tmp_path / str(seed) / "images").iterdir()))).rename(folder / f"{seed}.jpg")
+    done = reconx("reconstruct", folder, "-o", tmp_path / "out", "--store", tmp_path / "store", *SETTINGS)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert done.stderr.startswith("reconx: ")
+    assert done.stderr.count("\n") == 1
