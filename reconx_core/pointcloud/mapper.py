@@ -18,7 +18,7 @@ Pair = tuple[int, int]
 
 MIN_ANGLE = 0.05  # degrees; points under less parallax are kept out, those under little say little but do no harm
 MIN_NEIGHBOUR_ANGLE = 1.0  # degrees; with less parallax the length of the step to a photo is a guess
-MIN_START = 8  # triangulated points below which a pair is no start
+MIN_START = 8  # points below which a pair is no start and a photo's pose is not believed
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,7 @@ def reconstruct(
         return None
     _grow(problem, mapper, options, triangulation, bundle)
     mapper.iterative_global_refinement(5, 0.0005, options, bundle, triangulation, False)
+    _drop_unsupported(problem, mapper)
     mapper.end_reconstruction(False)
     return reconstruction
 
@@ -174,6 +175,14 @@ def _register_next(mapper: pycolmap.IncrementalMapper, options, structure_less: 
     """Id of the image that could be registered, 0 where none could."""
     register = mapper.register_next_structure_less_image if structure_less else mapper.register_next_image
     return next((i for i in mapper.find_next_images(options, structure_less) if register(options, i)), 0)
+
+
+def _drop_unsupported(problem: Problem, mapper: pycolmap.IncrementalMapper) -> None:
+    """Photos of which refinement has left hardly a point are in the wrong place."""
+    for image_id in sorted(mapper.reconstruction.reg_image_ids()):
+        few = mapper.reconstruction.image(image_id).num_points3D < MIN_START
+        if few and image_id - 1 not in problem.fixed_poses:
+            mapper.observation_manager.deregister_frame(image_id)
 
 
 def _register_by_neighbour(problem: Problem, mapper: pycolmap.IncrementalMapper) -> int:

@@ -19,7 +19,9 @@ Matches = Int[NDArray[np.int64], "m 2"]  # rows of indices into the keypoints of
 RATIO = 0.8  # nearest over second nearest descriptor angle
 MAX_ANGLE = 0.9  # radians between descriptors; beyond it the nearest one is no match even where it is distinctive
 SAME_PLACE = 6.0  # pixels; features closer than this are no rivals in the ratio test, they show the same thing
-MIN_INLIERS, CHANCE = 8, 0.2  # what agrees with some epipolar geometry by chance: a few, and a share of the matches
+# What agrees with some epipolar geometry by chance, measured on photos of different places: a share of the matches and a
+# few more; with tilted copies more, because one wrong match then comes with others next to it.
+CHANCE, MIN_INLIERS, MIN_INLIERS_TILTED = 0.2, 8, 16
 TILTS = ((1.6, 4), (2.6, 6))  # foreshortening, number of directions in half a turn (Morel and Yu's affine SIFT, coarser)
 SIFT = {"peak_threshold": 0.004}
 
@@ -149,7 +151,8 @@ def verify_matches(a: Features, b: Features, matches: Matches, max_error: float,
     A homography is never preferred, as COLMAP does for flat scenes and small motion: it would drop the matches off the
     plane, which are those that tell the camera's motion.
     """
-    enough = MIN_INLIERS + CHANCE * len(matches)
+    tilted = a.plain < len(a.descriptors) or b.plain < len(b.descriptors)
+    enough = CHANCE * len(matches) + (MIN_INLIERS_TILTED if tilted else MIN_INLIERS)
     if len(matches) < enough:
         return matches[:0]
     options = pycolmap.RANSACOptions(
