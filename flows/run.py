@@ -110,11 +110,14 @@ def run_stages(
         from flows.progress import Display
         from flows.roots import in_use
         from reconx_core import store
+        from tasks.execute import load_stages
 
         with in_use(root):
             store.clear_abandoned(root)
+            stages = STAGES[: STAGES.index(last) + 1]
+            load_stages(stages)
             scenes = find_scenes()
-            display = Display(console, root, STAGES[: STAGES.index(last) + 1], [name for name, _ in scenes])
+            display = Display(console, root, stages, [name for name, _ in scenes])
             with display.live(), warnings.catch_warnings():
                 warnings.filterwarnings("always", module=r"reconx_core\.")
                 warnings.showwarning = display.warned  # type: ignore[assignment]

@@ -8,7 +8,7 @@ import platform
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -94,11 +94,22 @@ def key_of(job: Job, parents: Mapping[str, Reference]) -> str:
         scene=job.scene,
         settings=resolved_settings(job.stage, job.settings),
         parents={stage: reference.digest for stage, reference in parents.items()},
-        code=code_version(f"tasks.{job.stage}", f"reconx_core.{job.stage}"),
+        code=_code_of(job.stage),
         weights=weights_digests(job.stage, job.settings),
         device=device_class() if job.stage in _ON_DEVICE else "cpu",
         source=job.source_digest if job.stage == "views" else "",
     )
+
+
+def load_stages(stages: Iterable[str]) -> None:
+    """Import the stages and take their code versions now: an edit during a run must not file old results under new code."""
+    for stage in stages:
+        _code_of(stage)
+        importlib.import_module(f"tasks.{stage}")
+
+
+def _code_of(stage: str) -> str:
+    return code_version(f"tasks.{stage}", f"reconx_core.{stage}")
 
 
 def execute(job: Job, parents: Mapping[str, Reference]) -> Reference:
