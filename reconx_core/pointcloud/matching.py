@@ -23,6 +23,7 @@ SAME_PLACE = 6.0  # pixels; features closer than this are no rivals in the ratio
 # few more; with tilted copies more, because one wrong match then comes with others next to it.
 CHANCE, MIN_INLIERS, MIN_INLIERS_TILTED = 0.2, 8, 16
 TILTS = ((1.6, 4), (2.6, 6))  # foreshortening, number of directions in half a turn (Morel and Yu's affine SIFT, coarser)
+CHUNK = 2048  # descriptors compared at once, which bounds memory
 SIFT = {"peak_threshold": 0.004}
 
 
@@ -123,26 +124,30 @@ def _match(a: Features, b: Features, one: slice, two: slice, ratio: float) -> Ma
     at_a, at_b = (torch.from_numpy(f.keypoints)[f.owner[s]] for f, s in ((a, one), (b, two)))
     if min(len(at_a), len(at_b)) < 2:
         return np.empty((0, 2), np.int64)
-    nearest, distinct = _nearest(a.descriptors[one], b.descriptors[two], at_b, ratio)
-    back, _ = _nearest(b.descriptors[two], a.descriptors[one], at_a, ratio)
+    nearest, distinct, back = _nearest(a.descriptors[one], b.descriptors[two], at_b, ratio)
     keep = distinct & ((at_a[back[nearest]] - at_a).norm(dim=-1) < 2)
     return torch.stack([a.owner[one][keep], b.owner[two][nearest[keep]]], 1).numpy()
 
 
 def _nearest(
     query: Float[Tensor, "p 128"], among: Float[Tensor, "q 128"], at: Float[Tensor, "q 2"], ratio: float
-) -> tuple[Int[Tensor, " p"], Bool[Tensor, " p"]]:
-    """Index of the nearest descriptor, and whether it is clearly nearer than any at another place."""
+) -> tuple[Int[Tensor, " p"], Bool[Tensor, " p"], Int[Tensor, " q"]]:
+    """Index of the nearest descriptor, whether it is clearly nearer than any at another place, and the same index back."""
     nearest, distinct = [], []
-    for chunk in query.split(4096):
-        best, index = (chunk @ among.T).topk(min(5, len(among)), dim=1)
+    most, back = torch.full((len(among),), -1.0), torch.zeros(len(among), dtype=torch.int64)
+    for start in range(0, len(query), CHUNK):
+        product = query[start : start + CHUNK] @ among.T
+        best, index = product.topk(min(5, len(among)), dim=1)
         angle = torch.arccos((best / 512.0**2).clamp(max=1.0))
         rival = (at[index] - at[index[:, :1]]).norm(dim=-1) > SAME_PLACE
         # All five in one place: the next one is at least as far as the fifth.
         second = torch.where(rival, angle, torch.inf).amin(1).minimum(torch.where(rival.any(1), torch.inf, angle[:, -1]))
         nearest.append(index[:, 0])
         distinct.append((angle[:, 0] < ratio * second) & (angle[:, 0] < MAX_ANGLE))
-    return torch.cat(nearest), torch.cat(distinct)
+        column, row = product.max(0)
+        back = torch.where(column > most, row + start, back)
+        most = most.maximum(column)
+    return torch.cat(nearest), torch.cat(distinct), back
 
 
 def verify_matches(a: Features, b: Features, matches: Matches, max_error: float, seed: int) -> Matches:
