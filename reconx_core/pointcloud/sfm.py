@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import math
 import warnings
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -25,7 +27,7 @@ from reconx_core.types import Cameras, PointCloud, Views
 pycolmap.logging.minloglevel = 2  # glog prints every step otherwise; what goes wrong is raised
 
 WEAK = 40  # points of a view below which its matches are looked for harder
-SAME_LENS = 1.03  # focals, or sizes, closer than this are one lens'
+SAME_LENS = 1.03  # focals, or sizes, closer than this, as ratios, are of one lens
 
 
 class Solution(NamedTuple):
@@ -57,12 +59,12 @@ def solve_cameras(views: Views, fixed: Cameras | None, generator: torch.Generato
     if len(views) < 2:
         raise UserError(f"One photo is not enough: give at least two photos of the same place (got {len(views)}).")
     seed = int(torch.randint(2**31 - 1, (), generator=generator))
-    features = [extract_features(image, mask) for image, mask in zip(views.images, views.masks)]
+    features = _each(extract_features, views.images, views.masks)
     every = list(itertools.combinations(range(len(views)), 2))
     best = _solve(views, fixed, features, matches := match_pairs(features, every, views, seed), seed)
     weak = _weak_views(best, len(views))
     if weak:  # views far apart: look for what foreshortening hides, in the pairs that need it
-        features = [add_tilted(f, image, mask) for f, image, mask in zip(features, views.images, views.masks)]
+        features = _each(add_tilted, features, views.images, views.masks)
         more = match_pairs(features, [pair for pair in every if weak & set(pair)], views, seed)
         best = _better(best, _solve(views, fixed, features, matches | more, seed))
     if best is None:
@@ -70,6 +72,12 @@ def solve_cameras(views: Views, fixed: Cameras | None, generator: torch.Generato
     sfm = _to_sfm(views, fixed, *best)
     _warn_dropped(views, sfm.registered)
     return sfm if fixed is not None else _canonical(sfm)
+
+
+def _each(function: Callable[..., Features], *columns: Iterable) -> list[Features]:
+    """One photo per thread: SIFT runs outside Python's lock."""
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        return list(pool.map(function, *columns))
 
 
 def match_pairs(
