@@ -1,0 +1,48 @@
+"""All benchmarks, or those that are named: what ``make bench`` runs.
+
+    python -m benchmarks.run [NAME...] [--list]
+
+To change what one of them does, run it itself: each explains its options with --help.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+BENCHMARKS = {
+    "rasterize": (["benchmarks/rasterize.py"], "speed of the rasteriser and of the fused SSIM against plain torch"),
+    "poses": (["benchmarks/poses.py"], "accuracy of cameras that are not given, on real photo sets"),
+    "quality": (["-m", "benchmarks.quality"], "held-out views against image-based rendering, pose accuracy, cost"),
+}
+
+
+def run(name: str) -> int:
+    """The benchmark's exit code; its tables go to the terminal as they come."""
+    arguments, summary = BENCHMARKS[name]
+    print(f"\n== {name}: {summary}", flush=True)
+    return subprocess.run([sys.executable, *arguments], cwd=ROOT, check=False).returncode
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHMARKS)}; all without any")
+    parser.add_argument("--list", action="store_true", help="only say which there are")
+    options = parser.parse_args()
+    if unknown := set(options.names) - set(BENCHMARKS):
+        parser.error(f"there is no benchmark {', '.join(sorted(unknown))}; there are {', '.join(BENCHMARKS)}")
+    if options.list:
+        print("\n".join(f"{name:12s} {summary}" for name, (_, summary) in BENCHMARKS.items()))
+        return 0
+    codes = {name: run(name) for name in options.names or BENCHMARKS}
+    failed = [name for name, code in codes.items() if code]
+    if failed:
+        print(f"Failed: {', '.join(failed)}", file=sys.stderr)
+    return int(bool(failed))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
