@@ -1,5 +1,8 @@
 """How this project compiles numba kernels: cached on disk, run by one Python thread at a time.
 
+No fast-math: numba optimises a kernel differently when it loads it from its cache, and only plain IEEE arithmetic (with
+explicit fused operations, see simd.fma) gives the same bits in the process that compiled a kernel and in later ones.
+
 Importing numba takes half a second, so modules that hold kernels are imported by their first user, not by a package's
 ``__init__``.
 """
@@ -19,9 +22,6 @@ import numba
 from numba.core.caching import FunctionCache
 
 from reconx_core.errors import UserError
-
-# No "nnan" and "ninf": the kernels compare against NaN to drop broken Gaussians.
-FASTMATH = {"contract", "nsz", "arcp", "reassoc", "afn"}
 
 _lock = threading.RLock()
 _process = os.getpid()
@@ -65,19 +65,14 @@ def _cached(dispatcher: Any) -> Any:
 
 def kernel(function: Callable) -> Any:
     """Compile a kernel whose ``prange`` loops use all threads."""
-    return _cached(numba.njit(parallel=True, nogil=True, fastmath=FASTMATH, error_model="numpy")(function))
+    return _cached(numba.njit(parallel=True, nogil=True, error_model="numpy")(function))
 
 
 def serial_kernel(function: Callable) -> Any:
     """Compile a kernel that runs on the calling thread."""
-    return _cached(numba.njit(nogil=True, fastmath=FASTMATH, error_model="numpy")(function))
+    return _cached(numba.njit(nogil=True, error_model="numpy")(function))
 
 
 def inlined(function: Callable) -> Any:
     """A helper that becomes part of the kernel that calls it."""
-    return numba.njit(forceinline=True, fastmath=FASTMATH, error_model="numpy")(function)
-
-
-def exact(function: Callable) -> Any:
-    """A helper with plain IEEE arithmetic: two kernels that call it with the same numbers get the same bits."""
     return numba.njit(forceinline=True, error_model="numpy")(function)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba.core import types
+from numba.core import cgutils, types
 from numba.extending import intrinsic, models, overload, register_model
 
 from reconx_core.jit import inlined
@@ -19,7 +19,6 @@ from reconx_core.jit import inlined
 LANES = 16
 _FLOATS = ir.VectorType(ir.FloatType(), LANES)
 _BITS = ir.VectorType(ir.IntType(1), LANES)
-_FLAGS = ("contract", "nsz", "arcp", "reassoc")
 
 
 class Vector(types.Type):
@@ -99,7 +98,7 @@ def _arithmetic(name: str) -> Any:
     def operation(typing, x, y):
         def generate(context, builder, sig, args):
             x, y = (_lanes(builder, value, kind) for value, kind in zip(args, sig.args))
-            return getattr(builder, name)(x, y, flags=_FLAGS)
+            return getattr(builder, name)(x, y)
 
         return vector(_operand(x), _operand(y)), generate
 
@@ -124,6 +123,19 @@ for _name, _symbols in {
 }.items():
     for _symbol in _symbols:
         _overload(_symbol, _arithmetic(_name))
+
+
+@intrinsic
+def fma(typing, x, y, z):
+    """x * y + z, rounded once. Explicit, so that the result does not depend on what the compiler chooses to fuse."""
+
+    def generate(context, builder, sig, args):
+        function = cgutils.get_or_insert_function(
+            builder.module, ir.FunctionType(_FLOATS, [_FLOATS] * 3), f"llvm.fma.v{LANES}f32"
+        )
+        return builder.call(function, [_lanes(builder, value, kind) for value, kind in zip(args, sig.args)])
+
+    return vector(_operand(x), _operand(y), _operand(z)), generate
 
 
 def _comparison(symbol: str) -> Any:

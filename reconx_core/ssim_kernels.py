@@ -11,7 +11,7 @@ import numpy as np
 from numba import prange
 
 from reconx_core.jit import inlined, kernel
-from reconx_core.simd import LANES, greater, load, negative, select, splat, store
+from reconx_core.simd import LANES, fma, greater, load, negative, select, splat, store
 
 RADIUS, SIGMA = 5, 1.5
 C1, C2 = 0.01**2, 0.03**2  # for a data range of 1
@@ -57,7 +57,7 @@ def blur_along(row, start):
     """The window applied along one row buffer, 16 values from ``start`` on."""
     total = splat(ZERO)
     for k in range(TAPS):
-        total += load(row, PAD + start + (k - RADIUS) * CHANNELS) * WINDOW[k]
+        total = fma(load(row, PAD + start + (k - RADIUS) * CHANNELS), WINDOW[k], total)
     return total
 
 
@@ -71,8 +71,15 @@ def repeat_channels(values, row, scale):
 
 @inlined
 def row_sum(row, length):
+    """Sum of a row buffer's pixels; its front padding is overwritten."""
+    lanes, whole = splat(ZERO), length // LANES * LANES
+    for start in range(0, whole, LANES):
+        lanes += load(row, PAD + start)
+    store(row, 0, lanes)
     total = ZERO
-    for i in range(PAD, PAD + length):
+    for i in range(LANES):
+        total += row[i]
+    for i in range(PAD + whole, PAD + length):
         total += row[i]
     return total
 
@@ -89,9 +96,9 @@ def moments_down(a, b, y, height, length, rows):
             wp, wq = p * WINDOW[k], q * WINDOW[k]
             m_a += wp
             m_b += wq
-            m_aa += wp * p
-            m_bb += wq * q
-            m_ab += wp * q
+            m_aa = fma(wp, p, m_aa)
+            m_bb = fma(wq, q, m_bb)
+            m_ab = fma(wp, q, m_ab)
         store(rows[0], PAD + start, m_a)
         store(rows[1], PAD + start, m_b)
         store(rows[2], PAD + start, m_aa)
@@ -148,9 +155,9 @@ def terms_down(terms, image, y, height, length, rows):
         t_a, t_aa, t_ab = splat(ZERO), splat(ZERO), splat(ZERO)
         for k in range(TAPS):
             at = mirrored(y + k - RADIUS, height) * length + start
-            t_a += load(terms[0, image], at) * WINDOW[k]
-            t_aa += load(terms[1, image], at) * WINDOW[k]
-            t_ab += load(terms[2, image], at) * WINDOW[k]
+            t_a = fma(load(terms[0, image], at), WINDOW[k], t_a)
+            t_aa = fma(load(terms[1, image], at), WINDOW[k], t_aa)
+            t_ab = fma(load(terms[2, image], at), WINDOW[k], t_ab)
         store(rows[0], PAD + start, t_a)
         store(rows[1], PAD + start, t_aa)
         store(rows[2], PAD + start, t_ab)

@@ -19,6 +19,7 @@ from reconx_core.simd import (
     any_lane,
     both,
     either,
+    fma,
     greater,
     greater_equal,
     lane_centres,
@@ -52,11 +53,11 @@ P3, P4, P5 = f32(0.16595570743083954), f32(0.03974061831831932), f32(0.005827279
 def exp_of_eighth(x):
     """exp(8 x) for x in [LOWEST, 0]; clamped below, where a splat is cut off anyway."""
     x = maximum(x, LOWEST)
-    p = x * P5 + P4
-    p = p * x + P3
-    p = p * x + P2
-    p = p * x + P1
-    p = p * x + P0
+    p = fma(x, P5, P4)
+    p = fma(p, x, P3)
+    p = fma(p, x, P2)
+    p = fma(p, x, P1)
+    p = fma(p, x, P0)
     p = p * p
     p = p * p
     return p * p
@@ -117,14 +118,14 @@ def blend_splat(state, batch, k, x0, y0, entry):
     red, green, blue, depth = batch[k + RED], batch[k + GREEN], batch[k + BLUE], batch[k + DEPTH]
     for row in range(first_row(entry), end_row(entry)):
         dy = f32(row) - y
-        exponent = (along + cross * dy) * dx + down * dy * dy
+        exponent = fma(along + cross * dy, dx, down * dy * dy)
         at = row * FORWARD
         _, weight, light, _ = absorb(exponent, opacity, load(state, at))
         store(state, at, light)
-        store(state, at + 16, load(state, at + 16) + weight * red)
-        store(state, at + 32, load(state, at + 32) + weight * green)
-        store(state, at + 48, load(state, at + 48) + weight * blue)
-        store(state, at + 64, load(state, at + 64) + weight * depth)
+        store(state, at + 16, fma(weight, red, load(state, at + 16)))
+        store(state, at + 32, fma(weight, green, load(state, at + 32)))
+        store(state, at + 48, fma(weight, blue, load(state, at + 48)))
+        store(state, at + 64, fma(weight, depth, load(state, at + 64)))
 
 
 @kernel
@@ -185,23 +186,23 @@ def unblend_splat(state, batch, k, x0, y0, entry, slots, slot):
     g, g_y, g_yy, g_red, g_green, g_blue, g_depth = zero, zero, zero, zero, zero, zero, zero
     for row in range(first_row(entry), end_row(entry)):
         dy = f32(row) - y
-        exponent = (along + cross * dy) * dx + down * dy * dy
+        exponent = fma(along + cross * dy, dx, down * dy * dy)
         at = row * BACKWARD
         odds, weight, light, fixed = absorb(exponent, opacity, load(state, at))
         store(state, at, light)
         v_red, v_green, v_blue, v_depth = load(state, at + 32), load(state, at + 48), load(state, at + 64), load(state, at + 80)
-        g_red += weight * v_red
-        g_green += weight * v_green
-        g_blue += weight * v_blue
-        g_depth += weight * v_depth
-        gain = weight * (v_red * red + v_green * green + v_blue * blue + v_depth * depth)
+        g_red = fma(weight, v_red, g_red)
+        g_green = fma(weight, v_green, g_green)
+        g_blue = fma(weight, v_blue, g_blue)
+        g_depth = fma(weight, v_depth, g_depth)
+        gain = weight * fma(v_red, red, fma(v_green, green, fma(v_blue, blue, v_depth * depth)))
         behind = load(state, at + 16) - gain
         store(state, at + 16, behind)
-        v_exponent = select(fixed, zero, odds * behind - gain)
+        v_exponent = select(fixed, zero, fma(odds, behind, negative(gain)))
         g += v_exponent
         v_exponent *= dy
         g_y += v_exponent
-        g_yy += v_exponent * dy
+        g_yy = fma(v_exponent, dy, g_yy)
     g_x = g * dx
     moments = (g, g_x, g_y, g_x * dx, g_y * dx, g_yy, g_red, g_green, g_blue, g_depth, zero, zero)
     store(slots, slot * SLOT, lane_sums(moments))

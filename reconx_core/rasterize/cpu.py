@@ -80,24 +80,25 @@ class _Rasterize(torch.autograd.Function):
                 splats.append(splats_of(scene, view, size, degree))
                 records, _, tile_starts, order, _, entries = splats[-1]
                 blend(records, tile_starts, order, entries, backdrop, *image, numba.get_num_threads())
-        ctx.save_for_backward(*images)
-        ctx.inputs = scene, views, splats, size, degree
+        ctx.save_for_backward(means, quats, log_scales, sh, *images)
+        ctx.projected = views, splats, size, degree
         ctx.set_materialize_grads(True)
         return images
 
     @staticmethod
     def backward(ctx: Any, *v_images: Tensor) -> tuple[Tensor | None, ...]:
-        scene, views, splats, size, degree = ctx.inputs
-        v_scene = [torch.empty(array.shape) if views else torch.zeros(array.shape) for array in scene]
+        views, splats, size, degree = ctx.projected
+        means, quats, log_scales, sh, *images = _arrays(*ctx.saved_tensors)
+        empty = torch.empty if views else torch.zeros  # the first camera's gradients overwrite what is there
+        v_scene = [empty(shape) for shape in (means.shape, quats.shape, log_scales.shape, len(means), sh.shape)]
         camera_sums = np.zeros((len(views), CHUNKS, CAMERA_SUMS))
         with one_at_a_time():
-            for view, splat, sums, *image in zip(views, splats, camera_sums, *_arrays(*ctx.saved_tensors, *v_images)):
+            for view, splat, sums, *image in zip(views, splats, camera_sums, *images, *_arrays(*v_images)):
                 slots = _lines(len(splat.slots), SLOT)
                 blend_backward(
                     splat.records, splat.tile_starts, splat.gaussians, splat.slots, splat.entries, *image, slots,
                     numba.get_num_threads(),
                 )  # fmt: skip
-                means, quats, log_scales, _, sh = scene
                 project_backward(
                     means, quats, log_scales, sh, degree, *view, size[1], size[0], splat.records, splat.slot_starts, slots,
                     splat is splats[0], *_arrays(*v_scene), sums,

@@ -7,7 +7,7 @@ import math
 import numpy as np
 from numba import prange
 
-from reconx_core.jit import exact, inlined, kernel, serial_kernel
+from reconx_core.jit import inlined, kernel, serial_kernel
 from reconx_core.rasterize.conventions import TILE
 from reconx_core.rasterize.records import EXTENT_X, EXTENT_Y, FLAT_X, FLAT_Y, SLOPE_X, SLOPE_Y, X, Y
 
@@ -33,7 +33,7 @@ def end_row(entry):
     return (entry >> ROW_BITS) & ROW_MASK
 
 
-@exact
+@inlined
 def tile_range(centre, extent, tiles):
     """First and one past the last tile along an axis that hold a pixel centre within ``extent`` of ``centre``."""
     first = math.ceil((centre - extent - LAST_CENTRE) * INVERSE_SIDE)
@@ -41,7 +41,7 @@ def tile_range(centre, extent, tiles):
     return max(0, first), min(tiles - 1, last) + 1
 
 
-@exact
+@inlined
 def box_tiles(record, tiles_x, tiles_y):
     """Number of tiles that the splat's bounding box touches: at least as many as its ellipse does."""
     left, right = tile_range(record[X], record[EXTENT_X], tiles_x)
@@ -49,7 +49,7 @@ def box_tiles(record, tiles_x, tiles_y):
     return max(0, right - left) * max(0, bottom - top)
 
 
-@exact
+@inlined
 def ellipse_span(slope, flat, extent, tip, low, high):
     """(any, left, right): the x that an ellipse reaches between y = low and y = high, both relative to its centre.
 

@@ -88,6 +88,15 @@ def test_several_forward_passes_alive_at_once():
         assert all(torch.equal(one, other) for one, other in zip(gradients, alone[i]))
 
 
+def test_change_in_place_before_the_backward_pass_is_refused():
+    *fields, _ = leaves(blobs(50, 1), orbit(1, 20, 20))
+    loss = pull(rasterize(Gaussians(*fields), orbit(1, 20, 20), backend="cpu"))
+    with torch.no_grad():
+        fields[0] += 1
+    with pytest.raises(RuntimeError, match="inplace"):
+        loss.backward()
+
+
 def test_inputs_need_not_be_contiguous():
     gaussians, cameras = blobs(100, 1), orbit(1, 40, 30)
     strided = Gaussians(*(field.repeat_interleave(2, 0)[::2] for field in vars(gaussians).values()))
@@ -117,6 +126,13 @@ def test_same_bits_for_any_number_of_threads(layer):
     digests = done.stdout.split()
     wanted = hashlib.sha256(optimise_step(blobs(3000, 2), orbit(2, 100, 70))).hexdigest()
     assert digests == [wanted] * 4, done.stderr
+
+
+@pytest.mark.slow
+def test_same_bits_in_the_process_that_compiles_the_kernels(tmp_path):
+    """numba optimises a kernel once more for its cache; with fast-math that changed the rounding."""
+    runs = [run_python(SCRIPT, NUMBA_NUM_THREADS="4", NUMBA_CACHE_DIR=str(tmp_path)) for _ in range(2)]
+    assert len(set("".join(run.stdout for run in runs).split())) == 1, runs[0].stderr
 
 
 THREADS = """
