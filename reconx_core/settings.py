@@ -36,12 +36,14 @@ class PointcloudSettings(Section):
     graph: Literal["auto", "complete", "window"] = Field("auto", description="Which pairs of views are matched.")
     planes: int = Field(128, ge=16, description="Depth hypotheses of the plane sweep.")
     stereo_size: int = Field(400, ge=64, description="Long side at which depth is computed.")
+    sources: int = Field(4, ge=1, description="Other views that each view's pixels are compared with.")
     rounds: int = Field(2, ge=1, description="Rounds of slanted-plane refinement and filling.")
+    iterations: int = Field(6, ge=1, description="Iterations of the first round of refinement.")
 
 
 class ConditionSettings(Section):
-    frames_per_pair: int = Field(6, ge=0, description="Frames between two consecutive input views.")
-    sway: float = Field(0.3, ge=0, description="How far the camera path leaves the direct way, in baselines of the pair.")
+    frames_per_pair: int = Field(8, ge=0, description="Frames between two consecutive input views.")
+    sway: float = Field(0.5, ge=0, description="How far the camera path leaves the direct way, in baselines of the pair.")
 
 
 class VideoSettings(Section):
@@ -65,7 +67,7 @@ class SplatsSettings(Section):
     lpips_weight: float = Field(0.5, ge=0, description="Counts only where LPIPS weights are present.")
     lpips_every: int = Field(10, ge=1, description="Steps between two LPIPS terms on the CPU.")
     lpips_crop: int = Field(128, ge=32, description="Crop for the LPIPS term on the CPU, in pixels.")
-    frame_weight: float = Field(0.5, ge=0, description="Weight of a generated frame relative to a photo.")
+    frame_weight: float = Field(1.0, ge=0, description="Weight of a generated frame relative to a photo.")
     confidence_floor: float = Field(0.05, ge=0, le=1, description="Least confidence of a generated pixel, unseen ones too.")
 
 

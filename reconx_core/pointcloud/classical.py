@@ -17,7 +17,6 @@ from reconx_core.pointcloud.sfm import Sfm, solve_cameras
 from reconx_core.settings import PointcloudSettings
 from reconx_core.types import Cameras, Pointmaps, Views
 
-MAX_SOURCES = 4  # views that a pixel is compared with
 NEAR_MARGIN, FAR_MARGIN = 0.7, 2.0  # how far beyond the feature points depth is searched
 FEWEST_POINTS = 12  # observed points below which a view takes its depth range from all points
 
@@ -47,17 +46,20 @@ def stereo_scene(views: Views, sfm: Sfm, settings: PointcloudSettings) -> tuple[
     size = size_for(min(settings.stereo_size, max(height, width)), height, width)
     counts = {(min(i, j), max(i, j)): int(c) for (i, j), c in zip(sfm.pairs.tolist(), sfm.inlier_counts)}
     pairs = pair_graph(n, settings.graph, counts)
+    sources = [_sources(view, pairs, counts)[: settings.sources] for view in range(n)]
     near, far = depth_ranges(sfm)
     scene = Scene(
         images=resize_images(views.images, *size), cameras=resize_cameras(sfm.cameras, *size),
-        sources=[_sources(view, pairs, counts) for view in range(n)], near=near, far=far, planes=settings.planes,
+        sources=sources, near=near, far=far, planes=settings.planes,
+        iterations=settings.iterations,
     )  # fmt: skip
-    return scene, torch.tensor(pairs)
+    edges = {(min(i, j), max(i, j)) for i in range(n) for j in sources[i]}
+    return scene, torch.tensor(sorted(edges))
 
 
 def _sources(view: int, pairs: list[tuple[int, int]], counts: dict[tuple[int, int], int]) -> list[int]:
     mine = sorted((p for p in pairs if view in p), key=lambda p: (-counts.get(p, 0), p))
-    return [p[0] if p[1] == view else p[1] for p in mine[:MAX_SOURCES]]
+    return [p[0] if p[1] == view else p[1] for p in mine]
 
 
 def depth_ranges(sfm: Sfm) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:

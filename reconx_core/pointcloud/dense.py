@@ -23,6 +23,7 @@ from reconx_core.types import Cameras
 
 GOOD_MATCH = 0.3  # photometric agreement above which a supported pixel is trusted
 PRIOR, TRUSTED_PRIOR = 0.02, 0.05  # cost per plane of leaving the depth that a refinement starts from
+FAR_BIAS = 0.15  # cost of the nearest plane over the farthest where no other view decides: what one sees alone is mostly far
 CARVED = 0.5  # cost of floating in front of a surface that another view trusts
 
 
@@ -36,6 +37,7 @@ class Scene:
     near: Float[Tensor, " n"]
     far: Float[Tensor, " n"]
     planes: int
+    iterations: int = 6  # of the slanted-plane search
 
     def depths(self, view: int) -> Float[Tensor, " d"]:
         return inverse_depth_planes(float(self.near[view]), float(self.far[view]), self.planes)
@@ -51,7 +53,7 @@ def estimate_depth(
     depth, volumes = _pairwise(scene, pairs)
     prior = torch.full_like(depth, PRIOR)
     for k in range(rounds):
-        depth, photo = _refine(scene, depth, prior, iterations=6 if k == 0 else 4)
+        depth, photo = _refine(scene, depth, prior, iterations=scene.iterations if k == 0 else 4)
         support = count_support(depth, scene.cameras)
         trusted = (support > 0) & (photo > GOOD_MATCH)
         trusted &= count_violations(depth, trusted, scene.cameras) < support
@@ -149,9 +151,8 @@ def _fill(
         others = [j for j in range(len(depth)) if j != i]
         known = splat_depth(depth, trusted, scene.cameras, i)
         known = torch.where(trusted[i], depth[i], known)
-        cost = carve_free_space(
-            0.3 * volumes[i].float(), scene.cameras[[i]], surfaces[others], scene.cameras[others], depths, CARVED
-        )
+        undecided = 0.3 * volumes[i].float() + FAR_BIAS * torch.linspace(0, 1, len(depths))[:, None, None]
+        cost = carve_free_space(undecided, scene.cameras[[i]], surfaces[others], scene.cameras[others], depths, CARVED)
         cost = torch.where(torch.isfinite(known)[None], _distance_cost(known, depths), cost)
         best, _ = best_depth(aggregate_cost(cost, scene.images[i], large=0.4), depths)
         filled.append(torch.where(trusted[i], depth[i], best))

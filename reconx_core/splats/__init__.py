@@ -39,8 +39,7 @@ def initial_gaussians(frames: Frames, pointmaps: Pointmaps, settings: SplatsSett
         if len(pointmaps.sparse) < 4:
             raise UserError("splats.init=sparse needs feature points, and the geometry backend gave none; use pointmaps.")
         return from_sparse(pointmaps.sparse, settings.sh_degree)
-    photos = frames.images[frames.is_photo]
-    start = from_pointmaps(photos, pointmaps, settings.max_gaussians, settings.sh_degree)
+    start = from_pointmaps(frames, pointmaps, settings.max_gaussians, settings.sh_degree, backend)
     if len(start) == 0:
         raise UserError("The photos gave no point that can be trusted; take them closer together, of something with texture.")
-    return fill_holes(start, frames, pointmaps, backend) if settings.fill else start
+    return fill_holes(start, frames, backend) if settings.fill else start

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -9,17 +11,19 @@ from jaxtyping import Bool, Float
 from scipy.spatial import cKDTree
 from torch import Tensor
 
-from reconx_core.geometry import depth_of, project, unproject
+from reconx_core.geometry import depth_of, project, resize_cameras, unproject
 from reconx_core.inpaint import pull_push
 from reconx_core.rasterize import Backend, rasterize
 from reconx_core.types import Cameras, Frames, Gaussians, PointCloud, Pointmaps
 
 SH_0 = 0.28209479177387814  # the constant basis function: colour = 0.5 + SH_0 * coefficient
 KNOWN = 0.03  # confidence below which a pixel starts no Gaussian
+CONFIRMED = 0.4  # confidence above which another view has seen the same surface
 SAME_SURFACE = 0.02  # relative depth difference at which a pixel repeats what another view already holds
 SPREAD = 0.55  # standard deviation of a Gaussian, in distances to its neighbours
 WIDER, FILL_STEP = 1.5, 3  # how far beyond the photos' edge holes are filled; half-size pixels per filling Gaussian
 FAR_BIAS = 3  # power of the depth by which the background gains on the foreground in a hole
+IN_FRONT = 0.97  # share of a surface's depth up to which a point stands before it
 BACK_OFF = (1.0, 1.15, 1.3, 1.6, 2.0, 3.0)
 HOLE = 0.5  # opacity of the render below which there is a hole
 
@@ -48,18 +52,40 @@ def from_sparse(points: PointCloud, sh_degree: int) -> Gaussians:
     return gaussians_from_points(points.xyz, points.rgb, scale, torch.full((len(points),), 0.1), sh_degree)
 
 
-def from_pointmaps(images: Float[Tensor, "n h w 3"], pointmaps: Pointmaps, most: int, sh_degree: int) -> Gaussians:
-    """One Gaussian per pixel that is known and not yet held by another view, thinned evenly to at most ``most``."""
+def from_pointmaps(frames: Frames, pointmaps: Pointmaps, most: int, sh_degree: int, backend: Backend) -> Gaussians:
+    """One Gaussian per pixel that is known and not yet held by another view, thinned evenly to at most ``most``.
+
+    A pixel that no other view confirms may lie anywhere on its ray: it moves back until it hides nothing that is confirmed
+    from any frame, and is left out where it cannot.
+    """
     depth = depth_of(pointmaps.points_world, pointmaps.cameras)
     wanted = (pointmaps.confidence > KNOWN) & ~repeated_pixels(depth, pointmaps)
     step = max(1, int(np.ceil(np.sqrt(int(wanted.sum()) / most))))
     while int((picked := wanted & every_nth(wanted, step)).sum()) > most:
         step += 1
-    size = depth / pointmaps.cameras.intrinsics[:, 0, 0][:, None, None] * step
-    opacity = torch.where(pointmaps.confidence > 0.4, 0.9, 0.4)
-    return gaussians_from_points(
-        pointmaps.points_world[picked], images[picked], SPREAD * size[picked].clamp(min=1e-7), opacity[picked], sh_degree
-    )
+    images, sure = frames.images[frames.is_photo], pointmaps.confidence > CONFIRMED
+    confirmed = _pixels(images, depth, pointmaps.cameras, picked & sure, step, 0.9, sh_degree)
+    surfaces = render_surfaces(confirmed, frames.cameras, backend)
+    parts = [confirmed]
+    for i, unsure in enumerate(picked & ~sure):
+        camera = pointmaps.cameras[[i]]
+        moved, free = behind(depth[i][unsure], unsure, camera, surfaces)
+        place = depth[i].clone()
+        place[unsure] = moved
+        unsure = unsure.clone()
+        unsure[unsure.clone()] = free
+        parts.append(_pixels(images[[i]], place[None], camera, unsure[None], step, 0.5, sh_degree))
+    return concatenate(parts)
+
+
+def _pixels(
+    images: Float[Tensor, "n h w 3"], depth: Float[Tensor, "n h w"], cameras: Cameras, where: Bool[Tensor, "n h w"],
+    step: int, opacity: float, sh_degree: int,
+) -> Gaussians:  # fmt: skip
+    """One Gaussian per pixel of ``where``, as wide as its distance to the next one."""
+    size = SPREAD * step * depth / cameras.intrinsics[:, 0, 0][:, None, None]
+    points, scale = unproject(depth, cameras)[where], size[where].clamp(min=1e-7)
+    return gaussians_from_points(points, images[where], scale, torch.full_like(scale, opacity), sh_degree)
 
 
 def every_nth(like: Bool[Tensor, "n h w"], step: int) -> Bool[Tensor, "n h w"]:
@@ -82,11 +108,56 @@ def repeated_pixels(depth: Float[Tensor, "n h w"], pointmaps: Pointmaps) -> Bool
             stack = torch.stack([depth[j], pointmaps.confidence[j]])[None]
             there, trust = F.grid_sample(stack, grid, mode="nearest", align_corners=False)[0, :, 0]
             same = ((there / z - 1).abs() < SAME_SURFACE) & (z > 0) & (z < 1.1 * depth[i].flatten())
-            repeated[i] |= (same & (trust >= 0.9 * pointmaps.confidence[i].flatten()) & (trust > 0.4)).reshape(height, width)
+            repeated[i] |= (same & (trust >= 0.9 * pointmaps.confidence[i].flatten()) & (trust > CONFIRMED)).reshape(
+                height, width
+            )
     return repeated
 
 
-def fill_holes(gaussians: Gaussians, frames: Frames, pointmaps: Pointmaps, backend: Backend) -> Gaussians:
+@dataclass(frozen=True)
+class Surfaces:
+    """What cameras see first."""
+
+    depth: Float[Tensor, "n h w"]  # 0 where nothing
+    cameras: Cameras
+
+
+def render_surfaces(gaussians: Gaussians, cameras: Cameras, backend: Backend) -> Surfaces:
+    """Depth of the Gaussians from every camera, at half the resolution."""
+    small = resize_cameras(cameras, cameras.height // 2, cameras.width // 2)
+    with torch.no_grad():
+        rendering = rasterize(gaussians, small, backend=backend)
+    depth = rendering.depth / rendering.alpha.clamp(min=1e-6)
+    return Surfaces(torch.where(rendering.alpha > HOLE, depth, 0.0), small)
+
+
+def hides(points: Float[Tensor, "p 3"], surfaces: Surfaces) -> Bool[Tensor, " p"]:
+    """Points that stand before a surface from any of its cameras."""
+    pixels, z = project(points, surfaces.cameras.intrinsics, surfaces.cameras.world_to_cam)
+    grid = pixels / pixels.new_tensor([surfaces.cameras.width, surfaces.cameras.height]) * 2 - 1
+    first = F.grid_sample(surfaces.depth[:, None], grid[:, None], mode="nearest", align_corners=False)[:, 0, 0]
+    return ((z > 0) & (z < IN_FRONT * first)).any(0)
+
+
+def behind(
+    depth: Float[Tensor, " p"], where: Bool[Tensor, "h w"], camera: Cameras, surfaces: Surfaces
+) -> tuple[Float[Tensor, " p"], Bool[Tensor, " p"]]:
+    """The nearest of a few depths from ``depth`` on that hides no surface, and where there is one."""
+    best, clear = depth.clone(), torch.zeros_like(depth, dtype=torch.bool)
+    for factor in BACK_OFF:
+        free = ~clear & ~hides(_on_rays(factor * depth, where, camera), surfaces)
+        best[free] = factor * depth[free]
+        clear |= free
+    return best, clear
+
+
+def _on_rays(depth: Float[Tensor, " p"], where: Bool[Tensor, "h w"], camera: Cameras) -> Float[Tensor, "p 3"]:
+    full = torch.ones(where.shape)
+    full[where] = depth
+    return unproject(full[None], camera)[0][where]
+
+
+def fill_holes(gaussians: Gaussians, frames: Frames, backend: Backend) -> Gaussians:
     """Add coarse Gaussians where a wider look from the frames' cameras meets nothing.
 
     Colour and inverse depth are continued from what is behind the hole's edge; what would hide something from a photo
@@ -94,11 +165,13 @@ def fill_holes(gaussians: Gaussians, frames: Frames, pointmaps: Pointmaps, backe
     """
     order = torch.cat([frames.is_photo.nonzero()[:, 0], (~frames.is_photo).nonzero()[:, 0]])
     cameras = widen(frames.cameras, WIDER)
+    surfaces = render_surfaces(gaussians, frames.cameras[frames.is_photo], backend)
     for i in order.tolist():
-        rendering = rasterize(gaussians, cameras[[i]], backend=backend)
+        with torch.no_grad():
+            rendering = rasterize(gaussians, cameras[[i]], backend=backend)
         depth, colour, hole = _continue(rendering.rgb[0], rendering.depth[0], rendering.alpha[0])
         hole &= every_nth(hole[None], FILL_STEP)[0]
-        depth, clear = _behind_what_photos_see(depth[hole], hole, cameras[[i]], pointmaps)
+        depth, clear = behind(depth[hole], hole, cameras[[i]], surfaces)
         points = _on_rays(depth, hole, cameras[[i]])[clear]
         scale = SPREAD * FILL_STEP * depth[clear] / cameras.intrinsics[i, 0, 0]
         opacity = torch.full_like(scale, 0.8)
@@ -120,24 +193,6 @@ def _continue(
     return 1 / filled[..., 3].clamp(min=1e-6), filled[..., :3], ~solid & (filled[..., 3] > 0)
 
 
-def _on_rays(depth: Float[Tensor, " p"], where: Bool[Tensor, "h w"], camera: Cameras) -> Float[Tensor, "p 3"]:
-    full = torch.ones(where.shape)
-    full[where] = depth
-    return unproject(full[None], camera)[0][where]
-
-
-def _behind_what_photos_see(
-    depth: Float[Tensor, " p"], where: Bool[Tensor, "h w"], camera: Cameras, pointmaps: Pointmaps
-) -> tuple[Float[Tensor, " p"], Bool[Tensor, " p"]]:
-    """The nearest of a few depths from ``depth`` on that hides nothing from a photo, and where there is one."""
-    best, clear = depth.clone(), torch.zeros_like(depth, dtype=torch.bool)
-    for factor in BACK_OFF:
-        free = ~clear & ~hides_photo(_on_rays(factor * depth, where, camera), pointmaps)
-        best[free] = factor * depth[free]
-        clear |= free
-    return best, clear
-
-
 def widen(cameras: Cameras, factor: float) -> Cameras:
     """The same cameras with a larger field of view, at half the resolution."""
     width, height = (round(side * factor / 2) for side in (cameras.width, cameras.height))
@@ -146,12 +201,3 @@ def widen(cameras: Cameras, factor: float) -> Cameras:
     intrinsics[:, 0, 2] += (width - cameras.width / 2) / 2
     intrinsics[:, 1, 2] += (height - cameras.height / 2) / 2
     return Cameras(intrinsics, cameras.cam_to_world, width, height)
-
-
-def hides_photo(points: Float[Tensor, "p 3"], pointmaps: Pointmaps) -> Bool[Tensor, " p"]:
-    """Points that stand before a surface in one of the photos."""
-    depth = torch.where(pointmaps.confidence > KNOWN, depth_of(pointmaps.points_world, pointmaps.cameras), 0.0)
-    pixels, z = project(points, pointmaps.cameras.intrinsics, pointmaps.cameras.world_to_cam)
-    grid = pixels / pixels.new_tensor([depth.shape[2], depth.shape[1]]) * 2 - 1
-    surface = F.grid_sample(depth[:, None], grid[:, None], mode="nearest", align_corners=False)[:, 0, 0]
-    return ((z > 0) & (z < 0.97 * surface)).any(0)
