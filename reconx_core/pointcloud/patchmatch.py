@@ -30,10 +30,11 @@ NEIGHBOURS = np.array(
 
 @inlined
 def _random(state):
-    """A uniform number in [-1, 1) from a counter (xorshift-multiply hash): the same for any order of visits."""
-    state = np.uint32(state) * np.uint32(747796405) + np.uint32(2891336453)
-    word = ((state >> ((state >> np.uint32(28)) + np.uint32(4))) ^ state) * np.uint32(277803737)
-    word = (word >> np.uint32(22)) ^ word
+    """A uniform number in [-1, 1) from a counter (PCG's output hash): the same for any order of visits."""
+    low = np.uint64(0xFFFFFFFF)  # numba multiplies uint32 as uint64: the overflow has to be cut off by hand
+    state = (np.uint64(state) * np.uint64(747796405) + np.uint64(2891336453)) & low
+    word = (((state >> ((state >> np.uint64(28)) + np.uint64(4))) ^ state) * np.uint64(277803737)) & low
+    word = (word >> np.uint64(22)) ^ word
     return np.float32(word) * np.float32(2.0 / 4294967296.0) - np.float32(1)
 
 
