@@ -1,0 +1,84 @@
+"""A small procedural room whose photos, cameras and depth are exact, and a textured plane that any camera can look at."""
+
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+
+from reconx_core.datasets import procedural
+from reconx_core.datasets.raycast import render
+from reconx_core.geometry import camera_rays, rigid, so3_exp, unproject
+from reconx_core.settings import ViewsSettings
+from reconx_core.types import Cameras, PointCloud, Pointmaps, Views
+from reconx_core.views import load_views
+
+SEED = 3
+SOURCE = f"procedural:hall?seed={SEED}&views=3&targets=1&arc=9&width=160&height=120"
+
+
+@lru_cache(maxsize=1)
+def room() -> Views:
+    """Three photos, and two held-out ones between them."""
+    return load_views(SOURCE, ViewsSettings())
+
+
+def shoot(cameras: Cameras) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the room looks like from any camera, and its exact depth."""
+    scene = procedural.build("hall", SEED)
+    shots = [render(scene, k, pose, cameras.height, cameras.width) for k, pose in zip(cameras.intrinsics, cameras.cam_to_world)]
+    return torch.stack([s[0] for s in shots]), torch.stack([s[1] for s in shots])
+
+
+@lru_cache(maxsize=1)
+def room_depth() -> torch.Tensor:
+    """Exact depth of the three photos."""
+    return shoot(room().inputs().cameras)[1]
+
+
+@lru_cache(maxsize=1)
+def room_pointmaps() -> Pointmaps:
+    """Exact pointmaps, as sure as can be, and every 97th point as if it were a feature."""
+    inputs = room().inputs()
+    points = unproject(room_depth(), inputs.cameras)
+    xyz, rgb = points.reshape(-1, 3)[::97], inputs.images.reshape(-1, 3)[::97]
+    return Pointmaps(points, torch.ones(points.shape[:3]), inputs.cameras, PointCloud(xyz, rgb, torch.ones(len(xyz))))
+
+
+def draw(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def side_by_side(count: int, baseline: float = 0.2, height: int = 96, width: int = 128) -> Cameras:
+    """Cameras on a line along x that look along z."""
+    centre = torch.tensor([[baseline * i, 0.0, 0.0] for i in range(count)])
+    k = torch.tensor([[width, 0, width / 2], [0, width, height / 2], [0, 0, 1.0]]).repeat(count, 1, 1)
+    return Cameras(k, rigid(torch.eye(3).repeat(count, 1, 1), centre), width, height)
+
+
+def plane(
+    cameras: Cameras, slope: tuple[float, float] = (0.0, 0.0), distance: float = 2.0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Photos and depth of the plane z = distance + slope . (x, y) in the first camera's frame, covered with noise."""
+    turn = so3_exp(torch.tensor([torch.tensor(slope[1]).atan().neg(), torch.tensor(slope[0]).atan(), 0.0]))
+    world = cameras.cam_to_world
+    rays = torch.einsum("nij,nhwj->nhwi", world[:, :3, :3], camera_rays(cameras.intrinsics, cameras.height, cameras.width))
+    normal = torch.tensor([-slope[0], -slope[1], 1.0])
+    depth = ((distance - world[:, :3, 3] @ normal)[:, None, None]) / (rays @ normal)
+    points = unproject(depth, cameras) - torch.tensor([0.0, 0.0, distance])
+    return _noise((points @ turn)[..., :2] / 4), depth
+
+
+def _noise(where: torch.Tensor) -> torch.Tensor:
+    """Smooth random colours over [-1, 1]^2 at several scales."""
+    images = [torch.rand(1, 3, size, size, generator=draw(size)) for size in (24, 60, 150)]
+    layers = [F.grid_sample(i.expand(len(where), -1, -1, -1), where, mode="bicubic", align_corners=False) for i in images]
+    return torch.stack(layers).mean(0).clamp(0, 1).permute(0, 2, 3, 1).contiguous()
+
+
+def relative_error(depth: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+    return (depth / truth - 1).abs()
+
+
+def inner(maps: torch.Tensor, margin: int) -> torch.Tensor:
+    """Without a margin, which other cameras need not see."""
+    return maps[..., margin:-margin, margin:-margin]
