@@ -32,7 +32,7 @@ def test_the_path_passes_between_the_views():
 
 def test_sway_leaves_the_path_and_keeps_the_scenes_middle():
     pointmaps = room_pointmaps()
-    pair, position = frame_positions(3, 4)
+    pair, _ = frame_positions(3, 4)
     straight = build(frames_per_pair=4, sway=0.0).cameras
     moved = sway(straight, pointmaps, pair, 0.3)
     offset = (moved.cam_to_world[:, :3, 3] - straight.cam_to_world[:, :3, 3]).norm(dim=-1)

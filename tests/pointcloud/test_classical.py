@@ -103,7 +103,7 @@ def test_two_photos_give_the_same_bytes_again():
 
 
 def test_a_backend_that_does_not_exist_is_named():
-    with pytest.raises(UserError, match="no pointcloud backend 'dustr'.*classical"):
+    with pytest.raises(UserError, match=r"no pointcloud backend 'dustr'.*classical"):
         pointcloud.make_backend(PointcloudSettings(backend="dustr"))
 
 

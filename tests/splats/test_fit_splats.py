@@ -1,0 +1,139 @@
+"""A small room with exact pointmaps: the optimisation makes photos and held-out views better."""
+
+import pytest
+import torch
+from exact_scene import draw, room, room_pointmaps
+
+from reconx_core.condition import build_condition
+from reconx_core.confidence import estimate_confidence
+from reconx_core.errors import UserError
+from reconx_core.pointcloud import make_backend
+from reconx_core.rasterize import rasterize
+from reconx_core.settings import ConditionSettings, ConfidenceSettings, PointcloudSettings, SplatsSettings, VideoSettings
+from reconx_core.splats import fit_splats, initial_gaussians
+from reconx_core.splats.optimise import frame_weights
+from reconx_core.types import Frames
+from reconx_core.video import generate_frames
+
+SETTINGS = SplatsSettings(steps=150, max_gaussians=12_000, sh_degree=0)
+
+
+def frames(video="points", confidence=False) -> Frames:
+    inputs, pointmaps = room().inputs(), room_pointmaps()
+    guide = build_condition(inputs, pointmaps, ConditionSettings(frames_per_pair=1), draw())
+    made = generate_frames(inputs, pointmaps, guide, VideoSettings(backend=video), draw())
+    settings = ConfidenceSettings(enabled=confidence, size=64)
+    backend = make_backend(PointcloudSettings(planes=16), thrifty=True)
+    return estimate_confidence(inputs, made, pointmaps, backend, settings, draw())
+
+
+def psnr(gaussians, views) -> float:
+    with torch.no_grad():
+        renders = rasterize(gaussians, views.cameras).rgb.clamp(0, 1)
+    return float(-10 * torch.log10((renders - views.images).square().mean()))
+
+
+@pytest.fixture(scope="module")
+def made():
+    return frames()
+
+
+@pytest.fixture(scope="module")
+def fitted(made):
+    """(start, result) of a short optimisation."""
+    return initial_gaussians(made, room_pointmaps(), SETTINGS, "cpu"), fit_splats(made, room_pointmaps(), SETTINGS, draw())
+
+
+def test_photos_are_matched(fitted):
+    start, result = fitted
+    assert psnr(result, room().inputs()) > max(25, psnr(start, room().inputs()) + 1)
+
+
+def test_held_out_views_gain(fitted):
+    start, result = fitted
+    assert psnr(result, room().targets()) > psnr(start, room().targets()) + 0.5
+
+
+def test_the_number_of_gaussians_stays(fitted):
+    assert len(fitted[1]) == len(fitted[0])
+    assert not torch.equal(fitted[1].means, fitted[0].means)
+
+
+def test_all_that_comes_out_is_finite(fitted):
+    for name in ("means", "quats", "log_scales", "logit_opacities", "sh"):
+        assert getattr(fitted[1], name).isfinite().all(), name
+
+
+def test_no_steps_leave_the_start(made):
+    settings = SETTINGS.model_copy(update={"steps": 0})
+    start = initial_gaussians(made, room_pointmaps(), settings, "cpu")
+    assert torch.equal(fit_splats(made, room_pointmaps(), settings, draw()).means, start.means)
+
+
+def test_same_bytes_again_and_other_bytes_with_another_seed(made):
+    settings = SETTINGS.model_copy(update={"steps": 8, "max_gaussians": 2000, "fill": False})
+    one, two, other = (fit_splats(made, room_pointmaps(), settings, draw(seed)) for seed in (0, 0, 1))
+    for name in ("means", "quats", "log_scales", "logit_opacities", "sh"):
+        assert torch.equal(getattr(one, name), getattr(two, name)), name
+    assert not torch.equal(one.means, other.means)
+
+
+def test_progress_counts_the_steps(made):
+    told = []
+    settings = SETTINGS.model_copy(update={"steps": 3, "max_gaussians": 500, "fill": False})
+    fit_splats(made, room_pointmaps(), settings, draw(), lambda done, total: told.append((done, total)))
+    assert told == [(1, 3), (2, 3), (3, 3)]
+
+
+@pytest.mark.parametrize(
+    ("video", "confidence", "changes"),
+    [
+        ("points", True, {}),
+        ("none", True, {}),
+        ("points", False, {}),
+        ("points", True, {"init": "sparse"}),
+        ("points", True, {"lpips_weight": 0.0}),
+        ("points", True, {"ssim_weight": 0.0}),
+        ("points", True, {"fill": False, "sh_degree": 2}),
+    ],
+    ids=["all", "no video", "no confidence", "sparse", "no lpips", "no ssim", "no filling"],
+)
+def test_every_switch_of_table_v_runs(video, confidence, changes):
+    settings = SplatsSettings(steps=6, max_gaussians=1000).model_copy(update=changes)
+    judged = frames(video, confidence)
+    start = initial_gaussians(judged, room_pointmaps(), settings, "cpu")
+    result = fit_splats(judged, room_pointmaps(), settings, draw())
+    assert len(result) == len(start)
+    assert psnr(result, room().inputs()) > psnr(start, room().inputs())
+
+
+def test_unsure_pixels_count_less_and_none_of_a_frame_nothing(made):
+    settings = SETTINGS.model_copy(update={"frame_weight": 0.5, "confidence_floor": 0.1})
+    confidence = made.confidence.clone()
+    confidence[:, 0, 0] = 0
+    weight = frame_weights(Frames(made.images, made.cameras, confidence, made.is_photo), settings)
+    assert (weight[:3, 0, 0] == 0).all()  # masked in a photo: never
+    torch.testing.assert_close(weight[3:, 0, 0], torch.full((2,), 0.05))
+    torch.testing.assert_close(weight[3:].max(), 0.5 * confidence[3:].max())
+
+
+def test_masked_pixels_of_photos_do_not_pull():
+    """A photo that is wrong where it is masked out changes nothing."""
+    plain = frames("none")
+    confidence, images = plain.confidence.clone(), plain.images.clone()
+    confidence[:, 40:80, 60:100] = 0
+    damaged = images.clone()
+    damaged[:, 40:80, 60:100] = 1 - damaged[:, 40:80, 60:100]
+    settings = SplatsSettings(steps=5, max_gaussians=500, fill=False, ssim_weight=0, lpips_weight=0, init="sparse")
+    one, two = (
+        fit_splats(Frames(x, plain.cameras, confidence, plain.is_photo), room_pointmaps(), settings, draw())
+        for x in (images, damaged)
+    )
+    assert torch.equal(one.means, two.means)
+    assert torch.equal(one.sh, two.sh)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the backend is there")
+def test_a_rasteriser_that_cannot_run_is_said(made):
+    with pytest.raises(UserError, match="gsplat needs a CUDA GPU"):
+        fit_splats(made, room_pointmaps(), SplatsSettings(backend="gsplat"), draw())

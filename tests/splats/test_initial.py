@@ -1,0 +1,147 @@
+"""The Gaussians that the optimisation starts from."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from exact_scene import room, room_pointmaps
+
+from reconx_core.errors import UserError
+from reconx_core.rasterize import rasterize
+from reconx_core.settings import SplatsSettings
+from reconx_core.splats import initial_gaussians
+from reconx_core.splats.initial import concatenate, fill_holes, from_pointmaps, from_sparse, hides, render_surfaces, widen
+from reconx_core.types import Frames, Gaussians, PointCloud, Pointmaps
+
+
+def photos() -> Frames:
+    inputs = room().inputs()
+    return Frames(inputs.images, inputs.cameras, inputs.masks.float(), torch.ones(3, dtype=torch.bool))
+
+
+def some(confidence) -> Pointmaps:
+    return replace(room_pointmaps(), confidence=confidence)
+
+
+def start_from(pointmaps: Pointmaps, most=100_000, sh_degree=0) -> Gaussians:
+    return from_pointmaps(photos(), pointmaps, most, sh_degree, "cpu")
+
+
+def test_the_start_already_looks_like_the_photos():
+    start = start_from(room_pointmaps())
+    renders = rasterize(start, room_pointmaps().cameras).rgb
+    assert -10 * torch.log10((renders - room().inputs().images).square().mean()) > 22
+
+
+def test_what_several_photos_see_is_held_once():
+    start = start_from(room_pointmaps())
+    assert 120 * 160 < len(start) < 2 * 120 * 160
+
+
+@pytest.mark.parametrize("most", [100, 777, 5000])
+def test_never_more_than_the_most(most):
+    start = start_from(room_pointmaps(), most, 1)
+    assert most / 5 < len(start) <= most
+
+
+def test_masked_pixels_start_no_gaussians():
+    confidence = torch.zeros(3, 120, 160)
+    confidence[0, 30:60, 40:80] = 1
+    pointmaps = some(confidence)
+    start = start_from(pointmaps)
+    assert len(start) == 30 * 40
+    torch.testing.assert_close(start.means, pointmaps.points_world[0, 30:60, 40:80].reshape(-1, 3), atol=1e-4, rtol=0)
+
+
+def test_unsure_points_start_less_opaque():
+    sure, unsure = (start_from(some(torch.full((3, 120, 160), c)), 5000) for c in (0.9, 0.2))
+    assert sure.logit_opacities.min() > unsure.logit_opacities.max()
+
+
+def test_colours_and_degree():
+    start = start_from(room_pointmaps(), 5000, 2)
+    assert start.sh.shape[1:] == (9, 3)
+    assert (start.sh[:, 1:] == 0).all()
+
+
+def test_feature_points_start_as_in_gaussian_splatting():
+    sparse = room_pointmaps().sparse
+    start = from_sparse(sparse, 1)
+    assert torch.equal(start.means, sparse.xyz)
+    torch.testing.assert_close(start.logit_opacities.sigmoid(), torch.full((len(sparse),), 0.1))
+    distance = torch.cdist(sparse.xyz, sparse.xyz).topk(4, largest=False).values[:, 1:]
+    torch.testing.assert_close(start.log_scales[:, 0].exp(), distance.square().mean(1).sqrt(), rtol=1e-2, atol=1e-4)
+
+
+def test_no_feature_points_is_said():
+    none = PointCloud(torch.zeros(0, 3), torch.zeros(0, 3), torch.zeros(0))
+    pointmaps = replace(room_pointmaps(), sparse=none)
+    with pytest.raises(UserError, match="needs feature points"):
+        initial_gaussians(photos(), pointmaps, SplatsSettings(init="sparse"), "cpu")
+
+
+def test_nothing_to_start_from_is_said():
+    with pytest.raises(UserError, match="gave no point that can be trusted"):
+        initial_gaussians(photos(), some(torch.zeros(3, 120, 160)), SplatsSettings(), "cpu")
+
+
+def test_unsure_points_move_behind_what_is_confirmed():
+    """Half of the third photo is unsure and far too near: it would stand before what the other photos confirm."""
+    pointmaps = room_pointmaps()
+    eye = pointmaps.cameras.cam_to_world[2, :3, 3]
+    points, confidence = pointmaps.points_world.clone(), torch.ones(3, 120, 160)
+    points[2, :, :80] = eye + 0.4 * (points[2, :, :80] - eye)
+    confidence[2, :, :80] = 0.2
+    start = start_from(replace(pointmaps, points_world=points, confidence=confidence))
+    sure = start.logit_opacities > 1
+    assert int((~sure).sum()) > 100
+    surfaces = render_surfaces(start_from(some(torch.where(confidence > 0.4, 1.0, 0.0))), photos().cameras, "cpu")
+    assert hides(start.means[~sure], surfaces).float().mean() < 0.02
+    assert hides(points[2, :, :80].reshape(-1, 3), surfaces).float().mean() > 0.5
+
+
+@pytest.fixture(scope="module")
+def filled():
+    """(start, start and filling) of a room of whose photos the right side is not known."""
+    confidence = torch.where(torch.arange(160) < 110, 1.0, 0.0).expand(3, 120, 160)
+    start = start_from(some(confidence.contiguous()), 20_000)
+    return start, fill_holes(start, photos(), "cpu")
+
+
+def test_filling_closes_holes_around_what_is_known(filled):
+    cameras = widen(photos().cameras, 1.3)
+    before, after = (rasterize(g, cameras).alpha.gt(0.5).float().mean() for g in filled)
+    assert after > before + 0.15
+
+
+def test_filling_leaves_what_was_there_and_hides_nothing(filled):
+    start, both = filled
+    n = len(start)
+    assert len(both) > n
+    assert torch.equal(both.means[:n], start.means)
+    surfaces = render_surfaces(start, photos().cameras, "cpu")
+    assert not hides(both.means[n:], surfaces).any()
+
+
+def test_a_point_before_a_surface_hides_it_and_one_behind_does_not():
+    surfaces = render_surfaces(start_from(room_pointmaps()), photos().cameras[:1], "cpu")
+    eye, point = room_pointmaps().cameras.cam_to_world[0, :3, 3], room_pointmaps().points_world[0, 60, 80]
+    near, far = eye.lerp(point, 0.5), eye.lerp(point, 1.2)
+    assert hides(torch.stack([near, far]), surfaces).tolist() == [True, False]
+
+
+def test_widening_keeps_the_middle_and_sees_more():
+    cameras = photos().cameras
+    wide = widen(cameras, 1.5)
+    assert (wide.width, wide.height) == (120, 90)
+    sees, saw = (float(c.width / c.intrinsics[0, 0, 0]) for c in (wide, cameras))
+    assert sees == pytest.approx(1.5 * saw, rel=0.01)
+    off_centre = wide.intrinsics[:, :2, 2] - torch.tensor([60.0, 45.0])
+    torch.testing.assert_close(off_centre, 0.5 * (cameras.intrinsics[:, :2, 2] - torch.tensor([80.0, 60.0])))
+
+
+def test_concatenation_keeps_the_order():
+    start = from_sparse(room_pointmaps().sparse, 0)
+    both = concatenate([start, start])
+    assert len(both) == 2 * len(start)
+    assert torch.equal(both.means[len(start) :], start.means)
