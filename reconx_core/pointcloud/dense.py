@@ -23,7 +23,6 @@ from reconx_core.types import Cameras
 
 GOOD_MATCH = 0.3  # photometric agreement above which a supported pixel is trusted
 PRIOR, TRUSTED_PRIOR = 0.02, 0.05  # cost per plane of leaving the depth that a refinement starts from
-FAR_BIAS = 0.15  # cost of the nearest plane over the farthest where no other view decides: what one sees alone is mostly far
 CARVED = 0.5  # cost of floating in front of a surface that another view trusts
 
 
@@ -151,8 +150,9 @@ def _fill(
         others = [j for j in range(len(depth)) if j != i]
         known = splat_depth(depth, trusted, scene.cameras, i)
         known = torch.where(trusted[i], depth[i], known)
-        undecided = 0.3 * volumes[i].float() + FAR_BIAS * torch.linspace(0, 1, len(depths))[:, None, None]
-        cost = carve_free_space(undecided, scene.cameras[[i]], surfaces[others], scene.cameras[others], depths, CARVED)
+        cost = carve_free_space(
+            0.3 * volumes[i].float(), scene.cameras[[i]], surfaces[others], scene.cameras[others], depths, CARVED
+        )
         cost = torch.where(torch.isfinite(known)[None], _distance_cost(known, depths), cost)
         best, _ = best_depth(aggregate_cost(cost, scene.images[i], large=0.4), depths)
         filled.append(torch.where(trusted[i], depth[i], best))
