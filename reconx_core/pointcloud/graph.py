@@ -6,6 +6,10 @@ import itertools
 from collections.abc import Mapping
 from typing import Literal
 
+import torch
+
+from reconx_core.types import Cameras
+
 Mode = Literal["auto", "complete", "window"]
 
 COMPLETE_UP_TO = 8  # views; beyond it the number of pairs, quadratic, costs more than it adds
@@ -37,6 +41,20 @@ def pair_graph(
         mine = [pair for pair in every if view in pair]
         chosen |= set(sorted(mine, key=lambda pair: -counts[pair])[:WINDOW])
     return sorted({pair for pair in chosen if counts[pair] >= MIN_MATCHES} | set(spanning_tree(n, counts)))
+
+
+def nearest_pairs(cameras: Cameras, neighbours: int = 6) -> list[tuple[int, int]]:
+    """Pairs (i, j), i < j, of each posed camera with those nearest to it; all pairs of a few cameras.
+
+    Distance is that of the centres, in units of their spread, plus the angle between the viewing directions (radians).
+    """
+    n = len(cameras)
+    centres, forward = cameras.cam_to_world[:, :3, 3], cameras.cam_to_world[:, :3, 2]
+    spread = (centres - centres.mean(0)).norm(dim=-1).max().clamp(min=1e-9)
+    distance = torch.cdist(centres, centres) / spread + torch.arccos((forward @ forward.T).clamp(-1, 1))
+    distance.fill_diagonal_(float("inf"))
+    nearest = distance.argsort(dim=1, stable=True)[:, : min(neighbours, n - 1)]
+    return sorted({(min(i, j), max(i, j)) for i in range(n) for j in nearest[i].tolist()})
 
 
 def spanning_tree(n: int, weight: Mapping[tuple[int, int], float]) -> list[tuple[int, int]]:

@@ -20,6 +20,7 @@ from torch import Tensor
 from reconx_core.errors import UserError
 from reconx_core.geometry import transform
 from reconx_core.pointcloud.focal import FocalPrior, focal_prior, solve_focals
+from reconx_core.pointcloud.graph import nearest_pairs
 from reconx_core.pointcloud.mapper import Problem, reconstruct
 from reconx_core.pointcloud.matching import Features, Matches, add_tilted, extract_features, match_features, verify_matches
 from reconx_core.types import Cameras, PointCloud, Views
@@ -60,9 +61,11 @@ def solve_cameras(views: Views, fixed: Cameras | None, generator: torch.Generato
         raise UserError(f"One photo is not enough: give at least two photos of the same place (got {len(views)}).")
     seed = int(torch.randint(2**31 - 1, (), generator=generator))
     features = _each(extract_features, views.images, views.masks)
-    every = list(itertools.combinations(range(len(views)), 2))
+    posed = fixed is not None and len(fixed) == len(views)
+    every = nearest_pairs(fixed) if fixed is not None and posed else list(itertools.combinations(range(len(views)), 2))
     best = _solve(views, fixed, features, matches := match_pairs(features, every, views, seed), seed)
-    weak = _weak_views(best, len(views))
+    # Known cameras need points for their depth range alone, and a few will do.
+    weak = set() if posed and best is not None else _weak_views(best, len(views))
     if weak:  # views far apart: look for what foreshortening hides, in the pairs that need it
         features = _each(add_tilted, features, views.images, views.masks)
         more = match_pairs(features, [pair for pair in every if weak & set(pair)], views, seed)
