@@ -60,9 +60,9 @@ def from_pointmaps(frames: Frames, pointmaps: Pointmaps, most: int, sh_degree: i
     """
     depth = depth_of(pointmaps.points_world, pointmaps.cameras)
     wanted = (pointmaps.confidence > KNOWN) & ~repeated_pixels(depth, pointmaps)
-    step = max(1, int(np.ceil(np.sqrt(int(wanted.sum()) / most))))
+    step = max(1.0, float(np.sqrt(int(wanted.sum()) / most)))
     while int((picked := wanted & every_nth(wanted, step)).sum()) > most:
-        step += 1
+        step *= 1.02
     images, sure = frames.images[frames.is_photo], pointmaps.confidence > CONFIRMED
     confirmed = _pixels(images, depth, pointmaps.cameras, picked & sure, step, 0.9, sh_degree)
     surfaces = render_surfaces(confirmed, frames.cameras, backend)
@@ -80,7 +80,7 @@ def from_pointmaps(frames: Frames, pointmaps: Pointmaps, most: int, sh_degree: i
 
 def _pixels(
     images: Float[Tensor, "n h w 3"], depth: Float[Tensor, "n h w"], cameras: Cameras, where: Bool[Tensor, "n h w"],
-    step: int, opacity: float, sh_degree: int,
+    step: float, opacity: float, sh_degree: int,
 ) -> Gaussians:  # fmt: skip
     """One Gaussian per pixel of ``where``, as wide as its distance to the next one."""
     size = SPREAD * step * depth / cameras.intrinsics[:, 0, 0][:, None, None]
@@ -88,10 +88,12 @@ def _pixels(
     return gaussians_from_points(points, images[where], scale, torch.full_like(scale, opacity), sh_degree)
 
 
-def every_nth(like: Bool[Tensor, "n h w"], step: int) -> Bool[Tensor, "n h w"]:
-    """A regular grid of pixels."""
+def every_nth(like: Bool[Tensor, "n h w"], step: float) -> Bool[Tensor, "n h w"]:
+    """A grid of pixels ``step`` apart; a broken step takes the pixels nearest to it."""
+    height, width = like.shape[1:]
+    rows, columns = (((torch.arange(int(side / step)) + 0.5) * step).long() for side in (height, width))
     grid = torch.zeros_like(like)
-    grid[:, step // 2 :: step, step // 2 :: step] = True
+    grid[:, rows[:, None], columns] = True
     return grid
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from reconx_core.lpips import Lpips, load_lpips
@@ -29,7 +29,7 @@ def optimise(
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: 0.1 ** (step / max(1, settings.steps)))
     weight = frame_weights(frames, settings)
     lpips = load_lpips() if settings.lpips_weight > 0 else None
-    order = _shuffled(len(frames), generator)
+    order = visiting_order(frames.is_photo, generator)
     for step in range(settings.steps):
         i = next(order)
         rendered = rasterize(_gaussians(parameters), _to(frames.cameras[[i]], device), backend=backend).rgb[0]
@@ -94,7 +94,15 @@ def _to(cameras: Cameras, device: torch.device) -> Cameras:
     return Cameras(cameras.intrinsics.to(device), cameras.cam_to_world.to(device), cameras.width, cameras.height)
 
 
-def _shuffled(count: int, generator: torch.Generator) -> Iterator[int]:
-    """Every index once, in a new order, again and again."""
+def visiting_order(is_photo: Bool[Tensor, " f"], generator: torch.Generator) -> Iterator[int]:
+    """A photo and a generated frame in turn, so that the many frames do not outvote the few photos."""
+    photos, generated = is_photo.nonzero()[:, 0], (~is_photo).nonzero()[:, 0]
+    turns = [_shuffled(kind, generator) for kind in (photos, generated) if len(kind)]
     while True:
-        yield from torch.randperm(count, generator=generator).tolist()
+        yield from (next(turn) for turn in turns)
+
+
+def _shuffled(items: Int[Tensor, " n"], generator: torch.Generator) -> Iterator[int]:
+    """Every item once, in a new order, again and again."""
+    while True:
+        yield from items[torch.randperm(len(items), generator=generator)].tolist()
