@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 
 import torch
@@ -16,6 +17,7 @@ from reconx_core.types import Cameras, Frames, Gaussians
 
 # Adam's rates; that of the means is relative to the scene's size, and all fall to a tenth by the last step.
 MEANS_RATE, QUATS_RATE, SCALES_RATE, OPACITIES_RATE, COLOUR_RATE, SHEEN_RATE = 5e-5, 1e-3, 5e-3, 2e-2, 2.5e-3, 1.25e-4
+FRAMES_PER_PHOTO = 2  # generated frames that are visited for each visit to a photo
 
 
 def optimise(
@@ -95,11 +97,14 @@ def _to(cameras: Cameras, device: torch.device) -> Cameras:
 
 
 def visiting_order(is_photo: Bool[Tensor, " f"], generator: torch.Generator) -> Iterator[int]:
-    """A photo and a generated frame in turn, so that the many frames do not outvote the few photos."""
-    photos, generated = is_photo.nonzero()[:, 0], (~is_photo).nonzero()[:, 0]
-    turns = [_shuffled(kind, generator) for kind in (photos, generated) if len(kind)]
+    """A photo, then a few frames: neither are the photos outvoted by many frames, nor learnt by heart."""
+    photos = _shuffled(is_photo.nonzero()[:, 0], generator)
+    if bool(is_photo.all()):
+        yield from photos
+    generated = _shuffled((~is_photo).nonzero()[:, 0], generator)
     while True:
-        yield from (next(turn) for turn in turns)
+        yield next(photos)
+        yield from itertools.islice(generated, FRAMES_PER_PHOTO)
 
 
 def _shuffled(items: Int[Tensor, " n"], generator: torch.Generator) -> Iterator[int]:
