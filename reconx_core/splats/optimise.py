@@ -31,6 +31,7 @@ def optimise(
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: 0.1 ** (step / max(1, settings.steps)))
     weight = frame_weights(frames, settings)
     lpips = load_lpips() if settings.lpips_weight > 0 else None
+    lpips = lpips if lpips is None else lpips.to(device)
     order = visiting_order(frames.is_photo, generator)
     for step in range(settings.steps):
         i = next(order)
