@@ -7,6 +7,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from reconx_core.geometry import project, unproject
@@ -18,35 +20,37 @@ AGREES = 0.02  # relative difference of two depths that count as one surface
 IN_FRONT = 0.04  # relative distance before a known surface that counts as floating in free space
 
 
-def _depth_seen_by_others(depth: Float[Tensor, "n h w"], cameras: Cameras, view: int) -> Float[Tensor, "n p"]:
-    """For each pixel of ``view``: the other views' depth at its world point, over that point's depth there; NaN unseen."""
-    height, width = depth.shape[1:]
-    points = unproject(depth[[view]], cameras[[view]]).reshape(-1, 3)
+def _ratios(depth: Float[Tensor, "n h w"], surfaces: Float[Tensor, "n h w"], cameras: Cameras) -> Float[Tensor, "n n p"]:
+    """[i, j]: depth of view j's surface (0: none) at the point of each pixel of view i, over that point's own; NaN unseen."""
+    return torch.stack([_ratios_of(depth[i], surfaces, cameras, i) for i in range(len(depth))])
+
+
+def _ratios_of(
+    depth: Float[Tensor, "h w"], surfaces: Float[Tensor, "n h w"], cameras: Cameras, view: int
+) -> Float[Tensor, "n p"]:
+    height, width = depth.shape
+    points = unproject(depth[None], cameras[[view]]).reshape(-1, 3)
     pixels, z = project(points, cameras.intrinsics, cameras.world_to_cam)
     grid = pixels / pixels.new_tensor([width, height]) * 2 - 1
-    known = F.grid_sample(depth[:, None], grid[:, None], mode="nearest", align_corners=False)[:, 0, 0]
+    known = F.grid_sample(surfaces[:, None], grid[:, None], mode="nearest", align_corners=False)[:, 0, 0]
     ratio = known / z
     ratio[(grid.abs() > 1).any(-1) | (z <= 0) | (known <= 0)] = float("nan")
     ratio[view] = float("nan")
     return ratio
 
 
-def count_support(depth: Float[Tensor, "n h w"], cameras: Cameras) -> Float[Tensor, "n h w"]:
-    """How many other views have the same surface at each pixel's point."""
-    counts = [((_depth_seen_by_others(depth, cameras, i) - 1).abs() < AGREES).sum(0) for i in range(len(depth))]
-    return torch.stack(counts).reshape(depth.shape).float()
+def count_support(
+    depth: Float[Tensor, "n h w"], cameras: Cameras, trusted: Bool[Tensor, "n h w"] | None = None
+) -> Float[Tensor, "n h w"]:
+    """How many other views have the same surface at each pixel's point; with ``trusted``, as one of these pixels."""
+    ratio = _ratios(depth, depth if trusted is None else torch.where(trusted, depth, 0.0), cameras)
+    return ((ratio - 1).abs() < AGREES).sum(1).reshape(depth.shape).float()
 
 
 def count_violations(depth: Float[Tensor, "n h w"], trusted: Bool[Tensor, "n h w"], cameras: Cameras) -> Float[Tensor, "n h w"]:
     """How many other views look through each pixel's point at a surface they trust."""
-    n, height, width = depth.shape
-    surfaces = torch.where(trusted, depth, torch.zeros_like(depth))
-    counts = []
-    for i in range(n):
-        mixed = surfaces.clone()
-        mixed[i] = depth[i]
-        counts.append((_depth_seen_by_others(mixed, cameras, i) > 1 + IN_FRONT).sum(0))
-    return torch.stack(counts).reshape(n, height, width).float()
+    ratio = _ratios(depth, torch.where(trusted, depth, 0.0), cameras)
+    return (ratio > 1 + IN_FRONT).sum(1).reshape(depth.shape).float()
 
 
 def splat_depth(
@@ -62,6 +66,23 @@ def splat_depth(
         inside = (z > 0) & (x >= 0) & (y >= 0) & (x < width) & (y < height)
         nearest = nearest.scatter_reduce(0, (y * width + x)[inside], z[inside], "amin")
     return nearest.reshape(height, width)
+
+
+def drop_speckles(trusted: Bool[Tensor, "h w"], depth: Float[Tensor, "h w"], spacing: float, least: int) -> Bool[Tensor, "h w"]:
+    """Trusted pixels of surfaces that are at least ``least`` pixels large.
+
+    A surface is what hangs together with steps of at most ``spacing`` (inverse depth) between neighbours. Agreement between
+    views by chance makes small ones: each view's noise finds the other's.
+    """
+    inverse, index = 1 / depth, torch.arange(depth.numel()).reshape(depth.shape)
+    edges = []
+    for one, two in ((np.s_[:, :-1], np.s_[:, 1:]), (np.s_[:-1], np.s_[1:])):
+        joined = trusted[one] & trusted[two] & ((inverse[one] - inverse[two]).abs() <= spacing)
+        edges.append(torch.stack([index[one][joined], index[two][joined]]))
+    row, column = torch.cat(edges, 1).numpy()
+    graph = coo_array((np.ones(len(row), bool), (row, column)), shape=(depth.numel(),) * 2)
+    label = torch.from_numpy(connected_components(graph, directed=False)[1]).long()
+    return trusted & (torch.bincount(label)[label] >= least).reshape(depth.shape)
 
 
 @kernel

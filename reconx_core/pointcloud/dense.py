@@ -10,7 +10,7 @@ from torch import Tensor
 
 from reconx_core.geometry import depth_of, transform, unproject
 from reconx_core.pointcloud.align import align_pointmaps
-from reconx_core.pointcloud.consistency import carve_free_space, count_support, count_violations, splat_depth
+from reconx_core.pointcloud.consistency import carve_free_space, count_support, count_violations, drop_speckles, splat_depth
 from reconx_core.pointcloud.patchmatch import refine_depth
 from reconx_core.pointcloud.planesweep import (
     OUTSIDE_COST,
@@ -23,6 +23,8 @@ from reconx_core.types import Cameras
 
 GOOD_MATCH = 0.3  # photometric agreement above which a supported pixel is trusted
 PRIOR, TRUSTED_PRIOR = 0.02, 0.05  # cost per plane of leaving the depth that a refinement starts from
+SPECKLE = 0.0015  # share of the image below which a surface that hangs together agrees by chance
+WEAK_MATCH = 0.1  # weight, where the photos did not decide, of what they say nevertheless
 CARVED = 0.5  # cost of floating in front of a surface that another view trusts
 
 
@@ -56,11 +58,18 @@ def estimate_depth(
         support = count_support(depth, scene.cameras)
         trusted = (support > 0) & (photo > GOOD_MATCH)
         trusted &= count_violations(depth, trusted, scene.cameras) < support
+        trusted = _without_speckles(scene, depth, trusted)
         depth = _fill(scene, volumes, depth, trusted)
         prior = torch.where(trusted, TRUSTED_PRIOR, PRIOR)
-    support = count_support(depth, scene.cameras)
+    # What was filled in two views may agree by chance: only a surface that the photos decided confirms anything.
+    support = count_support(depth, scene.cameras, trusted)
     floating = count_violations(depth, trusted & (support > 0), scene.cameras) > support
     return depth, _confidence(photo, support, floating)
+
+
+def _without_speckles(scene: Scene, depth: Float[Tensor, "n h w"], trusted: Bool[Tensor, "n h w"]) -> Bool[Tensor, "n h w"]:
+    least = round(SPECKLE * depth[0].numel())
+    return torch.stack([drop_speckles(t, d, scene.spacing(i), least) for i, (t, d) in enumerate(zip(trusted, depth))])
 
 
 def _confidence(
@@ -151,7 +160,7 @@ def _fill(
         known = splat_depth(depth, trusted, scene.cameras, i)
         known = torch.where(trusted[i], depth[i], known)
         cost = carve_free_space(
-            0.3 * volumes[i].float(), scene.cameras[[i]], surfaces[others], scene.cameras[others], depths, CARVED
+            WEAK_MATCH * volumes[i].float(), scene.cameras[[i]], surfaces[others], scene.cameras[others], depths, CARVED
         )
         cost = torch.where(torch.isfinite(known)[None], _distance_cost(known, depths), cost)
         best, _ = best_depth(aggregate_cost(cost, scene.images[i], large=0.4), depths)

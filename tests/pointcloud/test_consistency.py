@@ -4,7 +4,7 @@ import pytest
 import torch
 from exact_scene import side_by_side
 
-from reconx_core.pointcloud.consistency import carve_free_space, count_support, count_violations, splat_depth
+from reconx_core.pointcloud.consistency import carve_free_space, count_support, count_violations, drop_speckles, splat_depth
 
 CAMERAS = side_by_side(2, baseline=0.5)  # 128 px * 0.5 / 2 = 32 columns
 SHARED = torch.arange(128) >= 32  # columns of the first view that the second sees, too
@@ -25,6 +25,14 @@ def test_no_support_for_a_depth_that_the_other_view_denies(wall):
     wall[0, 40:50, 60:70] = 1.6
     support = count_support(wall, CAMERAS)
     assert (support[0, 40:50, 60:70] == 0).all()
+
+
+def test_only_trusted_pixels_confirm(wall):
+    trusted = torch.ones_like(wall, dtype=torch.bool)
+    trusted[1] = False
+    support = count_support(wall, CAMERAS, trusted)
+    assert (support[0] == 0).all()
+    assert torch.equal(support[1] == 1, SHARED.flip(0).expand(96, 128))  # a pixel need not be trusted to be confirmed
 
 
 def test_support_counts_every_other_view():
@@ -84,3 +92,21 @@ def test_carving_leaves_the_unknown_and_its_input_alone(wall):
     assert torch.equal(carved, before)
     carve_free_space(cost, CAMERAS[[0]], wall[1:], CAMERAS[1:], torch.tensor([3.0, 1.0]), 0.5)
     assert torch.equal(cost, before)
+
+
+def test_speckles_go_and_surfaces_stay():
+    depth = torch.full((40, 60), 2.0)
+    depth[5:8, 5:8] = 1.0  # small, with a step all around it
+    depth[20:35, 20:40] = 1.0  # as far in front, but large
+    slope = 1 / torch.linspace(0.5, 1.0, 60)  # one surface, whose ends lie far apart
+    trusted = torch.ones(40, 60, dtype=torch.bool)
+    kept = drop_speckles(trusted, depth, spacing=0.02, least=50)
+    assert (~kept).sum() == 9
+    assert not kept[5:8, 5:8].any()
+    assert drop_speckles(trusted, slope.expand(40, 60).contiguous(), spacing=0.02, least=50).all()
+
+
+def test_what_is_not_trusted_joins_nothing():
+    trusted = torch.zeros(40, 60, dtype=torch.bool)
+    trusted[::2, ::2] = True
+    assert not drop_speckles(trusted, torch.full((40, 60), 2.0), spacing=0.02, least=2).any()
