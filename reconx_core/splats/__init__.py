@@ -10,7 +10,7 @@ from reconx_core.errors import UserError
 from reconx_core.rasterize import BACKENDS as BACKENDS
 from reconx_core.rasterize import Backend, resolve_backend
 from reconx_core.settings import SplatsSettings
-from reconx_core.splats.initial import fill_holes, from_pointmaps, from_sparse
+from reconx_core.splats.initial import add_backdrop, fill_holes, from_pointmaps, from_sparse
 from reconx_core.splats.optimise import optimise
 from reconx_core.types import Frames, Gaussians, Pointmaps
 
@@ -42,4 +42,4 @@ def initial_gaussians(frames: Frames, pointmaps: Pointmaps, settings: SplatsSett
     start = from_pointmaps(frames, pointmaps, settings.max_gaussians, settings.sh_degree, backend)
     if len(start) == 0:
         raise UserError("The photos gave no point that can be trusted; take them closer together, of something with texture.")
-    return fill_holes(start, frames, backend) if settings.fill else start
+    return add_backdrop(fill_holes(start, frames, backend), frames, backend) if settings.fill else start

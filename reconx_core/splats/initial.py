@@ -25,6 +25,8 @@ WIDER, FILL_STEP = 1.5, 3  # how far beyond the photos' edge holes are filled; h
 FAR_BIAS = 3  # power of the depth by which the background gains on the foreground in a hole
 IN_FRONT = 0.97  # share of a surface's depth up to which a point stands before it
 BACK_OFF = (1.0, 1.15, 1.3, 1.6, 2.0, 3.0)
+BLUR = 0.02  # weight of a pixel against its surroundings in the backdrop
+BACKDROP, BACKDROP_STEP = 1.5, 6  # times the depth of what is farthest; half-size pixels per Gaussian of the backdrop
 HOLE = 0.5  # opacity of the render below which there is a hole
 
 
@@ -180,6 +182,37 @@ def fill_holes(gaussians: Gaussians, frames: Frames, backend: Backend) -> Gaussi
         filling = gaussians_from_points(points, colour[hole][clear].clamp(0, 1), scale, opacity, gaussians.sh_degree)
         gaussians = concatenate([gaussians, filling])
     return gaussians
+
+
+def add_backdrop(gaussians: Gaussians, frames: Frames, backend: Backend) -> Gaussians:
+    """Add large Gaussians behind everything, in the blurred colours of the photos.
+
+    The smallest gaps open between any two cameras that nothing was fitted to; what shines through them should not be black.
+    """
+    surfaces = render_surfaces(gaussians, frames.cameras, backend)
+    parts = [gaussians]
+    for i in frames.is_photo.nonzero()[:, 0].tolist():
+        camera = widen(frames.cameras[[i]], WIDER)
+        every = torch.ones(camera.height, camera.width, dtype=torch.bool)
+        grid = every_nth(every[None], BACKDROP_STEP)[0]
+        depth = BACKDROP * torch.quantile(surfaces.depth[i].flatten()[::7], 0.98).expand(int(grid.sum()))
+        points, colour = _on_rays(depth, grid, camera), _blurred(frames.images[i], camera)[grid]
+        clear = ~hides(points, surfaces)
+        scale = BACKDROP_STEP * depth[clear] / camera.intrinsics[0, 0, 0]
+        opacity = torch.full_like(scale, 0.95)
+        parts.append(gaussians_from_points(points[clear], colour[clear], scale, opacity, gaussians.sh_degree))
+    return concatenate(parts)
+
+
+def _blurred(image: Float[Tensor, "h w 3"], wider: Cameras) -> Float[Tensor, "h2 w2 3"]:
+    """The photo in the middle of the wider camera's canvas, blurred, and continued beyond its edge."""
+    height, width = (round(side / 2) for side in image.shape[:2])
+    small = F.interpolate(image.permute(2, 0, 1)[None], (height, width), mode="area")[0].permute(1, 2, 0)
+    top, left = (wider.height - height) // 2, (wider.width - width) // 2
+    canvas, weight = torch.zeros(wider.height, wider.width, 3), torch.zeros(wider.height, wider.width)
+    canvas[top : top + height, left : left + width] = small
+    weight[top : top + height, left : left + width] = BLUR
+    return pull_push(canvas[None], weight[None])[0]
 
 
 def _continue(

@@ -10,7 +10,16 @@ from reconx_core.errors import UserError
 from reconx_core.rasterize import rasterize
 from reconx_core.settings import SplatsSettings
 from reconx_core.splats import initial_gaussians
-from reconx_core.splats.initial import concatenate, fill_holes, from_pointmaps, from_sparse, hides, render_surfaces, widen
+from reconx_core.splats.initial import (
+    add_backdrop,
+    concatenate,
+    fill_holes,
+    from_pointmaps,
+    from_sparse,
+    hides,
+    render_surfaces,
+    widen,
+)
 from reconx_core.types import Frames, Gaussians, PointCloud, Pointmaps
 
 
@@ -121,6 +130,19 @@ def test_filling_leaves_what_was_there_and_hides_nothing(filled):
     assert torch.equal(both.means[:n], start.means)
     surfaces = render_surfaces(start, photos().cameras, "cpu")
     assert not hides(both.means[n:], surfaces).any()
+
+
+def test_the_backdrop_shines_through_gaps_and_hides_nothing():
+    known = torch.ones(3, 120, 160)
+    known[:, 30:90, 40:120] = 0
+    start = start_from(some(known))
+    both = add_backdrop(start, photos(), "cpu")
+    before, after = (rasterize(g, photos().cameras) for g in (start, both))
+    gap = before.alpha < 0.1
+    assert gap.sum() > 500
+    assert after.alpha[gap].min() > 0.8
+    assert (after.rgb - photos().images)[gap].abs().mean() < 0.6 * (before.rgb - photos().images)[gap].abs().mean()
+    assert not hides(both.means[len(start) :], render_surfaces(start, photos().cameras, "cpu")).any()
 
 
 def test_a_point_before_a_surface_hides_it_and_one_behind_does_not():

@@ -1,5 +1,7 @@
 """The training-free generator, and none."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from exact_scene import draw, room, room_pointmaps, shoot
@@ -53,6 +55,15 @@ def test_what_is_seen_is_the_room(guide):
     truth, _ = shoot(guide.cameras)
     sure = frames.confidence[3:] > 0.5
     assert -10 * torch.log10((frames.images[3:] - truth)[sure].square().mean()) > 22
+
+
+def test_the_less_a_pixel_is_trusted_the_more_it_gives_way_to_its_surroundings(guide):
+    def detail(visibility: float) -> float:
+        seen = torch.full_like(guide.visibility, visibility)
+        images = generate(replace(guide, visibility=seen), "points").images[3:]
+        return float((images[:, 1:] - images[:, :-1]).abs().mean())
+
+    assert detail(1.0) == detail(0.5) > 1.2 * detail(0.2) > 1.2 * detail(0.05)
 
 
 def test_no_condition_no_frames():
