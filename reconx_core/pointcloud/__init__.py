@@ -15,7 +15,7 @@ BACKENDS: dict[str, BackendInfo] = {
 }
 FUSED_CONFIDENCE = 0.5  # pointmap pixels above it go into the fused cloud
 MAX_POINTS = 500_000
-THRIFTY = {"planes": 48, "rounds": 1, "iterations": 3, "sources": 2, "graph": "window"}
+THRIFTY = {"planes": 48, "rounds": 1, "iterations": 1, "sources": 2, "graph": "window"}
 
 
 def make_backend(settings: PointcloudSettings, thrifty: bool = False) -> GeometryBackend:

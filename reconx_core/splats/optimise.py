@@ -16,8 +16,9 @@ from reconx_core.ssim import photometric_loss
 from reconx_core.types import Cameras, Frames, Gaussians
 
 # Adam's rates; that of the means is relative to the scene's size, and all fall to a tenth by the last step.
-MEANS_RATE, QUATS_RATE, SCALES_RATE, OPACITIES_RATE, COLOUR_RATE, SHEEN_RATE = 5e-5, 1e-3, 5e-3, 2e-2, 2.5e-3, 1.25e-4
+MEANS_RATE, QUATS_RATE, SCALES_RATE, OPACITIES_RATE, COLOUR_RATE, SHEEN_RATE = 5e-5, 2e-3, 5e-3, 2e-2, 5e-3, 2.5e-4
 FRAMES_PER_PHOTO = 2  # generated frames that are visited for each visit to a photo
+PHOTOS_LAST = 0.15  # share of the steps, at the end, that are for photos alone
 
 
 def optimise(
@@ -32,9 +33,7 @@ def optimise(
     weight = frame_weights(frames, settings)
     lpips = load_lpips() if settings.lpips_weight > 0 else None
     lpips = lpips if lpips is None else lpips.to(device)
-    order = visiting_order(frames.is_photo, generator)
-    for step in range(settings.steps):
-        i = next(order)
+    for step, i in enumerate(visiting_order(frames.is_photo, settings.steps, generator)):
         rendered = rasterize(_gaussians(parameters), _to(frames.cameras[[i]], device), backend=backend).rgb[0]
         target, trust = frames.images[i].to(device), weight[i].to(device)
         loss = photometric_loss(rendered, target, trust, settings.l1_weight, settings.ssim_weight)
@@ -97,12 +96,18 @@ def _to(cameras: Cameras, device: torch.device) -> Cameras:
     return Cameras(cameras.intrinsics.to(device), cameras.cam_to_world.to(device), cameras.width, cameras.height)
 
 
-def visiting_order(is_photo: Bool[Tensor, " f"], generator: torch.Generator) -> Iterator[int]:
-    """A photo, then a few frames: neither are the photos outvoted by many frames, nor learnt by heart."""
+def visiting_order(is_photo: Bool[Tensor, " f"], steps: int, generator: torch.Generator) -> Iterator[int]:
+    """A photo, then a few frames: photos are neither outvoted nor learnt by heart; they have the last word."""
     photos = _shuffled(is_photo.nonzero()[:, 0], generator)
-    if bool(is_photo.all()):
-        yield from photos
-    generated = _shuffled((~is_photo).nonzero()[:, 0], generator)
+    if not bool(is_photo.all()):
+        generated = _shuffled((~is_photo).nonzero()[:, 0], generator)
+        alone = round(PHOTOS_LAST * steps)
+        yield from itertools.islice(_by_turns(photos, generated), steps - alone)
+        steps = alone
+    yield from itertools.islice(photos, steps)
+
+
+def _by_turns(photos: Iterator[int], generated: Iterator[int]) -> Iterator[int]:
     while True:
         yield next(photos)
         yield from itertools.islice(generated, FRAMES_PER_PHOTO)

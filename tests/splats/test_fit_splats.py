@@ -11,7 +11,7 @@ from reconx_core.pointcloud import make_backend
 from reconx_core.rasterize import rasterize
 from reconx_core.settings import ConditionSettings, ConfidenceSettings, PointcloudSettings, SplatsSettings, VideoSettings
 from reconx_core.splats import fit_splats, initial_gaussians
-from reconx_core.splats.optimise import frame_weights
+from reconx_core.splats.optimise import frame_weights, visiting_order
 from reconx_core.types import Frames
 from reconx_core.video import generate_frames
 
@@ -137,3 +137,13 @@ def test_masked_pixels_of_photos_do_not_pull():
 def test_a_rasteriser_that_cannot_run_is_said(made):
     with pytest.raises(UserError, match="gsplat needs a CUDA GPU"):
         fit_splats(made, room_pointmaps(), SplatsSettings(backend="gsplat"), draw())
+
+
+def test_every_photo_and_frame_has_its_turn_and_photos_the_last_word():
+    is_photo = torch.tensor([True] * 2 + [False] * 6)
+    order = list(visiting_order(is_photo, 100, draw()))
+    assert len(order) == 100
+    assert set(order[:85]) == set(range(8))
+    assert sum(i < 2 for i in order[:84]) == 28  # one in three
+    assert set(order[85:]) == {0, 1}
+    assert set(visiting_order(is_photo[:2], 4, draw())) == {0, 1}
