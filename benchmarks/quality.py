@@ -1,7 +1,8 @@
 """Quality on held-out views of real photo sets, beside the floor and beside Gaussians fitted to the photos alone.
 
     python -m benchmarks.quality [--data DIR] [--scenes NAME:SPLIT[@SIZE],...] [--size 400] [--protocol posed]
-                                 [--unposed] [-S stage.key=value]... [--out results.json] [--markdown]
+                                 [--unposed] [--skip photos-only,image-based,poses] [-S stage.key=value]...
+                                 [--out results.json] [--markdown]
 
 Per scene PSNR and SSIM over at most 12 held-out views of
   default      the default settings (and what -S changes),
@@ -109,14 +110,15 @@ def measure_entry(entry: Entry, options: argparse.Namespace) -> Result:
     views = attempt(result, "photos", lambda: describe(result, options.data / entry.scene, entry, settings))
     if views is None:
         return result
-    run_methods(
-        result, replace(views, protocol=options.protocol), settings, parse_settings({}, base + options.settings + PHOTOS_ONLY)
-    )
+    photos_only = None if "photos-only" in options.skip else parse_settings({}, base + options.settings + PHOTOS_ONLY)
+    run_methods(result, replace(views, protocol=options.protocol), settings, photos_only)
     if options.unposed:
         own = replace(views, protocol="unposed")
         attempt(result, "unposed", lambda: fit_and_score(result, "unposed", own, None, settings))
-    attempt(result, "image-based", lambda: image_based(result, options.data / entry.scene, views))
-    attempt(result, "poses", lambda: find_poses(result, views.inputs(), settings))
+    if "image-based" not in options.skip:
+        attempt(result, "image-based", lambda: image_based(result, options.data / entry.scene, views))
+    if "poses" not in options.skip:
+        attempt(result, "poses", lambda: find_poses(result, views.inputs(), settings))
     return result
 
 
@@ -150,12 +152,13 @@ def is_fair(scene: Path, split: str) -> bool:
     return split == "pair_easy" or (split == "train_3" and overlap.get("weakest_link", 0) > FEWEST_MATCHES)
 
 
-def run_methods(result: Result, views: Views, settings: Settings, photos_only: Settings) -> None:
+def run_methods(result: Result, views: Views, settings: Settings, photos_only: Settings | None) -> None:
     """The two methods that share one point cloud."""
     geometry = attempt(result, "default", lambda: estimate(result, "default", views, settings))
     if geometry is not None:
         attempt(result, "default", lambda: fit_and_score(result, "default", views, geometry, settings))
-        attempt(result, "photos only", lambda: fit_and_score(result, "photos only", views, geometry, photos_only))
+        if photos_only is not None:
+            attempt(result, "photos only", lambda: fit_and_score(result, "photos only", views, geometry, photos_only))
 
 
 def timed(result: Result, method: str, stage: str, work: Callable[[], T]) -> T:
@@ -237,6 +240,7 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--size", type=int, default=400, help="long side, pixels")
     parser.add_argument("--protocol", choices=("posed", "intrinsics", "unposed"), default="posed")
     parser.add_argument("--unposed", action="store_true", help="also score the default settings with nothing given")
+    parser.add_argument("--skip", default=[], type=lambda text: text.split(","), help="of photos-only,image-based,poses")
     parser.add_argument("-S", dest="settings", action="append", default=[], metavar="stage.key=value")
     parser.add_argument("--out", type=Path, help="JSON file for the results, written after every scene")
     parser.add_argument("--markdown", action="store_true", help="print the tables as Markdown")

@@ -38,7 +38,7 @@ def grids(rows: list[Row], size: int, protocol: str) -> list[Grid]:
 def scores_grid(rows: list[Row], size: int, protocol: str) -> Grid:
     """PSNR and SSIM per scene, the means of the fair and of the 9-view splits, and on how many the default is ahead."""
     usual = [row for row in rows if not row["size"]]
-    methods = [m for m in METHODS if m != "unposed" or any(m in row["scores"] for row in usual)]
+    methods = [m for m in METHODS if any(m in row["scores"] for row in usual)]
     header = ["scene", "split", "views", "targets", *(name for m in methods for name in (f"{m} PSNR", "SSIM")), "lead dB"]
     groups = {"fair": [row for row in usual if row["fair"]], "9 views": [row for row in usual if row["split"] == "train_9"]}
     means = [mean_row(name, group, methods) for name, group in groups.items() if complete(group, methods)]

@@ -58,7 +58,7 @@ class ConfidenceSettings(Section):
 class SplatsSettings(Section):
     backend: Literal["auto", "cpu", "gsplat"] = Field("auto", description="auto: gsplat where CUDA is, else cpu.")
     init: Literal["pointmaps", "sparse"] = Field("pointmaps", description="Start from the pointmaps or from the SfM points.")
-    max_gaussians: int = Field(150_000, ge=100, description="Most Gaussians to start from; pixels are skipped evenly.")
+    max_gaussians: int = Field(180_000, ge=100, description="Most Gaussians to start from; pixels are skipped evenly.")
     fill: bool = Field(True, description="Coarse Gaussians where no photo looks, continued from what is around.")
     steps: int = Field(1000, ge=0)
     sh_degree: int = Field(1, ge=0, le=3)
