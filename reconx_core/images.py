@@ -106,11 +106,6 @@ def write_png(path: Path, image: Float[Tensor, "h w *c"]) -> None:
     write_atomic(path, encode(image, "PNG"))
 
 
-def write_jpeg(path: Path, image: Float[Tensor, "h w *c"], quality: int = 92) -> None:
-    """As :func:`write_png`, lossy and smaller."""
-    write_atomic(path, encode(image, "JPEG", quality=quality))
-
-
 def encode(image: Float[Tensor, "h w *c"], format: str, **options: object) -> bytes:
     """The bytes of a picture file (PNG, JPEG, ...)."""
     buffer = io.BytesIO()

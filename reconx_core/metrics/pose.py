@@ -100,10 +100,3 @@ def _align_in_place(found: Float[Tensor, "n 4 4"], true: Float[Tensor, "n 4 4"])
     u[:, 2] *= torch.linalg.det(u @ vt)
     rotation = u @ vt
     return Similarity(1.0, rotation.float(), (true[:, :3, 3].mean(0) - rotation @ found[:, :3, 3].mean(0)).float())
-
-
-def absolute_pose_errors(estimated: Cameras, truth: Cameras) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
-    """Per view, after :func:`align_cameras`: rotation in degrees, distance of centres in the truth's units."""
-    moved = align_cameras(estimated, truth).cameras(estimated)
-    rotation = rotation_angle(moved.cam_to_world[:, :3, :3], truth.cam_to_world[:, :3, :3])
-    return rotation, (moved.cam_to_world[:, :3, 3] - truth.cam_to_world[:, :3, 3]).norm(dim=-1)
