@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -18,6 +19,7 @@ Pair = tuple[int, int]
 
 MIN_ANGLE = 0.05  # degrees; points under less parallax are kept out, those under little say little but do no harm
 MIN_NEIGHBOUR_ANGLE = 1.0  # degrees; with less parallax the length of the step to a photo is a guess
+MAX_ANGLE = 80.0  # degrees between two views of a point: nothing looks alike from farther round, such matches are chance
 MIN_START = 8  # points below which a pair is no start and a photo's pose is not believed
 
 
@@ -183,6 +185,29 @@ def _drop_unsupported(problem: Problem, mapper: pycolmap.IncrementalMapper) -> N
         few = mapper.reconstruction.image(image_id).num_points3D < MIN_START
         if few and image_id - 1 not in problem.fixed_poses:
             mapper.observation_manager.deregister_frame(image_id)
+
+
+def drop_from_impossible_sides(problem: Problem, reconstruction: pycolmap.Reconstruction) -> None:
+    """Take out photos that share points only with views from too far round. Focals have to be final: angles depend on them."""
+    for image_id in sorted(set(reconstruction.reg_image_ids()) - {view + 1 for view in problem.fixed_poses}):
+        if nearest_angle(reconstruction, image_id) > MAX_ANGLE:
+            reconstruction.deregister_frame(image_id)
+
+
+def nearest_angle(reconstruction: pycolmap.Reconstruction, image_id: int) -> float:
+    """Median over an image's points of the angle, in degrees, to the nearest other view of the point."""
+    centres = {i: reconstruction.image(i).projection_center() for i in reconstruction.reg_image_ids()}
+    angles = list[float]()
+    for seen in reconstruction.image(image_id).get_observation_points2D():
+        point = reconstruction.point3D(seen.point3D_id)
+        own = _unit(centres[image_id] - point.xyz)
+        others = {element.image_id for element in point.track.elements} - {image_id}
+        angles.append(math.acos(min(max(float(own @ _unit(centres[i] - point.xyz)) for i in others), 1.0)))
+    return float(np.rad2deg(np.median(angles)))
+
+
+def _unit(vector: Float[NDArray[np.float64], " 3"]) -> Float[NDArray[np.float64], " 3"]:
+    return vector / np.linalg.norm(vector)
 
 
 def _register_by_neighbour(problem: Problem, mapper: pycolmap.IncrementalMapper) -> int:

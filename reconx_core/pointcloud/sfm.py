@@ -21,7 +21,7 @@ from reconx_core.errors import UserError
 from reconx_core.geometry import transform
 from reconx_core.pointcloud.focal import FocalPrior, focal_prior, solve_focals
 from reconx_core.pointcloud.graph import nearest_pairs
-from reconx_core.pointcloud.mapper import Problem, reconstruct
+from reconx_core.pointcloud.mapper import Problem, drop_from_impossible_sides, reconstruct
 from reconx_core.pointcloud.matching import Features, Matches, add_tilted, extract_features, match_features, verify_matches
 from reconx_core.types import Cameras, PointCloud, Views
 
@@ -103,6 +103,8 @@ def _solve(
     size = (views.images.shape[1], views.images.shape[2])
     problem = Problem([f.keypoints for f in features], matches, lens, size, poses, seed, _max_error(views))
     found = reconstruct(problem, known, False) if prior is None else solve_focals(problem, prior)
+    if found is not None:
+        drop_from_impossible_sides(problem, found)
     return None if found is None or found.num_reg_images() < 2 or found.num_points3D() == 0 else Solution(problem, found)
 
 
