@@ -196,7 +196,10 @@ def add_backdrop(gaussians: Gaussians, frames: Frames, backend: Backend) -> Gaus
         every = torch.ones(camera.height, camera.width, dtype=torch.bool)
         grid = every_nth(every[None], BACKDROP_STEP)[0]
         depth = BACKDROP * torch.quantile(surfaces.depth[i].flatten()[::7], 0.98).expand(int(grid.sum()))
-        points, colour = _on_rays(depth, grid, camera), _blurred(frames.images[i], camera)[grid]
+        points, colour = (
+            _on_rays(depth, grid, camera),
+            _blurred(frames.images[i], frames.confidence[i].gt(0).float(), camera)[grid],
+        )
         clear = ~hides(points, surfaces)
         scale = BACKDROP_STEP * depth[clear] / camera.intrinsics[0, 0, 0]
         opacity = torch.full_like(scale, 0.95)
@@ -204,14 +207,15 @@ def add_backdrop(gaussians: Gaussians, frames: Frames, backend: Backend) -> Gaus
     return concatenate(parts)
 
 
-def _blurred(image: Float[Tensor, "h w 3"], wider: Cameras) -> Float[Tensor, "h2 w2 3"]:
-    """The photo in the middle of the wider camera's canvas, blurred, and continued beyond its edge."""
+def _blurred(image: Float[Tensor, "h w 3"], usable: Float[Tensor, "h w"], wider: Cameras) -> Float[Tensor, "h2 w2 3"]:
+    """The photo in the middle of the wider camera's canvas, blurred, and continued beyond its edge and what is masked out."""
     height, width = (round(side / 2) for side in image.shape[:2])
-    small = F.interpolate(image.permute(2, 0, 1)[None], (height, width), mode="area")[0].permute(1, 2, 0)
+    known = torch.cat([image * usable[..., None], usable[..., None]], -1).permute(2, 0, 1)[None]
+    small = F.interpolate(known, (height, width), mode="area")[0].permute(1, 2, 0)
     top, left = (wider.height - height) // 2, (wider.width - width) // 2
     canvas, weight = torch.zeros(wider.height, wider.width, 3), torch.zeros(wider.height, wider.width)
-    canvas[top : top + height, left : left + width] = small
-    weight[top : top + height, left : left + width] = BLUR
+    canvas[top : top + height, left : left + width] = small[..., :3] / small[..., 3:].clamp(min=1e-6)
+    weight[top : top + height, left : left + width] = BLUR * small[..., 3]
     return pull_push(canvas[None], weight[None])[0]
 
 

@@ -145,6 +145,14 @@ def test_the_backdrop_shines_through_gaps_and_hides_nothing():
     assert not hides(both.means[len(start) :], render_surfaces(start, photos().cameras, "cpu")).any()
 
 
+def test_what_is_masked_out_does_not_colour_the_backdrop():
+    start = start_from(some(torch.where(torch.arange(160) < 80, 1.0, 0.0).expand(3, 120, 160).contiguous()))
+    whole = replace(photos(), images=torch.full_like(photos().images, 0.5))
+    left = torch.arange(160) < 80
+    half = replace(whole, images=whole.images * left[:, None], confidence=whole.confidence * left)
+    torch.testing.assert_close(add_backdrop(start, half, "cpu").sh, add_backdrop(start, whole, "cpu").sh, atol=1e-4, rtol=0)
+
+
 def test_a_point_before_a_surface_hides_it_and_one_behind_does_not():
     surfaces = render_surfaces(start_from(room_pointmaps()), photos().cameras[:1], "cpu")
     eye, point = room_pointmaps().cameras.cam_to_world[0, :3, 3], room_pointmaps().points_world[0, 60, 80]
