@@ -196,10 +196,8 @@ def add_backdrop(gaussians: Gaussians, frames: Frames, backend: Backend) -> Gaus
         every = torch.ones(camera.height, camera.width, dtype=torch.bool)
         grid = every_nth(every[None], BACKDROP_STEP)[0]
         depth = BACKDROP * torch.quantile(surfaces.depth[i].flatten()[::7], 0.98).expand(int(grid.sum()))
-        points, colour = (
-            _on_rays(depth, grid, camera),
-            _blurred(frames.images[i], frames.confidence[i].gt(0).float(), camera)[grid],
-        )
+        points = _on_rays(depth, grid, camera)
+        colour = _blurred(frames.images[i], frames.confidence[i].gt(0).float(), camera)[grid]
         clear = ~hides(points, surfaces)
         scale = BACKDROP_STEP * depth[clear] / camera.intrinsics[0, 0, 0]
         opacity = torch.full_like(scale, 0.95)
