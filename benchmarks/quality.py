@@ -55,6 +55,7 @@ PAIRS = "fountain_p11:pair_easy,fox:pair_easy,llff_fern:pair_easy,monstree:pair_
 NINE = "kitchen360:train_9,fox:train_9,llff_fern:train_9,monstree:train_9,hololens_room:train_9"
 SCENES = f"{FAIR},{PAIRS},{NINE},llff_fern:train_3@504"
 MOST_TARGETS = 12
+SKIPPABLE = ("photos-only", "image-based", "poses")
 FEWEST_MATCHES = 10  # of the worst-connected input view: with no more a split is no fair test
 PHOTOS_ONLY = ["condition.frames_per_pair=0", "video.backend=none", "splats.init=sparse", "splats.fill=false"]
 
@@ -240,11 +241,12 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--size", type=int, default=400, help="long side, pixels")
     parser.add_argument("--protocol", choices=("posed", "intrinsics", "unposed"), default="posed")
     parser.add_argument("--unposed", action="store_true", help="also score the default settings with nothing given")
-    parser.add_argument("--skip", default=[], type=lambda text: text.split(","), help="of photos-only,image-based,poses")
+    parser.add_argument("--skip", default="", help=f"any of {','.join(SKIPPABLE)}")
     parser.add_argument("-S", dest="settings", action="append", default=[], metavar="stage.key=value")
     parser.add_argument("--out", type=Path, help="JSON file for the results, written after every scene")
     parser.add_argument("--markdown", action="store_true", help="print the tables as Markdown")
     options = parser.parse_args()
+    options.skip = [name for name in options.skip.split(",") if name]
     options.data = options.data / "posed" if (options.data / "posed").is_dir() else options.data
     return options
 
@@ -253,8 +255,10 @@ def run(options: argparse.Namespace) -> list[Result]:
     """Every scene in turn.
 
     Raises:
-        UserError: wrong --scenes or -S, or no such folder of scenes.
+        UserError: wrong --scenes, --skip or -S, or no such folder of scenes.
     """
+    if unknown := sorted(set(options.skip) - set(SKIPPABLE)):
+        raise UserError(f"--skip knows {', '.join(SKIPPABLE)}, not '{unknown[0]}'.")
     entries = parse_scenes(options.scenes)
     parse_settings({}, options.settings + PHOTOS_ONLY)
     if not options.data.is_dir():

@@ -97,7 +97,7 @@ def costs_grid(rows: list[Row]) -> Grid:
         stages = row["costs"]["default"]
         seconds = [stages[stage]["seconds"] for stage in STAGES]
         peak = max(stage["peak_mib"] for stage in stages.values())
-        counts = [f"{score(row, m, 'gaussians') or 0:,.0f}" for m in METHODS[:2]]
+        counts = [format_count(score(row, m, "gaussians")) for m in METHODS[:2]]
         times = [f"{s:.1f}" for s in [*seconds, sum(seconds)]]
         lines.append([row["scene"], row["split"], *counts, *times, f"{peak:.0f}"])
     header = ["scene", "split", "Gaussians", "photos only", *STAGES, "sum", "MiB"]
@@ -126,6 +126,10 @@ def format_lead(row: Row) -> str:
 
 def format_figure(value: float | None, key: str) -> str:
     return "–" if value is None else f"{value:.3f}" if key == "ssim" else f"{value:.2f}"
+
+
+def format_count(value: float | None) -> str:
+    return "–" if value is None else f"{value:,.0f}"
 
 
 def mean(values: Iterable[float | None]) -> float:
