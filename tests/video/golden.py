@@ -1,0 +1,93 @@
+"""The numbers of the upstream networks (../shared/golden), for the tests that compare with them."""
+
+import importlib.util
+import json
+import os
+import re
+from functools import cache
+from pathlib import Path
+
+import pytest
+from safetensors import safe_open
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+GOLDEN = Path(os.environ.get("RECONX_GOLDEN", Path(__file__).parents[3] / "shared" / "golden"))
+NETWORK, TRAJECTORY = 2e-5, 2e-4  # tolerances, relative to the largest absolute value
+WORD = r"[a-z]+|[0-9]|[^\s\w]+"
+
+
+def fixtures(pattern):
+    """The fixtures of a kind, to parametrise a test with; full-size ones are slow."""
+    found = sorted(GOLDEN.glob(pattern))
+    if not found:
+        return [pytest.param(None, marks=pytest.mark.skip(reason=f"no {pattern} in {GOLDEN} (set RECONX_GOLDEN)"))]
+    return [pytest.param(path, marks=[pytest.mark.slow] if "real" in path.name else [], id=path.stem) for path in found]
+
+
+def cases(pattern):
+    """(fixture, case) for every case of every fixture of a kind."""
+    found = sorted(GOLDEN.glob(pattern))
+    if not found:
+        return [pytest.param(None, None, marks=pytest.mark.skip(reason=f"no {pattern} in {GOLDEN} (set RECONX_GOLDEN)"))]
+    return [pytest.param(path, case, id=f"{path.stem}-{case}") for path in found for case in load(path)[1]["cases"]]
+
+
+@cache
+def load(path):
+    """Tensors by name, and the metadata with what is JSON in it parsed."""
+    with safe_open(path, "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        metadata = {name: json.loads(text) if text[:1] in "{[" else text for name, text in file.metadata().items()}
+    return tensors, metadata
+
+
+@cache
+def recipe():
+    """The module that makes weights and noises from their names."""
+    spec = importlib.util.spec_from_file_location("recipe", GOLDEN / "recipe.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def stored(tensors, prefix=""):
+    """The weights that a fixture holds itself, by their names after ``prefix``."""
+    start = f"sd.{prefix}"
+    return {name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)}
+
+
+def fill(module, sources, prefix, known):
+    """Load a network with ``known`` weights and the recipe's for all others; ``sources`` maps its names to upstream's."""
+    state = module.state_dict()
+    for name, (key, part, parts) in sources(state).items():
+        shape = [state[name].shape[0] * parts, *state[name].shape[1:]] if state[name].ndim else []
+        if re.match(r"init_attn\.0\.proj_(in|out)\.weight", key):
+            shape = [*shape, 1]  # upstream's is a convolution
+        value = known[key] if key in known else recipe().recipe_tensor(prefix + key, shape)
+        state[name] = value.chunk(parts)[part].reshape(state[name].shape)
+    module.load_state_dict(state, assign=True)
+    return module.eval()
+
+
+def tokenizer():
+    """A tokenizer that knows the words of the CLIP fixtures' prompts by open_clip's ids; any other word is an error."""
+    vocabulary = {"<|startoftext|>": 49406, "<|endoftext|>": 49407}
+    for path in GOLDEN.glob("dc_clip_*.safetensors"):
+        tensors, metadata = load(path)
+        for prompt, ids in zip(metadata["prompts"], tensors["in.tokens"].tolist()):
+            for word, number in zip(re.findall(WORD, prompt.lower()), ids[1:-1]):
+                vocabulary.setdefault(word, number)
+    words = Tokenizer(models.WordLevel(vocabulary))
+    words.normalizer = normalizers.Lowercase()
+    words.pre_tokenizer = pre_tokenizers.Split(Regex(WORD), "removed", invert=True)
+    words.post_processor = processors.TemplateProcessing(
+        "<|startoftext|> $A <|endoftext|>", special_tokens=list(vocabulary.items())[:2]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=words)
+
+
+def assert_close(ours, reference, tolerance=NETWORK):
+    assert ours.shape == reference.shape
+    worst = (ours - reference).abs().max() / reference.abs().max()
+    assert worst <= tolerance, f"off by {worst:.2g} of the largest value"
