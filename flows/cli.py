@@ -88,6 +88,21 @@ def evaluate(
 
 
 @app.command()
+def train(
+    preset: Annotated[str, typer.Argument(help="tiny, paper-image, paper-structure, or a YAML file.")] = "tiny",
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for checkpoints, samples and the model.")] = Path("training"),
+    set_: Annotated[list[str] | None, typer.Option("--set", "-S", metavar="KEY=VALUE", help="Change one setting.")] = None,
+    store: StoreOption = None,
+) -> None:
+    """Train the video model on clips with true cameras; the same command goes on from the newest checkpoint."""
+    from flows.run import default_store
+    from flows.train import resolve_train_settings
+    from flows.train import train as run
+
+    run(resolve_train_settings(preset, set_), out, store or default_store(), console)
+
+
+@app.command()
 def compare(
     a: Annotated[str, typer.Argument(help="A run's folder, or its name or id in MLflow.")],
     b: Annotated[str, typer.Argument(help="The other run.")],
@@ -158,6 +173,27 @@ def doctor(store: StoreOption = None) -> None:
     from flows.tools import doctor as run
 
     run(store or default_store(), console)
+
+
+weights = typer.Typer(no_args_is_help=True, help="Weights of the video models.")
+app.add_typer(weights, name="weights")
+
+
+@weights.command("convert")
+def convert_weights(
+    checkpoint: Annotated[Path, typer.Argument(help="A downloaded DynamiCrafter or ViewCrafter .ckpt or .safetensors.")],
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="New folder; default: one in RECONX_WEIGHTS.")] = None,
+    variant: Annotated[str | None, typer.Option(help="i2v, interp or viewcrafter; default: what the file's name says.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16; default: as in the file.")] = None,
+    config: Annotated[Path | None, typer.Option(help="Upstream's YAML of a model of other than the published sizes.")] = None,
+    clip: Annotated[
+        Path | None, typer.Option(help="Folder of CLIP-ViT-H-14, for the towers and the tokenizer that the checkpoint lacks.")
+    ] = None,
+) -> None:
+    """A published checkpoint to a folder that `video.weights` can name; nothing is downloaded."""
+    from flows.weights import convert as run
+
+    run(checkpoint, out, variant, dtype, config, clip, console)
 
 
 @app.command(hidden=True)

@@ -24,7 +24,9 @@ class Section(BaseModel):
 
 class ViewsSettings(Section):
     size: int = Field(512, ge=64, description="Long side of the images, in pixels.")
-    split: str = Field("auto", description="auto (dataset's own, else all photos are inputs) or a name in split.json.")
+    split: str = Field(
+        "auto", description="auto (dataset's own, else all photos), a name in split.json, or clip:START:SKIP:FRAMES."
+    )
     protocol: Literal["auto", "posed", "intrinsics", "unposed"] = Field(
         "auto", description="What of the given cameras may be used; auto: all that is there."
     )
@@ -47,7 +49,14 @@ class ConditionSettings(Section):
 
 
 class VideoSettings(Section):
-    backend: str = Field("points", description="points (renders of the point cloud) or none (no generated frames).")
+    backend: str = Field("points", description="points, none, or one of the models that `reconx backends` lists.")
+    weights: str = Field("", description="Folder of the model, or its name in RECONX_WEIGHTS; empty: the backend's own.")
+    steps: int = Field(0, ge=0, description="Denoising steps; 0: the backend's own number.")
+    guidance: float = Field(0.0, ge=0, description="Scale of classifier-free guidance, 1 is none; 0: the backend's own.")
+    structure: bool = Field(True, description="False: no structure tokens (the paper's row without the structure condition).")
+    prompt: str = Field("", description="What the clip shows, for models that read text; empty: the backend's own.")
+    pixels: int = Field(0, ge=0, description="Area at which frames are generated; 0: the backend's own.")
+    offload: bool = Field(False, description="On a GPU, hold only the network that is at work.")
 
 
 class ConfidenceSettings(Section):

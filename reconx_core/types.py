@@ -181,6 +181,29 @@ class Frames:
 
 
 @dataclass(frozen=True)
+class Clip:
+    """A real clip to train the video model on: its first and last frame are the photos that the point cloud was made from."""
+
+    images: Float[Tensor, "f h w 3"]
+    cameras: Cameras
+    renders: Float[Tensor, "f h w 3"]  # the point cloud at every camera
+    visibility: Float[Tensor, "f h w"]  # [0, 1]
+    points: Float[Tensor, "p 3"]  # of the cloud, world
+    colours: Float[Tensor, "p 3"]
+
+    def __post_init__(self) -> None:
+        n, h, w = len(self.cameras), self.cameras.height, self.cameras.width
+        _expect("Clip.images", self.images, (n, h, w, 3))
+        _expect("Clip.renders", self.renders, (n, h, w, 3))
+        _expect("Clip.visibility", self.visibility, (n, h, w))
+        _expect("Clip.points", self.points, (None, 3))
+        _expect("Clip.colours", self.colours, (len(self.points), 3))
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+@dataclass(frozen=True)
 class Gaussians:
     means: Float[Tensor, "n 3"]
     quats: Float[Tensor, "n 4"]  # wxyz, not necessarily normalised

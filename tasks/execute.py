@@ -19,10 +19,12 @@ import torch
 
 from reconx_core import seeds, store
 from reconx_core.codeversion import code_version
+from reconx_core.datasets import files_of
 from reconx_core.errors import UserError
 from reconx_core.lpips import lpips_files
-from reconx_core.settings import Settings
+from reconx_core.settings import STAGES, Settings
 from reconx_core.store import Reference
+from reconx_core.video import weights_of
 
 PARENTS: dict[str, tuple[str, ...]] = {
     "views": (),
@@ -32,9 +34,10 @@ PARENTS: dict[str, tuple[str, ...]] = {
     "confidence": ("views", "pointcloud", "video"),
     "splats": ("pointcloud", "confidence"),
     "metrics": ("views", "pointcloud", "confidence", "splats"),
+    "clip": ("views", "pointcloud"),  # no stage of a run: what `reconx train` learns from
 }
 # The sections that a stage reads: its own; `confidence` also builds the geometry backend that `pointcloud` names.
-SECTIONS = {stage: (stage, "pointcloud") if stage == "confidence" else (stage,) for stage in PARENTS}
+SECTIONS = {stage: (stage,) for stage in PARENTS} | {"confidence": ("confidence", "pointcloud"), "clip": ()}
 _ON_DEVICE = set(PARENTS) - {"views"}  # the stages whose bytes may depend on where torch computes
 
 
@@ -109,7 +112,7 @@ def load_stages(stages: Iterable[str]) -> None:
 
 
 def _code_of(stage: str) -> str:
-    return code_version(f"tasks.{stage}", f"reconx_core.{stage}")
+    return code_version(f"tasks.{stage}", *([f"reconx_core.{stage}"] if stage in STAGES else []))
 
 
 def execute(job: Job, parents: Mapping[str, Reference]) -> Reference:
@@ -199,7 +202,13 @@ def device_class() -> str:
 
 
 def weights_digests(stage: str, settings: Settings) -> dict[str, str]:
-    """Digest of every file of weights that the stage would load."""
+    """Digest of every file of weights that the stage would load.
+
+    Raises:
+        UserError: the weights that the settings ask for are not there.
+    """
+    if stage == "video" and (folder := weights_of(settings.video)) is not None:
+        return {path.relative_to(folder).as_posix(): _file_digest(path, path.stat().st_mtime_ns) for path in _files(folder)}
     wanted = stage == "metrics" or (stage == "splats" and settings.splats.lpips_weight > 0)
     files = (lpips_files() or ()) if wanted else ()
     return {path.name: _file_digest(path, path.stat().st_mtime_ns) for path in files}
@@ -211,16 +220,18 @@ def source_digest(source: str) -> str:
     Raises:
         UserError: a file cannot be read.
     """
-    path = Path(source)
-    if not path.exists():
+    files = files_of(Path(source))
+    if not files:
         return source
-    files = sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith(".")) if path.is_dir() else [path]
-    names = [file.relative_to(path).as_posix() if path.is_dir() else file.name for file in files]
     try:
-        digests = {name: _file_digest(file, file.stat().st_mtime_ns) for name, file in zip(names, files)}
+        digests = {name: _file_digest(file, file.stat().st_mtime_ns) for name, file in files.items()}
     except OSError as error:
         raise UserError(f"Cannot read {error.filename}: {error.strerror}.") from None
     return json.dumps(digests, sort_keys=True)
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith("."))
 
 
 _known: dict[tuple[Path, int], str] = {}

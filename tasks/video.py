@@ -10,4 +10,5 @@ def run(job: Job, read: Inputs) -> dict[str, Any]:
     inputs = read("views", "views").inputs().select(read("pointcloud", "kept"))
     guide = read("condition", "condition")
     pointmaps = read("pointcloud", "pointmaps")
-    return {"frames": video.generate_frames(inputs, pointmaps, guide, job.settings.video, job.generator())}
+    made = video.generate_frames(inputs, pointmaps, guide, job.settings.video, job.generator(), job.progress)
+    return {"frames": made}

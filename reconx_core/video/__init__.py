@@ -3,38 +3,84 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from reconx_core.errors import UserError
 from reconx_core.settings import VideoSettings
 from reconx_core.types import BackendInfo, Cameras, Condition, Frames, Pointmaps, Views
-from reconx_core.video.points import point_frames
+from reconx_core.video.points import fill_holes
 
 BACKENDS: dict[str, BackendInfo] = {
     "points": BackendInfo("video", "points", "renders of the point cloud, masked by visibility; nothing is learned"),
+    "reconx": BackendInfo(
+        "video", "reconx", "the paper's network: the photos interpolated, with the point cloud as structure condition",
+        weights="DynamiCrafter layout with a trained structure condition; none are published", needs_gpu=True,
+    ),
+    "viewcrafter": BackendInfo(
+        "video", "viewcrafter", "the same network on renders of the point cloud",
+        weights="Drexubery/ViewCrafter_25 and others (10.4 GB), by reconx weights convert", needs_gpu=True,
+    ),
+    "wan-vace": BackendInfo(
+        "video", "wan-vace", "Wan2.1 VACE fills what the point renders leave hidden",
+        weights="Wan-AI/Wan2.1-VACE-1.3B-diffusers (4.3 + 11.4 GB)", needs_gpu=True,
+    ),
     "none": BackendInfo("video", "none", "no generated frames: the paper's row without video diffusion"),
-}
-GENERATORS: dict[str, Callable[[Views, Condition, torch.Generator], tuple[torch.Tensor, torch.Tensor]]] = {
-    "points": point_frames,
-}
+}  # fmt: skip
+Progress = Callable[[int, int], None]
 
 
 def generate_frames(
-    inputs: Views, pointmaps: Pointmaps, condition: Condition, settings: VideoSettings, generator: torch.Generator
-) -> Frames:
+    inputs: Views, pointmaps: Pointmaps, condition: Condition, settings: VideoSettings, generator: torch.Generator,
+    progress: Progress = lambda done, total: None,
+) -> Frames:  # fmt: skip
     """The photos, then the generated frames, each with what its generator knows of its reliability as confidence.
 
     Raises:
-        UserError: there is no such backend.
+        UserError: there is no such backend, or its weights are missing.
     """
     if settings.backend not in BACKENDS:
         raise UserError(f"There is no video backend '{settings.backend}'; this version has {', '.join(BACKENDS)}.")
     photos = Frames(inputs.images, pointmaps.cameras, inputs.masks.float(), torch.ones(len(inputs), dtype=torch.bool))
     if settings.backend == "none" or len(condition.cameras) == 0:
         return photos
-    images, confidence = GENERATORS[settings.backend](inputs, condition, generator)
+    images, confidence = _generate(inputs, pointmaps, condition, settings, generator, progress)
     return _append(photos, images, confidence, condition.cameras)
+
+
+def _generate(
+    inputs: Views, pointmaps: Pointmaps, condition: Condition, settings: VideoSettings, generator: torch.Generator,
+    progress: Progress,
+) -> tuple[Float[Tensor, "f h w 3"], Float[Tensor, "f h w"]]:  # fmt: skip
+    if settings.backend == "points":
+        return fill_holes(condition.renders, condition.visibility)
+    if settings.backend == "wan-vace":
+        from reconx_core.video.wan_vace import vace_frames
+
+        return vace_frames(inputs, condition, settings, generator, progress)
+    from reconx_core.video.learned import learned_frames
+
+    return learned_frames(inputs, pointmaps, condition, settings, generator, progress)
+
+
+def weights_of(settings: VideoSettings) -> Path | None:
+    """The folder of the weights that the backend would load; None where it has none.
+
+    Raises:
+        UserError: they are not there.
+    """
+    if settings.backend == "wan-vace":
+        from reconx_core.video.wan_vace import find_vace
+
+        return find_vace(settings.weights)
+    if settings.backend in ("points", "none"):
+        return None
+    from reconx_core.video.learned import find_model
+
+    return find_model(settings)
 
 
 def _append(photos: Frames, images: torch.Tensor, confidence: torch.Tensor, cameras: Cameras) -> Frames:

@@ -7,15 +7,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from reconx_core.inpaint import pull_push
-from reconx_core.types import Condition, Views
 
 SEEN = 0.02  # visibility below which a pixel counts as a hole
 CLEAR = 0.4  # visibility from which a pixel is shown as it is; the less below, the more it gives way to what is around
 
 
-def point_frames(
-    inputs: Views, condition: Condition, generator: torch.Generator
+def fill_holes(
+    renders: Float[Tensor, "f h w 3"], visibility: Float[Tensor, "f h w"]
 ) -> tuple[Float[Tensor, "f h w 3"], Float[Tensor, "f h w"]]:
-    """Frames and their confidence, which is the visibility: filled holes have none."""
-    seen = torch.where(condition.visibility > SEEN, condition.visibility, 0.0)
-    return pull_push(condition.renders, (seen / CLEAR).clamp(max=1.0)), seen
+    """Renders of the point cloud continued into their holes, and the visibility, which is 0 there."""
+    seen = torch.where(visibility > SEEN, visibility, 0.0)
+    return pull_push(renders, (seen / CLEAR).clamp(max=1.0)), seen

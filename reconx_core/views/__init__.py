@@ -67,6 +67,8 @@ def select_photos(capture: Capture, settings: ViewsSettings) -> tuple[list[int],
     name = split_name(capture, settings)
     if name == "all":
         inputs, targets = Split(tuple(range(len(capture.photos))), ())
+    elif name.startswith("clip:"):
+        inputs, targets = clip_split(name, len(capture.photos))
     elif name in capture.splits:
         inputs, targets = capture.splits[name]
     else:
@@ -75,6 +77,22 @@ def select_photos(capture: Capture, settings: ViewsSettings) -> tuple[list[int],
         raise UserError(f"'{capture.name}': split '{name}' has photo {min(leaked)} among its inputs and its targets.")
     kept = thin([capture.photos[i].sharpness for i in inputs], settings.max_inputs)
     return [inputs[k] for k in kept], list(targets)
+
+
+def clip_split(name: str, photos: int) -> Split:
+    """``clip:START:SKIP:FRAMES``: every SKIP-th photo from START on; the first and the last are inputs, those between targets.
+
+    Raises:
+        UserError: not of that form, or beyond the last photo.
+    """
+    try:
+        start, skip, frames = map(int, name.split(":")[1:])
+        chosen = range(photos)[start : start + skip * (frames - 1) + 1 : skip]
+    except ValueError:
+        raise UserError(f"The split '{name}' should look like clip:START:SKIP:FRAMES, for example clip:0:2:16.") from None
+    if start < 0 or frames < 2 or len(chosen) != frames:
+        raise UserError(f"The split '{name}' needs at least 2 frames and none beyond the last of {photos} photos.")
+    return Split((chosen[0], chosen[-1]), tuple(chosen[1:-1]))
 
 
 def split_name(capture: Capture, settings: ViewsSettings) -> str:

@@ -56,7 +56,7 @@ def build_condition(inputs, pointmaps, settings, generator):
     return Condition(cameras(n), renders, torch.ones(n, HEIGHT, WIDTH), pair, torch.linspace(0, 1, n))
 
 
-def generate_frames(inputs, pointmaps, guide, settings, generator):
+def generate_frames(inputs, pointmaps, guide, settings, generator, progress):
     _enter("video")
     images = torch.cat([inputs.images, guide.renders])
     is_photo = torch.arange(len(images)) < len(inputs)

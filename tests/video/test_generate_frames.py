@@ -72,5 +72,5 @@ def test_no_condition_no_frames():
 
 
 def test_a_backend_that_does_not_exist_is_named(guide):
-    with pytest.raises(UserError, match=r"no video backend 'sora'.*points, none"):
+    with pytest.raises(UserError, match=r"no video backend 'sora'.*points, .*none"):
         generate(guide, "sora")

@@ -208,6 +208,16 @@ def test_splits_are_chosen_by_name():
         select_photos(scene, ViewsSettings(split="train_3"))
 
 
+def test_a_clip_has_its_ends_as_inputs_and_the_frames_between_as_targets():
+    assert select_photos(capture(10), ViewsSettings(split="clip:1:2:4")) == ([1, 7], [3, 5])
+
+
+@pytest.mark.parametrize("split", ["clip:4:2:4", "clip:-1:1:3", "clip:0:1", "clip:0:0:3", "clip:a:1:3", "clip:0:1:1"])
+def test_a_clip_that_is_not_there_is_refused(split):
+    with pytest.raises(UserError, match=r"split 'clip:.*(should look like|none beyond the last of 10)"):
+        select_photos(capture(10), ViewsSettings(split=split))
+
+
 def test_a_target_among_the_inputs_is_refused():
     with pytest.raises(UserError, match="among its inputs and its targets"):
         select_photos(capture(4, bad=Split((0, 1), (1, 2))), ViewsSettings())

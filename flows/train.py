@@ -1,0 +1,204 @@
+"""`reconx train`: clips are made and cached like any other artifact, then the video model learns from them, MLflow watching."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from rich.console import Console
+
+from flows.run import PRESETS as RUN_PRESETS
+from flows.run import stop_at_once
+from flows.tracking import make_client, tracking_uri
+from reconx_core import datasets, store
+from reconx_core.errors import UserError
+from reconx_core.files import require_writable
+from reconx_core.images import write_png
+from reconx_core.seeds import generator
+from reconx_core.settings import Settings, parse_settings
+from reconx_core.training.settings import ClipSource, TrainSettings, load_train_settings
+from reconx_core.types import Clip
+from tasks.execute import Job, execute, source_digest
+
+PRESETS = RUN_PRESETS / "training"
+STAGES = ("views", "pointcloud", "clip")
+SAMPLES = 3  # clips of each sample grid where there are none for validation
+EVERY = 10  # steps between two lines of losses
+
+
+@dataclass
+class Quiet:
+    """A monitor that tells only what was repaired."""
+
+    console: Console
+
+    def started(self, stage: str, scene: str) -> None: ...
+    def advanced(self, stage: str, scene: str, done: int, total: int) -> None: ...
+    def finished(self, stage: str, scene: str, measured: dict[str, Any] | None, cached: bool) -> None: ...
+    def failed(self, scene: str) -> None: ...
+
+    def repaired(self, stage: str, scene: str, damage: str) -> None:
+        self.console.print(f"{stage} of {scene} is made again: {damage}")
+
+
+def resolve_train_settings(preset: str, overrides: list[str] | None) -> TrainSettings:
+    """Settings of a training run: a preset's name or a YAML file, then ``key=value`` overrides.
+
+    Raises:
+        UserError: no such preset, or wrong settings.
+    """
+    path = next((p for p in (PRESETS / f"{preset}.yaml", Path(preset)) if p.is_file()), None)
+    if path is None:
+        names = ", ".join(sorted(p.stem for p in PRESETS.glob("*.yaml")))
+        raise UserError(f"There is no training preset '{preset}'; there are {names}, or give the path of a YAML file.")
+    pairs = [override.partition("=") for override in overrides or []]
+    if wrong := [key for key, sep, _ in pairs if not sep]:
+        raise UserError(f"'-S {wrong[0]}' should look like key=value, for example steps=500.")
+    return load_train_settings(path, {key.strip(): yaml.safe_load(value) for key, _, value in pairs})
+
+
+def train(settings: TrainSettings, out: Path, root: Path, console: Console) -> None:
+    """Make the clips, train, and write the pipeline to ``out/model``.
+
+    Raises:
+        UserError: no data, no usable clip, a checkpoint of other settings, or folders that cannot be written.
+    """
+    require_writable(root)
+    require_writable(out)
+    with stop_at_once(console):
+        clips = make_clips(settings.data, settings, root, console)
+        shown = make_clips(settings.validation, settings, root, console) or clips[:SAMPLES]
+        from reconx_core.training import loop
+
+        pipeline = initial_pipeline(settings)
+        log = Log(out, settings, console, shown)
+        loop.train(pipeline, clips, settings, out, log.step, log.sample)
+        save_pipeline(pipeline, out / "model")
+        log.finish()
+    console.print(f"The model is in {out / 'model'}", soft_wrap=True)
+
+
+def initial_pipeline(settings: TrainSettings) -> Any:
+    """The pipeline to train: `tiny` with random weights, or the one in a folder."""
+    if settings.model == "tiny":
+        from reconx_core.video.tiny import tiny_pipeline
+
+        return tiny_pipeline(settings.seed)
+    from reconx_core.video.pipeline import ReconXPipeline
+
+    if not (Path(settings.model) / "model_index.json").is_file():
+        raise UserError(f"There is no model in '{settings.model}'; give 'tiny' or the folder of a pipeline.")
+    return ReconXPipeline.from_pretrained(settings.model, local_files_only=True, use_safetensors=True)
+
+
+def make_clips(sources: list[ClipSource], settings: TrainSettings, root: Path, console: Console) -> list[Callable[[], Clip]]:
+    """Loaders of all clips, made or found in the store; a clip whose photos do not overlap is left out and told."""
+    wanted = [clip for number, source in enumerate(sources) for clip in choose_clips(source, settings.seed, number)]
+    loaders: list[Callable[[], Clip]] = []
+    with console.status("Making clips") as status:
+        for number, (name, path, split) in enumerate(wanted):
+            status.update(f"Making clips: {number + 1} of {len(wanted)}")
+            try:
+                reference = make_clip(name, path, split, settings, root, console)
+            except UserError as error:
+                console.print(f"Left out: {name} {split}: {error}", soft_wrap=True)
+                continue
+            loaders.append(partial(store.load, reference.folder(root), "clip"))
+    console.print(f"{len(loaders)} of {len(wanted)} clips")
+    return loaders
+
+
+def choose_clips(source: ClipSource, seed: int, number: int) -> Iterator[tuple[str, str, str]]:
+    """Scene name, path and split of each clip of a source, drawn from the seed."""
+    expanded = os.path.expandvars(source.path)
+    if "$" in expanded:
+        raise UserError(f"The training data '{expanded}' names an environment variable that is not set.")
+    for name, path in datasets.scene_names(Path(expanded)):
+        count = len(datasets.read(path).photos)
+        draw = generator(seed, "clips", str(number), name)
+        for _ in range(source.clips):
+            skips = [skip for skip in range(source.skip[0], source.skip[1] + 1) if skip * (source.frames - 1) < count]
+            if not skips:
+                raise UserError(f"'{name}' has {count} photos, too few for clips of {source.frames} frames.")
+            skip = skips[int(torch.randint(len(skips), (), generator=draw))]
+            start = int(torch.randint(count - skip * (source.frames - 1), (), generator=draw))
+            yield name, str(path), f"clip:{start}:{skip}:{source.frames}"
+
+
+def make_clip(name: str, path: str, split: str, settings: TrainSettings, root: Path, console: Console) -> store.Reference:
+    """The clip's artifact, by way of its views and its point cloud."""
+    chosen = [f"views.size={settings.size}", f"views.split={split}", "views.protocol=posed"]
+    stereo = f"pointcloud.stereo_size={min(400, settings.size)}"
+    job_settings: Settings = parse_settings({"seed": settings.seed}, [*chosen, stereo])
+    digest, references = source_digest(path), dict[str, store.Reference]()
+    for stage in STAGES:
+        job = Job(stage, f"{name} {split}", path, digest, job_settings, root, Quiet(console))
+        references[stage] = execute(job, references)
+    return references["clip"]
+
+
+def save_pipeline(pipeline: Any, folder: Path) -> None:
+    """The pipeline in half precision, written beside and then put in place."""
+    fresh = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
+    for part in pipeline.components.values():
+        if isinstance(part, torch.nn.Module):
+            part.to("cpu", torch.float16)
+    pipeline.save_pretrained(fresh, safe_serialization=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    fresh.rename(folder)
+
+
+@dataclass
+class Log:
+    """The course of a training run: on the console, in MLflow, and sample grids as pictures."""
+
+    out: Path
+    settings: TrainSettings
+    console: Console
+    shown: list[Callable[[], Clip]]
+    losses: list[float] = field(default_factory=list)
+    client: Any = None
+    run: str = ""
+    began: float = field(default_factory=time.monotonic)
+
+    def __post_init__(self) -> None:
+        self.client = make_client(tracking_uri(self.out))
+        found = self.client.get_experiment_by_name("reconx-train")
+        place = None if os.environ.get("MLFLOW_TRACKING_URI") else (self.out.resolve().parent / "mlartifacts").as_uri()
+        experiment = found.experiment_id if found else self.client.create_experiment("reconx-train", artifact_location=place)
+        self.run = self.client.create_run(experiment, run_name=self.out.name).info.run_id
+        for key, value in self.settings.model_dump(mode="json").items():
+            self.client.log_param(self.run, key, str(value)[:500])
+
+    def step(self, number: int, loss: float) -> None:
+        """Note a loss; every so often tell the mean of the last ones."""
+        self.losses.append(loss)
+        if (number + 1) % EVERY == 0:
+            mean = sum(self.losses[-EVERY:]) / len(self.losses[-EVERY:])
+            self.client.log_metric(self.run, "loss", mean, step=number + 1)
+            pace = (time.monotonic() - self.began) / len(self.losses)
+            self.console.print(f"step {number + 1} of {self.settings.steps}  loss {mean:.4f}  {pace:.2f} s a step")
+
+    def sample(self, number: int, pipeline: Any) -> None:
+        """A grid of true, rendered and generated frames of a few clips, and the PSNR of the last two."""
+        from reconx_core.training.samples import sample_grid
+
+        grid, scores = sample_grid(pipeline, [load() for load in self.shown], self.settings)
+        path = self.out / "samples" / f"{number:06d}.png"
+        write_png(path, grid)
+        for name, value in scores.items():
+            self.client.log_metric(self.run, name, value, step=number)
+        self.client.log_artifact(self.run, str(path), "samples")
+        self.console.print(f"step {number}: " + ", ".join(f"{name} {value:.2f} dB" for name, value in scores.items()))
+
+    def finish(self) -> None:
+        self.client.set_terminated(self.run)

@@ -1,0 +1,83 @@
+"""The training objective: the mean squared error of the velocity (eq. 12 for v-prediction), conditions dropped at random."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from reconx_core.training.batches import Batch
+from reconx_core.training.settings import TrainSettings
+from reconx_core.video.latents import condition_latents, encode_frames
+from reconx_core.video.pipeline import ReconXPipeline, Tokens
+
+
+class Objective(nn.Module):
+    """The networks of a pipeline that learn, and the loss as their forward pass (so that accelerate can wrap them together)."""
+
+    def __init__(self, pipeline: ReconXPipeline, settings: TrainSettings) -> None:
+        super().__init__()
+        self.pipeline, self.settings = pipeline, settings
+        self.networks = nn.ModuleDict({name: getattr(pipeline, name) for name in learning_components(pipeline)})
+        for frozen in (pipeline.vae, pipeline.text_encoder):
+            if frozen is not None:
+                frozen.requires_grad_(False)
+
+    def forward(self, batch: Batch, generator: torch.Generator) -> Float[Tensor, ""]:
+        """The loss of a batch; noise, timesteps and dropped conditions come from ``generator``, a CPU generator."""
+        pipeline, count = self.pipeline, batch.frames.shape[1]
+        frames, renders, ends = batch.frames * 2 - 1, batch.renders * 2 - 1, [0, count - 1]
+        condition = condition_latents(pipeline.vae, frames[:, ends], ends, count, renders, generator)
+        latents = encode_frames(pipeline.vae, frames, generator)
+        clean = latents - condition if pipeline.config.residual else latents
+        noise = torch.randn(clean.shape, generator=generator).to(clean)
+        timesteps = draw_timesteps(len(frames), self.settings.terminal_share, generator).to(clean.device)
+        tokens = pipeline.condition_tokens(frames[:, 0], [""] * len(frames), batch.points, batch.colours)
+        kept = drop_conditions(
+            tokens, {"image": self.settings.drop_image, "structure": self.settings.drop_structure}, generator
+        )
+        seen = pipeline.input_condition(condition, ends, batch.visibility)
+        noisy = pipeline.scheduler.add_noise(clean, noise, timesteps)
+        predicted = pipeline.network(timesteps, noisy, seen, **kept)
+        return F.mse_loss(predicted.float(), pipeline.scheduler.get_velocity(clean, noise, timesteps))
+
+
+def learning_components(pipeline: ReconXPipeline) -> list[str]:
+    """Components with parameters to learn, those that the pipeline has."""
+    names = ("unet", "image_encoder", "image_projector", "structure_encoder")
+    return [name for name in names if getattr(pipeline, name) is not None]
+
+
+def draw_timesteps(count: int, terminal_share: float, generator: torch.Generator, steps: int = 1000) -> Int[Tensor, " b"]:
+    """Uniform timesteps, ``terminal_share`` of them replaced by the last."""
+    drawn = torch.randint(steps, (count,), generator=generator)
+    return torch.where(torch.rand(count, generator=generator) < terminal_share, steps - 1, drawn)
+
+
+def drop_conditions(tokens: dict[str, Tokens], shares: dict[str, float], generator: torch.Generator) -> dict[str, Tensor]:
+    """Each clip's tokens, or with the given probability those that stand for the condition's absence (PAPER.md 3)."""
+    kept = {}
+    for name, (present, absent) in tokens.items():
+        dropped = torch.rand(len(present), generator=generator) < shares.get(name, 0.0)
+        kept[name] = present if absent is None else torch.where(dropped[:, None, None].to(present.device), absent, present)
+    return kept
+
+
+def choose_parameters(objective: Objective, phase: str) -> list[nn.Parameter]:
+    """The parameters that learn in a phase; all others are frozen.
+
+    ``image``: the image cross-attention of the U-Net and the image projector. ``structure``: the U-Net's spatial layers (all
+    but the temporal ones), the structure encoder and the gates. ``all``: everything.
+    """
+    for name, parameter in objective.networks.named_parameters():
+        parameter.requires_grad_(phase == "all" or _learns(name, phase))
+    return [parameter for parameter in objective.networks.parameters() if parameter.requires_grad]
+
+
+def _learns(name: str, phase: str) -> bool:
+    network = name.split(".")[0]
+    if phase == "image":
+        return network == "image_projector" or "_ip." in name
+    temporal = any(part in name for part in ("temp_convs", "temp_attentions", "transformer_in"))
+    return network == "structure_encoder" or (network == "unet" and not temporal)

@@ -1,0 +1,45 @@
+"""How far a model is: generated frames of clips beside the true ones and the renders they start from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from reconx_core.metrics.image import psnr
+from reconx_core.seeds import generator
+from reconx_core.training.settings import TrainSettings
+from reconx_core.types import Clip
+from reconx_core.video.learned import RECIPES, Recipe, generate_clip
+from reconx_core.video.pipeline import ReconXPipeline
+from reconx_core.video.points import fill_holes
+from reconx_core.video.structure import normalise_points
+
+SHOWN = 4  # frames of each clip
+
+
+def sample_grid(
+    pipeline: ReconXPipeline, clips: Sequence[Clip], settings: TrainSettings
+) -> tuple[Float[Tensor, "h w 3"], dict[str, float]]:
+    """Rows of true, rendered and generated frames, and the mean PSNR of rendered and generated ones over all frames."""
+    recipe = RECIPES["reconx-tiny" if settings.model == "tiny" else "reconx"]
+    rows, scores = [], {"points_psnr": [], "psnr": []}  # type: ignore[var-annotated]
+    for number, clip in enumerate(clips):
+        truth, rendered = clip.images[1:-1], fill_holes(clip.renders, clip.visibility)[0][1:-1]
+        made = generate(pipeline, recipe, clip, generator(settings.seed, "sample", str(number)))
+        everywhere = torch.ones(truth.shape[1:3], dtype=torch.bool)
+        shown = torch.linspace(0, len(truth) - 1, SHOWN).round().long()
+        rows += [torch.cat(list(frames[shown]), 1) for frames in (truth, rendered, made)]
+        for name, frames in (("points_psnr", rendered), ("psnr", made)):
+            scores[name] += [psnr(frame, true, everywhere) for frame, true in zip(frames, truth)]
+    width = min(row.shape[1] for row in rows)
+    return torch.cat([row[:, :width] for row in rows]), {name: float(torch.tensor(s).mean()) for name, s in scores.items()}
+
+
+def generate(pipeline: ReconXPipeline, recipe: Recipe, clip: Clip, draw: torch.Generator) -> Float[Tensor, "f h w 3"]:
+    """The frames between a clip's photos."""
+    cloud = normalise_points(clip.points, clip.cameras.cam_to_world[0]), clip.colours
+    photos = clip.images[[0, -1]]
+    return generate_clip(pipeline, recipe, photos, clip.renders[1:-1], clip.visibility[1:-1], cloud, draw, lambda step: None)

@@ -1,0 +1,25 @@
+"""A training clip of the video model: the photos of a clip, and the point cloud of its first and last one seen from each."""
+
+from typing import Any
+
+import torch
+
+from reconx_core.condition import visible_points
+from reconx_core.condition.render import render_points
+from reconx_core.types import Clip, Pointmaps, Views
+from reconx_core.video.clip import structure_points
+from tasks.execute import Inputs, Job
+
+
+def run(job: Job, read: Inputs) -> dict[str, Any]:
+    return {"clip": make_clip(read("views", "views"), read("pointcloud", "pointmaps"))}
+
+
+def make_clip(views: Views, pointmaps: Pointmaps) -> Clip:
+    """The targets in order between the two inputs, whose true cameras are those of the pointmaps (`posed` protocol)."""
+    order = torch.tensor([0, *range(2, len(views)), 1])
+    inputs, clip = views.inputs(), views.select(order)
+    assert clip.cameras is not None
+    renders, visibility, _ = render_points(*visible_points(inputs, pointmaps), clip.cameras)
+    points, colours = structure_points(inputs.images, pointmaps)
+    return Clip(clip.images, clip.cameras, renders, visibility, points, colours)

@@ -1,0 +1,52 @@
+"""What a training step sees."""
+
+import pytest
+import torch
+
+from reconx_core.training.batches import draw_batch, pick_frames, pick_window
+
+
+def draw(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def test_the_same_state_gives_the_same_batch(clip):
+    first, second, other = (draw_batch([lambda: clip], 2, 4, (32, 48), True, draw(seed)) for seed in (3, 3, 4))
+    for name, tensor in vars(first).items():
+        assert torch.equal(tensor, getattr(second, name)), name
+    assert not torch.equal(first.frames, other.frames)
+
+
+def test_photos_stand_at_both_ends_and_are_fully_visible(clip):
+    batch = draw_batch([lambda: clip], 3, 4, (32, 48), True, draw())
+    assert batch.frames.shape == (3, 4, 3, 32, 48)
+    assert torch.equal(batch.renders[:, [0, -1]], batch.frames[:, [0, -1]])
+    assert (batch.visibility[:, [0, -1]] == 1).all()
+    assert not torch.equal(batch.renders[:, 1:-1], batch.frames[:, 1:-1])
+
+
+def test_both_photos_are_always_among_the_frames():
+    orders = [pick_frames(9, 4, draw(seed)).tolist() for seed in range(30)]
+    assert all({order[0], order[-1]} == {0, 8} for order in orders)
+    assert all(order == sorted(order) for order in orders)
+    assert len({tuple(order) for order in orders}) > 10
+
+
+def test_points_are_seen_from_the_first_frame(clip):
+    """Whichever way a clip is played, the structure is that of its first camera, mirrored if the frames are."""
+    seen = [draw_batch([lambda: clip], 1, 4, (48, 64), True, draw(seed)).points[0] for seed in range(16)]
+    assert len({tuple(points[0].tolist()) for points in seen}) == 4  # forwards or backwards, mirrored or not
+    assert all(points[:, 2][points[:, 2] > 0].median() == pytest.approx(1) for points in seen)
+
+
+def test_without_variation_the_clip_is_as_it_is(clip):
+    batch = draw_batch([lambda: clip], 1, 4, (48, 64), False, draw())
+    assert torch.equal(batch.frames[0].movedim(1, -1), clip.images)
+    assert torch.equal(batch.colours[0], clip.colours)
+
+
+def test_what_is_too_small_is_refused(clip):
+    with pytest.raises(ValueError, match="at least 5, got 4"):
+        pick_frames(len(clip), 5, draw())
+    with pytest.raises(ValueError, match=r"at most \(48, 64\)"):
+        pick_window((48, 64), (80, 96), draw())
