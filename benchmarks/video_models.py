@@ -1,0 +1,162 @@
+"""The paper's Table V in our setting: what generated frames, the structure condition and confidence are worth.
+
+    python -m benchmarks.video_models [--data DIR] [--scenes NAME:SPLIT[@SIZE],...] [--size 400] [--model reconx-tiny]
+                                      [-S stage.key=value]... [--out results.json] [--markdown]
+
+Per scene PSNR and SSIM of the finished Gaussians on held-out views (posed protocol) without video, with the renders of the
+point cloud as frames (`points`), and with the model's frames without and with its structure condition; each with and
+without confidence-aware optimisation. Then the differences to `points`, paired by scene, with 95 % bootstrap intervals. The
+default scenes are none that reconx-tiny was trained on.
+"""
+
+from __future__ import annotations
+
+import reconx_core  # noqa: F401  first: it sets OMP_WAIT_POLICY, which torch reads when it is imported
+
+# isort: split
+import argparse
+import os
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+
+from benchmarks.quality import MOST_TARGETS, Entry, parse_scenes
+from benchmarks.quality_tables import Grid, format_figure, markdown, print_grid
+from flows.compare import interval
+from reconx_core import condition, confidence, metrics, pointcloud, splats, video
+from reconx_core.errors import UserError
+from reconx_core.files import write_json
+from reconx_core.seeds import generator
+from reconx_core.settings import Settings, parse_settings
+from reconx_core.types import Frames, Pointmaps, Views
+from reconx_core.views import load_views
+
+SCENES = (
+    "fountain_p11:train_3,fox:train_3,llff_fern:train_3,"
+    "fountain_p11:pair_easy,fox:pair_easy,llff_fern:pair_easy,monstree:pair_easy"
+)
+BASE = "points, confidence"  # what differences are taken to
+Score = dict[str, float]
+
+
+def rows(model: str) -> dict[str, list[str]]:
+    """The settings of each generator."""
+    return {
+        "no video": ["video.backend=none", "condition.frames_per_pair=0"],
+        "points": ["video.backend=points"],
+        f"{model}, no structure": [f"video.backend={model}", "video.structure=false"],
+        model: [f"video.backend={model}"],
+    }
+
+
+def measure_scene(entry: Entry, options: argparse.Namespace) -> dict[str, Score]:
+    """The scores of every row; geometry is shared, and frames by the rows that differ in confidence alone."""
+    base = [f"views.size={entry.size or options.size}", f"views.split={entry.split}", "views.protocol=posed", *options.settings]
+    views = few_targets(load_views(options.data / entry.scene, parse_settings({}, base).views))
+    settings = parse_settings({}, base)
+    draw = generator(settings.seed, "pointcloud", entry.scene)
+    pointmaps, _, kept = pointcloud.estimate(views.inputs(), settings.pointcloud, draw)
+    scores = {}
+    for name, changes in rows(options.model).items():
+        chosen = parse_settings({}, base + changes)
+        inputs = views.inputs().select(kept)
+        frames = generate(entry.scene, inputs, pointmaps, chosen)
+        for weighed in (False, True) if len(frames) > len(inputs) else (False,):
+            label = f"{name}, confidence" if weighed else name
+            start = time.perf_counter()
+            judged = judge(entry.scene, inputs, frames, pointmaps, chosen, weighed)
+            scores[label] = fit(entry.scene, views, kept, judged, pointmaps, chosen)
+            report = f"{entry.scene} {entry.split} {label}: {scores[label]['psnr']:.2f} ({time.perf_counter() - start:.0f} s)"
+            print(report, file=sys.stderr, flush=True)
+    return scores
+
+
+def few_targets(views: Views) -> Views:
+    """All inputs and the first few targets, as in benchmarks.quality."""
+    targets = views.is_target.cumsum(0) * views.is_target
+    return views.select(~views.is_target | (targets > 0) & (targets <= MOST_TARGETS))
+
+
+def generate(scene: str, inputs: Views, pointmaps: Pointmaps, settings: Settings) -> Frames:
+    """The stages `condition` and `video`."""
+    draw = partial(generator, settings.seed)
+    guide = condition.build_condition(inputs, pointmaps, settings.condition, draw("condition", scene))
+    return video.generate_frames(inputs, pointmaps, guide, settings.video, draw("video", scene))
+
+
+def judge(scene: str, inputs: Views, frames: Frames, pointmaps: Pointmaps, settings: Settings, weighed: bool) -> Frames:
+    """The stage `confidence`, or without it every pixel alike."""
+    backend = pointcloud.make_backend(settings.pointcloud, thrifty=True)
+    chosen = settings.confidence.model_copy(update={"enabled": weighed})
+    draw = generator(settings.seed, "confidence", scene)
+    return confidence.estimate_confidence(inputs, frames, pointmaps, backend, chosen, draw)
+
+
+def fit(scene: str, views: Views, kept: object, frames: Frames, pointmaps: Pointmaps, settings: Settings) -> Score:
+    """The stages `splats` and `metrics`."""
+    gaussians = splats.fit_splats(frames, pointmaps, settings.splats, generator(settings.seed, "splats", scene))
+    draw = generator(settings.seed, "metrics", scene)
+    scores, _ = metrics.score_scene(gaussians, views, kept, pointmaps, settings.metrics, draw)  # type: ignore[arg-type]
+    return {key: scores.summary[key] for key in ("psnr", "ssim")}  # type: ignore[misc]
+
+
+def grids(results: dict[str, dict[str, Score]], size: int) -> list[Grid]:
+    """Scores per scene and in the mean, and differences to the base."""
+    labels = list(next(iter(results.values())))
+    figures = {label: [format_figure(r[label]["psnr"], "psnr") for r in results.values()] for label in labels}
+    lines = [[label, *figures[label], *means(results, label)] for label in labels]
+    table = Grid(f"PSNR on held-out views, posed protocol, {size} px", ["frames", *results, "mean PSNR", "mean SSIM"], [lines])
+    lines = [[label, *difference(results, label, "psnr")] for label in labels if label != BASE]
+    paired = Grid(f"Difference to '{BASE}', paired by scene", ["frames", "dB", "95 % interval", "wins"], [lines])
+    return [table, paired]
+
+
+def means(results: dict[str, dict[str, Score]], label: str) -> list[str]:
+    return [format_figure(float(np.mean([r[label][key] for r in results.values()])), key) for key in ("psnr", "ssim")]
+
+
+def difference(results: dict[str, dict[str, Score]], label: str, key: str) -> list[str]:
+    """Mean difference to the base, its interval, and on how many scenes it is positive."""
+    differences = np.array([r[label][key] - r[BASE][key] for r in results.values()])
+    bounds = interval(differences)
+    spread = f"{bounds[0]:+.2f} … {bounds[1]:+.2f}" if bounds else "needs two scenes"
+    return [f"{differences.mean():+.2f}", spread, f"{(differences > 0).sum()} of {len(differences)}"]
+
+
+def read_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    default = os.environ.get("RECONX_DATA", str(Path(__file__).parents[2] / "shared" / "data"))
+    parser.add_argument("--data", type=Path, default=Path(default), help="folder of scenes, or one that holds posed/")
+    parser.add_argument("--scenes", default=SCENES, help="name:split or name:split@size, by commas")
+    parser.add_argument("--size", type=int, default=400, help="long side, pixels")
+    parser.add_argument("--model", default="reconx-tiny", help="the video backend to compare")
+    parser.add_argument("-S", dest="settings", action="append", default=[], metavar="stage.key=value")
+    parser.add_argument("--out", type=Path, help="JSON file for the results, written after every scene")
+    parser.add_argument("--markdown", action="store_true", help="print the tables as Markdown")
+    options = parser.parse_args()
+    options.data = options.data / "posed" if (options.data / "posed").is_dir() else options.data
+    return options
+
+
+def main() -> int:
+    options = read_options()
+    results = {}
+    try:
+        for entry in parse_scenes(options.scenes):
+            results[f"{entry.scene} {entry.split}"] = measure_scene(entry, options)
+            if options.out:
+                write_json(options.out, results)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    for grid in grids(results, options.size):
+        print(markdown(grid)) if options.markdown else print_grid(Console(width=None if sys.stdout.isatty() else 160), grid)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
