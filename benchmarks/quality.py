@@ -136,14 +136,18 @@ def attempt(result: Result, what: str, work: Callable[[], T]) -> T | None:
 
 def describe(result: Result, scene: Path, entry: Entry, settings: Settings) -> Views:
     """The inputs and the first few targets, and what is to be said of them."""
-    views = load_views(scene, settings.views)
-    few = torch.cat([(~views.is_target).nonzero()[:, 0], views.is_target.nonzero()[:MOST_TARGETS, 0]])
-    views = views.select(few)
+    views = few_targets(load_views(scene, settings.views))
     result.fair = is_fair(scene, entry.split)
     result.inputs, result.targets = int((~views.is_target).sum()), int(views.is_target.sum())
     if entry.size:
         result.size = f"{views.images.shape[2]}x{views.images.shape[1]}"
     return views
+
+
+def few_targets(views: Views) -> Views:
+    """All inputs and the first few targets."""
+    few = torch.cat([(~views.is_target).nonzero()[:, 0], views.is_target.nonzero()[:MOST_TARGETS, 0]])
+    return views.select(few)
 
 
 def is_fair(scene: Path, split: str) -> bool:
@@ -233,21 +237,32 @@ def save(out: Path, results: list[Result], options: argparse.Namespace) -> None:
     write_atomic(out.with_suffix(".md"), "\n".join(markdown(grid) for grid in tables).encode())
 
 
-def read_options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def scene_options(about: str | None, scenes: str) -> argparse.ArgumentParser:
+    """The options of every benchmark over scenes; the namespace's ``data`` goes through :func:`posed_folder`."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     default = os.environ.get("RECONX_DATA", str(Path(__file__).parents[2] / "shared" / "data"))
     parser.add_argument("--data", type=Path, default=Path(default), help="folder of scenes, or one that holds posed/")
-    parser.add_argument("--scenes", default=SCENES, help="name:split or name:split@size, by commas")
+    parser.add_argument("--scenes", default=scenes, help="name:split or name:split@size, by commas")
     parser.add_argument("--size", type=int, default=400, help="long side, pixels")
-    parser.add_argument("--protocol", choices=("posed", "intrinsics", "unposed"), default="posed")
-    parser.add_argument("--unposed", action="store_true", help="also score the default settings with nothing given")
-    parser.add_argument("--skip", default="", help=f"any of {','.join(SKIPPABLE)}")
     parser.add_argument("-S", dest="settings", action="append", default=[], metavar="stage.key=value")
     parser.add_argument("--out", type=Path, help="JSON file for the results, written after every scene")
     parser.add_argument("--markdown", action="store_true", help="print the tables as Markdown")
+    return parser
+
+
+def posed_folder(data: Path) -> Path:
+    """The folder of scenes: ``data``, or its posed/."""
+    return data / "posed" if (data / "posed").is_dir() else data
+
+
+def read_options() -> argparse.Namespace:
+    parser = scene_options(__doc__, SCENES)
+    parser.add_argument("--protocol", choices=("posed", "intrinsics", "unposed"), default="posed")
+    parser.add_argument("--unposed", action="store_true", help="also score the default settings with nothing given")
+    parser.add_argument("--skip", default="", help=f"any of {','.join(SKIPPABLE)}")
     options = parser.parse_args()
     options.skip = [name for name in options.skip.split(",") if name]
-    options.data = options.data / "posed" if (options.data / "posed").is_dir() else options.data
+    options.data = posed_folder(options.data)
     return options
 
 

@@ -17,10 +17,6 @@ BENCHMARKS = {
     "rasterize": (["benchmarks/rasterize.py"], "speed of the rasteriser and of the fused SSIM against plain torch"),
     "poses": (["benchmarks/poses.py"], "accuracy of cameras that are not given, on real photo sets"),
     "quality": (["-m", "benchmarks.quality"], "held-out views against image-based rendering, pose accuracy, cost"),
-    "video_models": (
-        ["-m", "benchmarks.video_models"],
-        "the paper's ablation: no video, points, a video model; with and without confidence",
-    ),
     "farthest_points": (["benchmarks/farthest_points.py"], "speed of farthest point sampling"),
 }
 

@@ -15,16 +15,14 @@ import reconx_core  # noqa: F401  first: it sets OMP_WAIT_POLICY, which torch re
 
 # isort: split
 import argparse
-import os
 import sys
 import time
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 from rich.console import Console
 
-from benchmarks.quality import MOST_TARGETS, Entry, parse_scenes
+from benchmarks.quality import Entry, few_targets, parse_scenes, posed_folder, scene_options
 from benchmarks.quality_tables import Grid, format_figure, markdown, print_grid
 from flows.compare import interval
 from reconx_core import condition, confidence, metrics, pointcloud, splats, video
@@ -56,14 +54,14 @@ def rows(model: str) -> dict[str, list[str]]:
 def measure_scene(entry: Entry, options: argparse.Namespace) -> dict[str, Score]:
     """The scores of every row; geometry is shared, and frames by the rows that differ in confidence alone."""
     base = [f"views.size={entry.size or options.size}", f"views.split={entry.split}", "views.protocol=posed", *options.settings]
-    views = few_targets(load_views(options.data / entry.scene, parse_settings({}, base).views))
     settings = parse_settings({}, base)
+    views = few_targets(load_views(options.data / entry.scene, settings.views))
+    inputs = views.inputs()
     draw = generator(settings.seed, "pointcloud", entry.scene)
-    pointmaps, _, kept = pointcloud.estimate(views.inputs(), settings.pointcloud, draw)
-    scores = {}
+    pointmaps, _, kept = pointcloud.estimate(inputs, settings.pointcloud, draw)
+    inputs, scores = inputs.select(kept), {}
     for name, changes in rows(options.model).items():
         chosen = parse_settings({}, base + changes)
-        inputs = views.inputs().select(kept)
         frames = generate(entry.scene, inputs, pointmaps, chosen)
         for weighed in (False, True) if len(frames) > len(inputs) else (False,):
             label = f"{name}, confidence" if weighed else name
@@ -73,12 +71,6 @@ def measure_scene(entry: Entry, options: argparse.Namespace) -> dict[str, Score]
             report = f"{entry.scene} {entry.split} {label}: {scores[label]['psnr']:.2f} ({time.perf_counter() - start:.0f} s)"
             print(report, file=sys.stderr, flush=True)
     return scores
-
-
-def few_targets(views: Views) -> Views:
-    """All inputs and the first few targets, as in benchmarks.quality."""
-    targets = views.is_target.cumsum(0) * views.is_target
-    return views.select(~views.is_target | (targets > 0) & (targets <= MOST_TARGETS))
 
 
 def generate(scene: str, inputs: Views, pointmaps: Pointmaps, settings: Settings) -> Frames:
@@ -128,17 +120,10 @@ def difference(results: dict[str, dict[str, Score]], label: str, key: str) -> li
 
 
 def read_options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    default = os.environ.get("RECONX_DATA", str(Path(__file__).parents[2] / "shared" / "data"))
-    parser.add_argument("--data", type=Path, default=Path(default), help="folder of scenes, or one that holds posed/")
-    parser.add_argument("--scenes", default=SCENES, help="name:split or name:split@size, by commas")
-    parser.add_argument("--size", type=int, default=400, help="long side, pixels")
+    parser = scene_options(__doc__, SCENES)
     parser.add_argument("--model", default="reconx-tiny", help="the video backend to compare")
-    parser.add_argument("-S", dest="settings", action="append", default=[], metavar="stage.key=value")
-    parser.add_argument("--out", type=Path, help="JSON file for the results, written after every scene")
-    parser.add_argument("--markdown", action="store_true", help="print the tables as Markdown")
     options = parser.parse_args()
-    options.data = options.data / "posed" if (options.data / "posed").is_dir() else options.data
+    options.data = posed_folder(options.data)
     return options
 
 
@@ -146,6 +131,8 @@ def main() -> int:
     options = read_options()
     results = {}
     try:
+        if options.model not in video.BACKENDS:  # told before an hour of work on the rows that need no model
+            raise UserError(f"There is no video backend '{options.model}'; this version has {', '.join(video.BACKENDS)}.")
         for entry in parse_scenes(options.scenes):
             results[f"{entry.scene} {entry.split}"] = measure_scene(entry, options)
             if options.out:

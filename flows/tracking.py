@@ -49,7 +49,7 @@ def make_client(uri: str) -> MlflowClient:
 
 def _log(record: dict[str, Any], out: Path) -> None:
     client = make_client(tracking_uri(out))
-    experiment = _experiment(client, out)
+    experiment = open_experiment(client, out, EXPERIMENT)
     tags = {f"reconx.{key}": value for key, value in record["facts"].items()}
     parent = client.create_run(experiment, run_name=record["title"], tags=tags).info.run_id
     _log_batch(client, parent, _means(record), {"scenes": len(record["scenes"]), **_flat(record["settings"])})
@@ -60,12 +60,13 @@ def _log(record: dict[str, Any], out: Path) -> None:
     client.set_terminated(parent, "FAILED" if any(scene["error"] for scene in record["scenes"].values()) else "FINISHED")
 
 
-def _experiment(client: MlflowClient, out: Path) -> str:
-    found = client.get_experiment_by_name(EXPERIMENT)
+def open_experiment(client: MlflowClient, out: Path, name: str) -> str:
+    """Id of the experiment, made where it is not there yet, with its artifacts beside the run's folder."""
+    found = client.get_experiment_by_name(name)
     if found is not None:
         return found.experiment_id
     local = None if os.environ.get("MLFLOW_TRACKING_URI") else (out.resolve().parent / "mlartifacts").as_uri()
-    return client.create_experiment(EXPERIMENT, artifact_location=local)
+    return client.create_experiment(name, artifact_location=local)
 
 
 def _log_scene(client: MlflowClient, experiment: str, parent: str, name: str, scene: dict[str, Any], folder: Path) -> None:

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from flows.run import PRESETS as RUN_PRESETS
 from flows.run import stop_at_once
-from flows.tracking import make_client, tracking_uri
+from flows.tracking import make_client, open_experiment, tracking_uri
 from reconx_core import datasets, store
 from reconx_core.errors import UserError
 from reconx_core.files import require_writable
@@ -172,9 +172,7 @@ class Log:
 
     def __post_init__(self) -> None:
         self.client = make_client(tracking_uri(self.out))
-        found = self.client.get_experiment_by_name("reconx-train")
-        place = None if os.environ.get("MLFLOW_TRACKING_URI") else (self.out.resolve().parent / "mlartifacts").as_uri()
-        experiment = found.experiment_id if found else self.client.create_experiment("reconx-train", artifact_location=place)
+        experiment = open_experiment(self.client, self.out, "reconx-train")
         self.run = self.client.create_run(experiment, run_name=self.out.name).info.run_id
         for key, value in self.settings.model_dump(mode="json").items():
             self.client.log_param(self.run, key, str(value)[:500])

@@ -208,10 +208,10 @@ def weights_digests(stage: str, settings: Settings) -> dict[str, str]:
         UserError: the weights that the settings ask for are not there.
     """
     if stage == "video" and (folder := weights_of(settings.video)) is not None:
-        return {path.relative_to(folder).as_posix(): _file_digest(path, path.stat().st_mtime_ns) for path in _files(folder)}
+        return _digests(files_of(folder))
     wanted = stage == "metrics" or (stage == "splats" and settings.splats.lpips_weight > 0)
     files = (lpips_files() or ()) if wanted else ()
-    return {path.name: _file_digest(path, path.stat().st_mtime_ns) for path in files}
+    return _digests({path.name: path for path in files})
 
 
 def source_digest(source: str) -> str:
@@ -224,14 +224,13 @@ def source_digest(source: str) -> str:
     if not files:
         return source
     try:
-        digests = {name: _file_digest(file, file.stat().st_mtime_ns) for name, file in files.items()}
+        return json.dumps(_digests(files), sort_keys=True)
     except OSError as error:
         raise UserError(f"Cannot read {error.filename}: {error.strerror}.") from None
-    return json.dumps(digests, sort_keys=True)
 
 
-def _files(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith("."))
+def _digests(files: Mapping[str, Path]) -> dict[str, str]:
+    return {name: _file_digest(file, file.stat().st_mtime_ns) for name, file in files.items()}
 
 
 _known: dict[tuple[Path, int], str] = {}

@@ -12,6 +12,9 @@ from reconx_core.types import Condition, Pointmaps
 
 POINTS = 8192  # of the point cloud, an eighth of which become structure tokens
 SURE = 0.35  # confidence from which a point counts as surface
+# Confidence of an invented pixel. It fits what is around it, but nothing measured it: worth more than the least that the splats
+# give any pixel (0.05), less than a surface that two photos agree on (0.4). Renders trusted less than that are invented anew.
+PLAUSIBLE = 0.2
 
 
 def structure_points(

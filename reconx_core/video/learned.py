@@ -18,14 +18,11 @@ from reconx_core.errors import UserError
 from reconx_core.lpips import weights_folder
 from reconx_core.settings import VideoSettings
 from reconx_core.types import Condition, Pointmaps, Views
-from reconx_core.video.clip import clips_between, model_size, structure_points
+from reconx_core.video.clip import PLAUSIBLE, clips_between, model_size, structure_points
 from reconx_core.video.points import fill_holes
 
 if TYPE_CHECKING:
     from reconx_core.video.pipeline import ReconXPipeline
-
-# Confidence of a pixel that no point covers: it fits what is around it, but nothing measured it. As in wan_vace.
-PLAUSIBLE = 0.2
 
 _one_clip_at_a_time = threading.Lock()
 

@@ -24,7 +24,7 @@ from reconx_core.images import resize_images
 from reconx_core.lpips import weights_folder
 from reconx_core.settings import VideoSettings
 from reconx_core.types import Condition, Views
-from reconx_core.video.clip import clips_between, model_size
+from reconx_core.video.clip import PLAUSIBLE, clips_between, model_size
 
 MODEL = "Wan-AI/Wan2.1-VACE-1.3B-diffusers"
 FLOW_SHIFT = 3.0  # of the noise schedule, as advised for about 480 lines (5 is for 720)
@@ -34,9 +34,6 @@ STEPS, GUIDANCE = 30, 5.0  # as in diffusers' example
 PIXELS = 832 * 480  # what FLOW_SHIFT is for
 TEXT_LENGTH = 512  # tokens that the transformer sees; those beyond a text are zeros
 GREY = 0.5  # hidden pixels; 0 once the pipeline has brought colours to [-1, 1], which is what the model knows as nothing
-# Confidence of an invented pixel. It fits what is around it, but nothing measured it: worth more than the least that the splats
-# give any pixel (0.05), less than a surface that two photos agree on (0.4). Renders trusted less than that are invented anew.
-PLAUSIBLE = 0.2
 
 _one_clip_at_a_time = threading.Lock()
 

@@ -11,7 +11,8 @@ from reconx_core.condition import build_condition
 from reconx_core.errors import UserError
 from reconx_core.settings import ConditionSettings, VideoSettings
 from reconx_core.video import generate_frames, weights_of
-from reconx_core.video.learned import PLAUSIBLE, RECIPES, find_model, fitting, learned_frames, load_pipeline, with_settings
+from reconx_core.video.clip import PLAUSIBLE
+from reconx_core.video.learned import RECIPES, find_model, fitting, learned_frames, load_pipeline, with_settings
 from reconx_core.video.points import fill_holes
 
 

@@ -14,8 +14,8 @@ from reconx_core.errors import UserError
 from reconx_core.settings import VideoSettings
 from reconx_core.types import Condition, Views
 from reconx_core.video import wan_vace
-from reconx_core.video.clip import model_size
-from reconx_core.video.wan_vace import PLAUSIBLE, encode_texts, find_vace, load_vace, model_clip, vace_frames
+from reconx_core.video.clip import PLAUSIBLE, model_size
+from reconx_core.video.wan_vace import encode_texts, find_vace, load_vace, model_clip, vace_frames
 
 
 def make_settings(**changes):
