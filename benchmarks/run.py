@@ -17,6 +17,10 @@ BENCHMARKS = {
     "rasterize": (["benchmarks/rasterize.py"], "speed of the rasteriser and of the fused SSIM against plain torch"),
     "poses": (["benchmarks/poses.py"], "accuracy of cameras that are not given, on real photo sets"),
     "quality": (["-m", "benchmarks.quality"], "held-out views against image-based rendering, pose accuracy, cost"),
+    "video_models": (
+        ["-m", "benchmarks.video_models"],
+        "no frames, renders and reconx-tiny, with and without confidence",
+    ),
     "farthest_points": (["benchmarks/farthest_points.py"], "speed of farthest point sampling"),
 }
 
@@ -36,7 +40,7 @@ def main() -> int:
     if unknown := set(options.names) - set(BENCHMARKS):
         parser.error(f"there is no benchmark {', '.join(sorted(unknown))}; there are {', '.join(BENCHMARKS)}")
     if options.list:
-        print("\n".join(f"{name:12s} {summary}" for name, (_, summary) in BENCHMARKS.items()))
+        print("\n".join(f"{name:15s} {summary}" for name, (_, summary) in BENCHMARKS.items()))
         return 0
     codes = {name: run(name) for name in options.names or BENCHMARKS}
     failed = [name for name, code in codes.items() if code]

@@ -38,7 +38,7 @@ from reconx_core.files import explain_disk, write_json
 SCHEMA = 1  # part of every key: raise it when the format or the meaning of a field changes
 MANIFEST, MEASURED, RECORD = "manifest.json", "measured.json", "prefect.json"
 _OUTSIDE_DIGEST = {MANIFEST, MEASURED, RECORD}
-_COLOUR_FIELDS = {"images", "renders"}  # float in memory, uint8 sRGB on disk
+_COLOUR_FIELDS = {"images", "renders", "alone"}  # float in memory, uint8 sRGB on disk
 _FRAME_ELEMENTS = 4096  # arrays with rows at least this large are chunked per row (a frame)
 
 # Several Blosc threads write blocks in the order they finish, and the bytes would differ from run to run.

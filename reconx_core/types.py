@@ -188,6 +188,8 @@ class Clip:
     cameras: Cameras
     renders: Float[Tensor, "f h w 3"]  # the point cloud at every camera
     visibility: Float[Tensor, "f h w"]  # [0, 1]
+    alone: Float[Tensor, "f 2 h w 3"]  # the points of the first and of the last photo alone at every camera
+    alone_visibility: Float[Tensor, "f 2 h w"]
     points: Float[Tensor, "p 3"]  # of the cloud, world
     colours: Float[Tensor, "p 3"]
 
@@ -196,6 +198,8 @@ class Clip:
         _expect("Clip.images", self.images, (n, h, w, 3))
         _expect("Clip.renders", self.renders, (n, h, w, 3))
         _expect("Clip.visibility", self.visibility, (n, h, w))
+        _expect("Clip.alone", self.alone, (n, 2, h, w, 3))
+        _expect("Clip.alone_visibility", self.alone_visibility, (n, 2, h, w))
         _expect("Clip.points", self.points, (None, 3))
         _expect("Clip.colours", self.colours, (len(self.points), 3))
 

@@ -4,10 +4,10 @@ from typing import Any
 
 import torch
 
-from reconx_core.condition import visible_points
-from reconx_core.condition.render import render_points
+from reconx_core.point_renders import render_points, visible_points
 from reconx_core.types import Clip, Pointmaps, Views
 from reconx_core.video.clip import structure_points
+from reconx_core.video.sources import photo_renders
 from tasks.execute import Inputs, Job
 
 
@@ -22,4 +22,5 @@ def make_clip(views: Views, pointmaps: Pointmaps) -> Clip:
     assert clip.cameras is not None
     renders, visibility, _ = render_points(*visible_points(inputs, pointmaps), clip.cameras)
     points, colours = structure_points(inputs.images, pointmaps)
-    return Clip(clip.images, clip.cameras, renders, visibility, points, colours)
+    alone = photo_renders(inputs, pointmaps, torch.tensor([0, 1]), clip.cameras)
+    return Clip(clip.images, clip.cameras, renders, visibility, *alone, points, colours)

@@ -20,7 +20,7 @@ BACKENDS: dict[str, BackendInfo] = {
 
 def build_condition(inputs: Views, pointmaps: Pointmaps, settings: ConditionSettings, generator: torch.Generator) -> Condition:
     """Cameras between consecutive input views and the point cloud rendered at each, in the pointmaps' frame."""
-    from reconx_core.condition.render import render_points
+    from reconx_core.point_renders import render_points, visible_points
 
     pair, position = frame_positions(len(inputs), settings.frames_per_pair)
     cameras = sway(interpolate_path(pointmaps.cameras, pair[:, 0] + position), pointmaps, pair, settings.sway)
@@ -48,11 +48,3 @@ def sway(cameras: Cameras, pointmaps: Pointmaps, pair: Int[Tensor, "f 2"], amoun
     turn = torch.stack([offset[:, 1], -offset[:, 0], torch.zeros_like(angle)], -1) / depth
     moved = cameras.cam_to_world @ rigid(so3_exp(turn), offset)
     return replace(cameras, cam_to_world=moved)
-
-
-def visible_points(inputs: Views, pointmaps: Pointmaps) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Points with any confidence: position, distance between neighbours, colour, confidence."""
-    known = pointmaps.confidence > 0
-    focal = pointmaps.cameras.intrinsics[:, 0, 0][:, None, None]
-    size = depth_of(pointmaps.points_world, pointmaps.cameras) / focal
-    return pointmaps.points_world[known], size[known], inputs.images[known], pointmaps.confidence[known]

@@ -11,7 +11,10 @@ from torch import Tensor
 
 from reconx_core.types import Clip
 from reconx_core.video.points import fill_holes
+from reconx_core.video.sources import frame_sources
 from reconx_core.video.structure import normalise_points
+
+PICTURES = ("frames", "renders", "visibility", "sources")  # what a window is cut from
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,7 @@ class Batch:
     frames: Float[Tensor, "b f 3 h w"]
     renders: Float[Tensor, "b f 3 h w"]  # holes filled, the photos in their places
     visibility: Float[Tensor, "b f h w"]
+    sources: Float[Tensor, "b f s 4 h w"]  # of the photos' frames they are not looked at
     points: Float[Tensor, "b p 3"]
     colours: Float[Tensor, "b p 3"]
 
@@ -49,16 +53,19 @@ def reorder(clip: Clip, frames: int, vary: bool, generator: torch.Generator) -> 
     if vary and chance(0.5, generator):
         order[1:-1] = order[1:-1][torch.randperm(frames - 2, generator=generator)]
     images = clip.images[order]
-    renders, visibility = photos_in_place(*fill_holes(clip.renders[order], clip.visibility[order]), images)
+    filled = fill_holes(clip.renders[order], clip.visibility[order])
+    sources = frame_sources(*filled, (clip.alone[order], clip.alone_visibility[order]))
+    renders, visibility = photos_in_place(*filled, images)
     points = normalise_points(clip.points, clip.cameras.cam_to_world[order[0]])
-    return Batch(images.movedim(-1, 1)[None], renders.movedim(-1, 1)[None], visibility[None], points[None], clip.colours[None])
+    images, renders, sources = (pictures.movedim(-1, -3)[None] for pictures in (images, renders, sources))
+    return Batch(images, renders, visibility[None], sources, points[None], clip.colours[None])
 
 
 def window(batch: Batch, crop: tuple[int, int], generator: torch.Generator) -> Batch:
     """A random window, the same in all frames."""
     top, left = pick_window(batch.frames.shape[-2:], crop, generator)
     part = (..., slice(top, top + crop[0]), slice(left, left + crop[1]))
-    cut = {name: vars(batch)[name][part] for name in ("frames", "renders", "visibility")}
+    cut = {name: vars(batch)[name][part] for name in PICTURES}
     return replace(batch, **cut)
 
 
@@ -66,7 +73,7 @@ def mirror(batch: Batch, generator: torch.Generator) -> Batch:
     """Left and right exchanged, half of the time."""
     if not chance(0.5, generator):
         return batch
-    flipped = {name: vars(batch)[name].flip(-1) for name in ("frames", "renders", "visibility")}
+    flipped = {name: vars(batch)[name].flip(-1) for name in PICTURES}
     return replace(batch, **flipped, points=batch.points * torch.tensor([-1.0, 1.0, 1.0]))
 
 
@@ -76,11 +83,14 @@ def recolour(batch: Batch, generator: torch.Generator) -> Batch:
     gamma = torch.exp(0.6 * (torch.rand((), generator=generator) - 0.5))
     order = torch.randperm(3, generator=generator) if chance(0.3, generator) else torch.arange(3)
 
-    def changed(images: Float[Tensor, "*n 3"]) -> Float[Tensor, "*n 3"]:
-        return ((images[..., order].clamp(0, 1) ** gamma) * gain).clamp(0, 1)
+    def changed(colours: Float[Tensor, "*n 3"]) -> Float[Tensor, "*n 3"]:
+        return ((colours[..., order].clamp(0, 1) ** gamma) * gain).clamp(0, 1)
 
-    frames, renders = (changed(images.movedim(2, -1)).movedim(-1, 2) for images in (batch.frames, batch.renders))
-    return replace(batch, frames=frames, renders=renders, colours=changed(batch.colours))
+    def repainted(pictures: Float[Tensor, "*n c h w"]) -> Float[Tensor, "*n c h w"]:
+        return torch.cat([changed(pictures[..., :3, :, :].movedim(-3, -1)).movedim(-1, -3), pictures[..., 3:, :, :]], -3)
+
+    pictures = {name: repainted(vars(batch)[name]) for name in ("frames", "renders", "sources")}
+    return replace(batch, **pictures, colours=changed(batch.colours))
 
 
 def chance(share: float, generator: torch.Generator) -> bool:

@@ -9,8 +9,11 @@ from torch import Tensor, nn
 
 from reconx_core.training.batches import Batch
 from reconx_core.training.settings import TrainSettings
+from reconx_core.video.clip import spread
 from reconx_core.video.latents import condition_latents, encode_frames
 from reconx_core.video.pipeline import ReconXPipeline, Tokens
+
+LEAST_ERROR = 1e-2  # below which a clip gains no more by being predicted better
 
 
 class Objective(nn.Module):
@@ -31,16 +34,26 @@ class Objective(nn.Module):
         condition = condition_latents(pipeline.vae, frames[:, ends], ends, count, renders, generator)
         latents = encode_frames(pipeline.vae, frames, generator)
         clean = latents - condition if pipeline.config.residual else latents
-        noise = torch.randn(clean.shape, generator=generator).to(clean)
-        timesteps = draw_timesteps(len(frames), self.settings.terminal_share, generator).to(clean.device)
-        tokens = pipeline.condition_tokens(frames[:, 0], [""] * len(frames), batch.points, batch.colours)
+        noise = torch.randn(clean.shape, generator=generator).to(clean) * (pipeline.config.sources == 0)
+        share = 1.0 if pipeline.config.sources else self.settings.terminal_share
+        timesteps = draw_timesteps(len(frames), share, generator).to(clean.device)
+        chosen = spread(batch.points.shape[1], self.settings.points)
+        cloud = batch.points[:, chosen], batch.colours[:, chosen]
+        tokens = pipeline.condition_tokens(frames[:, 0], [""] * len(frames), *cloud)
         kept = drop_conditions(
             tokens, {"image": self.settings.drop_image, "structure": self.settings.drop_structure}, generator
         )
-        seen = pipeline.input_condition(condition, ends, batch.visibility)
+        sources = batch.sources if pipeline.config.sources else None
+        seen = pipeline.input_condition(condition, ends, batch.visibility, sources)
         noisy = pipeline.scheduler.add_noise(clean, noise, timesteps)
         predicted = pipeline.network(timesteps, noisy, seen, **kept)
-        return F.mse_loss(predicted.float(), pipeline.scheduler.get_velocity(clean, noise, timesteps))
+        return velocity_loss(predicted.float(), pipeline.scheduler.get_velocity(clean, noise, timesteps), self.settings.loss)
+
+
+def velocity_loss(predicted: Float[Tensor, "b c f h w"], velocity: Float[Tensor, "b c f h w"], kind: str) -> Float[Tensor, ""]:
+    """Mean squared error (eq. 12), or the mean of its logarithm over clips: no clip outvotes another."""
+    error = F.mse_loss(predicted, velocity, reduction="none").mean((1, 2, 3, 4))
+    return (error + LEAST_ERROR).log().mean() if kind == "log_mse" else error.mean()
 
 
 def learning_components(pipeline: ReconXPipeline) -> list[str]:

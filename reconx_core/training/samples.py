@@ -12,6 +12,7 @@ from reconx_core.metrics.image import psnr
 from reconx_core.seeds import generator
 from reconx_core.training.settings import TrainSettings
 from reconx_core.types import Clip
+from reconx_core.video.clip import spread
 from reconx_core.video.learned import RECIPES, Recipe, generate_clip
 from reconx_core.video.pipeline import ReconXPipeline
 from reconx_core.video.points import fill_holes
@@ -40,6 +41,9 @@ def sample_grid(
 
 def generate(pipeline: ReconXPipeline, recipe: Recipe, clip: Clip, draw: torch.Generator) -> Float[Tensor, "f h w 3"]:
     """The frames between a clip's photos."""
-    cloud = normalise_points(clip.points, clip.cameras.cam_to_world[0]), clip.colours
-    photos = clip.images[[0, -1]]
-    return generate_clip(pipeline, recipe, photos, clip.renders[1:-1], clip.visibility[1:-1], cloud, draw, lambda step: None)
+    chosen = spread(len(clip.points), recipe.points)
+    cloud = normalise_points(clip.points[chosen], clip.cameras.cam_to_world[0]), clip.colours[chosen]
+    photos, between = clip.images[[0, -1]], slice(1, -1)
+    alone = (clip.alone[between], clip.alone_visibility[between]) if pipeline.config.sources else None
+    looks = (clip.renders[between], clip.visibility[between], alone)
+    return generate_clip(pipeline, recipe, photos, *looks, cloud, draw, lambda step: None)

@@ -29,6 +29,7 @@ class TrainSettings(Section):
     size: int = Field(256, ge=64, description="Long side at which clips are made, in pixels.")
     crop: tuple[int, int] = Field((128, 128), description="Height and width of the window that a step sees, in pixels.")
     frames: int = Field(8, ge=3, description="Frames of a clip that a step sees, its two photos included.")
+    points: int = Field(8192, ge=8, description="Points of a clip's cloud that the structure encoder sees, spread evenly.")
     vary: bool = Field(True, description="Mirror, recolour and reverse clips at random; False: as they are.")
     phase: Literal["all", "image", "structure"] = Field(
         "all",
@@ -48,6 +49,9 @@ class TrainSettings(Section):
     drop_structure: float = Field(0.05, ge=0, le=1, description="Share of clips that see no structure tokens.")
     terminal_share: float = Field(
         0.0, ge=0, le=1, description="Share of clips at the last, purely noisy timestep: few-step samplers live there."
+    )
+    loss: Literal["mse", "log_mse"] = Field(
+        "mse", description="mse: eq. 12; log_mse: the logarithm of each clip's, so that the hardest do not outvote the others."
     )
     precision: Literal["no", "bf16", "fp16"] = "no"
     gradient_checkpointing: bool = False

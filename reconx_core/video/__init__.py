@@ -16,6 +16,10 @@ from reconx_core.video.points import fill_holes
 
 BACKENDS: dict[str, BackendInfo] = {
     "points": BackendInfo("video", "points", "renders of the point cloud, masked by visibility; nothing is learned"),
+    "reconx-tiny": BackendInfo(
+        "video", "reconx-tiny", "a small model of the same classes on renders of the point cloud, for a CPU",
+        weights="in the package (18 MB)",
+    ),
     "reconx": BackendInfo(
         "video", "reconx", "the paper's network: the photos interpolated, with the point cloud as structure condition",
         weights="DynamiCrafter layout with a trained structure condition; none are published", needs_gpu=True,

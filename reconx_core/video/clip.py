@@ -27,8 +27,13 @@ def structure_points(
     sure = pointmaps.confidence > SURE
     known = sure if bool(sure.any()) else pointmaps.confidence > 0
     points, colours = pointmaps.points_world[known], images[known]
-    chosen = torch.linspace(0, len(points) - 1, count).round().long()
+    chosen = spread(len(points), count)
     return points[chosen], colours[chosen]
+
+
+def spread(length: int, count: int) -> Int[Tensor, " c"]:
+    """``count`` indices of ``length`` items, evenly spread; some twice where there are fewer items."""
+    return torch.linspace(0, length - 1, count).round().long()
 
 
 def clips_between(condition: Condition) -> list[tuple[Int[Tensor, " 2"], Int[Tensor, " k"]]]:

@@ -18,8 +18,9 @@ from reconx_core.errors import UserError
 from reconx_core.lpips import weights_folder
 from reconx_core.settings import VideoSettings
 from reconx_core.types import Condition, Pointmaps, Views
-from reconx_core.video.clip import PLAUSIBLE, clips_between, model_size, structure_points
+from reconx_core.video.clip import PLAUSIBLE, POINTS, clips_between, model_size, structure_points
 from reconx_core.video.points import fill_holes
+from reconx_core.video.sources import SOURCES, frame_sources, photo_renders
 
 if TYPE_CHECKING:
     from reconx_core.video.pipeline import ReconXPipeline
@@ -37,12 +38,13 @@ class Recipe:
     guidance: float
     eta: float
     fps: int | None = None
+    points: int = POINTS  # of the cloud that the structure encoder sees
     pixels: int = 0  # area that the model was trained at; 0: any, so frames are only padded to a multiple
     prompt: str = ""
 
 
 RECIPES = {
-    "reconx-tiny": Recipe("reconx-tiny", renders=True, steps=1, guidance=1.0, eta=0.0),
+    "reconx-tiny": Recipe("reconx-tiny", renders=True, steps=1, guidance=1.0, eta=0.0, points=2048),
     "reconx": Recipe("reconx", renders=False, steps=50, guidance=7.5, eta=1.0, pixels=512 * 512),
     "viewcrafter": Recipe(
         "viewcrafter_1024", True, 50, 7.5, 1.0, fps=10, pixels=576 * 1024, prompt="Rotating view of a scene"
@@ -62,7 +64,8 @@ def learned_frames(
         UserError: the weights are not there or cannot be read.
     """
     recipe, pipeline = with_settings(RECIPES[settings.backend], settings), load_pipeline(find_model(settings), settings.offload)
-    points = structure_points(inputs.images, pointmaps) if settings.structure and pipeline.structure_encoder else None
+    structure = settings.structure and pipeline.structure_encoder is not None
+    points = structure_points(inputs.images, pointmaps, recipe.points) if structure else None
     clips = clips_between(condition)
     seeds = torch.randint(2**62, (len(clips),), generator=generator).tolist()
     images = torch.empty_like(condition.renders)
@@ -70,8 +73,9 @@ def learned_frames(
         tell = lambda step, number=number: progress(number * recipe.steps + step + 1, len(clips) * recipe.steps)  # noqa: E731
         cloud = None if points is None else _in_frame_of(points, pointmaps.cameras.cam_to_world[pair[0]])
         clip = (inputs.images[pair], condition.renders[frames], condition.visibility[frames])
+        alone = photo_renders(inputs, pointmaps, pair, condition.cameras[frames]) if pipeline.config.sources else None
         with _one_clip_at_a_time:  # scenes may run side by side in threads, and the scheduler remembers where it is
-            images[frames] = generate_clip(pipeline, recipe, *clip, cloud, torch.Generator().manual_seed(seed), tell)
+            images[frames] = generate_clip(pipeline, recipe, *clip, alone, cloud, torch.Generator().manual_seed(seed), tell)
     return images, condition.visibility.clamp(min=PLAUSIBLE)
 
 
@@ -83,10 +87,14 @@ def with_settings(recipe: Recipe, settings: VideoSettings) -> Recipe:
 
 def generate_clip(
     pipeline: ReconXPipeline, recipe: Recipe, photos: Float[Tensor, "2 h w 3"], renders: Float[Tensor, "k h w 3"],
-    visibility: Float[Tensor, "k h w"], cloud: tuple[Tensor, Tensor] | None, generator: torch.Generator,
-    tell: Callable[[int], None],
+    visibility: Float[Tensor, "k h w"], alone: tuple[Tensor, Tensor] | None, cloud: tuple[Tensor, Tensor] | None,
+    generator: torch.Generator, tell: Callable[[int], None],
 ) -> Float[Tensor, "k h w 3"]:  # fmt: skip
-    """The k frames between two photos, in order; ``cloud``: points in the first photo's frame and their colours."""
+    """The k frames between two photos, in order.
+
+    ``alone``: what `photo_renders` gives, for a model that blends sources. ``cloud``: points in the first photo's frame and
+    their colours.
+    """
     height, width = visibility.shape[1:]
     if pipeline.config.residual:
         renders, visibility = fill_holes(renders, visibility)
@@ -95,6 +103,9 @@ def generate_clip(
     if recipe.renders:
         given["renders"] = fit(torch.cat([photos[:1], renders, photos[1:]]))[None]
         given["visibility"] = fit(F.pad(visibility, (0, 0, 0, 0, 1, 1), value=1.0)[..., None])[None, :, 0]
+    if alone is not None:
+        beside = F.pad(frame_sources(renders, visibility, alone), (0, 0, 0, 0, 0, 0, 0, 0, 1, 1))
+        given["sources"] = fit(beside.flatten(0, 1)).unflatten(0, (-1, SOURCES))[None]
     if cloud is not None:
         given["points"], given["point_features"] = cloud[0][None], cloud[1][None]
 

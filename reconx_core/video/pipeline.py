@@ -24,6 +24,7 @@ from reconx_core.video.latents import (
     PatchLatents,
     condition_latents,
     decode_frames,
+    encode_frames,
     latent_stride,
     noise_source,
     visibility_channels,
@@ -73,13 +74,14 @@ class ReconXPipeline(DiffusionPipeline):
         structure_encoder: StructureEncoder | None = None,
         concat_visibility: bool = False,
         residual: bool = False,
+        sources: int = 0,
     ) -> None:
         super().__init__()
         self.register_modules(
             unet=unet, scheduler=scheduler, vae=vae, text_encoder=text_encoder, tokenizer=tokenizer,
             image_encoder=image_encoder, image_projector=image_projector, structure_encoder=structure_encoder,
         )  # fmt: skip
-        self.register_to_config(concat_visibility=concat_visibility, residual=residual)
+        self.register_to_config(concat_visibility=concat_visibility, residual=residual, sources=sources)
 
     @torch.no_grad()
     def __call__(
@@ -90,6 +92,7 @@ class ReconXPipeline(DiffusionPipeline):
         num_frames: int = 16,
         renders: Float[Tensor, "b f 3 H W"] | None = None,
         visibility: Float[Tensor, "b f H W"] | None = None,
+        sources: Float[Tensor, "b f s 4 H W"] | None = None,
         points: Float[Tensor, "b n 3"] | None = None,
         point_features: Float[Tensor, "b n d"] | None = None,
         prompt: str | Sequence[str] = "",
@@ -110,7 +113,8 @@ class ReconXPipeline(DiffusionPipeline):
         Photos, renders and frames are in [0, 1]. The photos' ``positions`` are frame numbers, one list for all clips:
         [0, num_frames - 1] is the paper's interpolation, [0, 10] its extrapolation, one photo alone image-to-video; CLIP
         sees the first photo. With ``renders`` (ViewCrafter's mode) every frame starts from the render of the point cloud; their
-        ``visibility`` is used where the model takes it. ``points`` are as `StructureEncoder` expects them.
+        ``visibility`` is used where the model takes it, as are ``sources``: colours in [0, 1] and visibility of what a frame
+        may be blended from beside its render (`frame_sources`). ``points`` are as `StructureEncoder` expects them.
 
         ``generator``: a torch.Generator, one per clip, or a function that makes the noise (see `NoiseSource`). ``prompt``:
         one for all, or one per clip. ``image_guidance_scale`` and ``structure_guidance_scale``: where they differ from
@@ -125,7 +129,9 @@ class ReconXPipeline(DiffusionPipeline):
         prompts = [prompt] * len(photos) if isinstance(prompt, str) else list(prompt)
         if output_type not in ("pt", "latent"):
             raise UserError(f"There is no output type '{output_type}'; choose pt or latent.")
-        self._check_model(prompts, renders, visibility, points)
+        self._check_model(prompts, renders, visibility, sources, points)
+        if self.config.sources and num_inference_steps != 1:
+            raise UserError(f"This video model is sampled in one step, not in {num_inference_steps}; leave video.steps at 0.")
         _check_clips(photos, positions, num_frames, renders, visibility, self.pixels_per_step)
         _check_per_clip(len(photos), prompts, generator)
         device = self._execution_device
@@ -134,7 +140,7 @@ class ReconXPipeline(DiffusionPipeline):
         # 1. What the network sees beside the noise.
         photos, shown = photos.to(device) * 2 - 1, None if renders is None else renders.to(device) * 2 - 1
         condition = condition_latents(self.vae, photos, positions, num_frames, shown, noise, vae_slice_size)
-        shared = {"condition": self.input_condition(condition, positions, visibility)}
+        shared = {"condition": self.input_condition(condition, positions, visibility, sources)}
         if fps is not None:
             shared["fps"] = torch.full((len(photos),), fps, device=device)
         tokens = self.condition_tokens(photos[:, 0], prompts, points, point_features)
@@ -165,15 +171,23 @@ class ReconXPipeline(DiffusionPipeline):
         condition: Float[Tensor, "b c f h w"],
         positions: Sequence[int],
         visibility: Float[Tensor, "b f H W"] | None = None,
+        sources: Float[Tensor, "b f s 4 H W"] | None = None,
     ) -> Float[Tensor, "b d f h w"]:
-        """The condition latents and, where the model takes it, the visibility: without renders, that of the photos alone."""
+        """The condition latents and, where the model takes them, the visibility (without renders, that of the photos alone) and
+        the sources: how each differs from the render in its latents, and its visibility.
+        """
         if not self.config.concat_visibility:
             return condition
         stride = latent_stride(self.vae)
         if visibility is None:
             batch, _, frames, height, width = condition.shape
             visibility = condition.new_zeros(batch, frames, height * stride, width * stride)
-        return torch.cat([condition, visibility_channels(visibility.to(condition), positions, stride)], 1)
+        parts = [condition, visibility_channels(visibility.to(condition), positions, stride)]
+        for source in [] if sources is None else sources.to(condition).unbind(2):
+            shown = encode_frames(self.vae, source[:, :, :3] * 2 - 1, torch.Generator()) - condition
+            shown[:, :, list(positions)] = 0.0
+            parts += [shown, visibility_channels(source[:, :, 3], positions, stride)]
+        return torch.cat(parts, 1)
 
     def condition_tokens(
         self,
@@ -223,7 +237,20 @@ class ReconXPipeline(DiffusionPipeline):
         device, dtype = latents.device, self.unet.dtype
         inputs = {f"{name}_tokens": value.to(dtype) for name, value in tokens.items()}
         sample = torch.cat([latents, condition], 1).to(dtype)
-        return self.unet(sample, timestep.to(device), fps=fps, **inputs).sample
+        prediction = self.unet(sample, timestep.to(device), fps=fps, **inputs).sample
+        return self.blend(prediction.float(), condition) if self.config.sources else prediction
+
+    def blend(
+        self, prediction: Float[Tensor, "b e f h w"], condition: Float[Tensor, "b d f h w"]
+    ) -> Float[Tensor, "b c f h w"]:
+        """v at the last timestep, -x0, of a model that blends: every pixel a convex mixture of its render and its sources.
+
+        The network predicts a logit per pixel for the render and for each source.
+        """
+        count, pixels = self.config.sources, latent_stride(self.vae) ** 2
+        shares = prediction.unflatten(1, (1 + count, 1, pixels)).softmax(1)[:, 1:]
+        beside = condition[:, 4 * pixels :].unflatten(1, (count, 4 * pixels))[:, :, : 3 * pixels].unflatten(2, (3, pixels))
+        return -(shares * beside).sum(1).flatten(1, 2)
 
     def denoise(
         self,
@@ -236,7 +263,7 @@ class ReconXPipeline(DiffusionPipeline):
     ) -> Float[Tensor, "b c f h w"]:
         """From noise to latents, in float32; ``predict`` makes v of latents and a timestep."""
         self.scheduler.set_timesteps(num_inference_steps)
-        latents = noise("start", 0, shape)
+        latents = noise("start", 0, shape) * (self.config.sources == 0)
         with self.progress_bar(total=len(self.scheduler.timesteps)) as bar:
             for step, timestep in enumerate(self.scheduler.timesteps):
                 prediction = predict(latents, timestep)
@@ -248,8 +275,9 @@ class ReconXPipeline(DiffusionPipeline):
         return latents
 
     def _check_model(
-        self, prompts: Sequence[str], renders: Tensor | None, visibility: Tensor | None, points: Tensor | None
-    ) -> None:
+        self, prompts: Sequence[str], renders: Tensor | None, visibility: Tensor | None, sources: Tensor | None,
+        points: Tensor | None,
+    ) -> None:  # fmt: skip
         """Raise UserError where something is given that the model has no place for, or is missing that it needs."""
         if self.image_projector is not None and self.image_encoder is None:
             raise UserError(
@@ -263,6 +291,9 @@ class ReconXPipeline(DiffusionPipeline):
             raise UserError("This video model adds to renders of the point cloud; give it renders.")
         if self.config.concat_visibility and renders is not None and visibility is None:
             raise UserError("This video model sees which pixels of the renders are known; give it their visibility.")
+        given = 0 if sources is None else sources.shape[2]
+        if given != self.config.sources:
+            raise UserError(f"This video model blends {self.config.sources} sources beside the render, not {given}.")
 
 
 def _check_clips(

@@ -9,12 +9,14 @@ from reconx_core.video.conditioning import ImageProjector
 from reconx_core.video.latents import PatchLatents
 from reconx_core.video.pipeline import ReconXPipeline
 from reconx_core.video.scheduler import ReconXScheduler
+from reconx_core.video.sources import SOURCES
 from reconx_core.video.structure import StructureEncoder
 from reconx_core.video.unet import ReconXUNet
 
-PATCH = 8
+PATCH = 4  # finer than the width of the first level: detail that a patch cannot hold could not be taken back
 PIXELS = 3 * PATCH**2  # channels of a frame's latents
 WIDTH = 96  # of all tokens
+TRUST = 2.0  # logit of the render against each of its sources before training
 RESIDUAL_SCALE = 4.0  # brings a frame's difference from its render to about unit deviation
 
 
@@ -23,12 +25,14 @@ def tiny_pipeline(seed: int) -> ReconXPipeline:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         unet = ReconXUNet(
-            in_channels=2 * PIXELS + PATCH**2, out_channels=PIXELS, block_out_channels=(96, 128, 192), layers_per_block=1,
-            attention_levels=(False, False, True), attention_head_dim=32, cross_attention_dim=WIDTH, norm_num_groups=32,
+            in_channels=PIXELS + (1 + SOURCES) * (PIXELS + PATCH**2), out_channels=(1 + SOURCES) * PATCH**2,
+            block_out_channels=(48, 64, 96, 128), layers_per_block=1,
+            attention_levels=(False, False, False, True), attention_head_dim=32, cross_attention_dim=WIDTH, norm_num_groups=16,
             input_attention_heads=2, image_tokens_per_frame=0, dropout=0.0, structure_dim=WIDTH,
         )  # fmt: skip
         torch.nn.init.zeros_(unet.conv_out.weight)
         torch.nn.init.zeros_(unet.conv_out.bias)  # type: ignore[arg-type]
+        torch.nn.init.constant_(unet.conv_out.bias[: PATCH**2], TRUST)  # type: ignore[index]
         vision = CLIPVisionConfig(
             hidden_size=WIDTH, intermediate_size=2 * WIDTH, num_hidden_layers=2, num_attention_heads=3, patch_size=28,
             projection_dim=WIDTH,
@@ -42,4 +46,5 @@ def tiny_pipeline(seed: int) -> ReconXPipeline:
             structure_encoder=StructureEncoder(WIDTH, heads=3, frequencies=6, feature_dim=3),
             concat_visibility=True,
             residual=True,
+            sources=SOURCES,
         )

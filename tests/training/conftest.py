@@ -16,5 +16,9 @@ def clip() -> Clip:
     visibility = torch.ones(4, 48, 64)
     visibility[1:-1, 16:30, 20:40] = 0
     renders = images.roll(2, 2) * (visibility > 0)[..., None]
+    alone = torch.stack([images.roll(shift, 2) for shift in (1, 3)], 1)
     points = torch.randn(256, 3, generator=torch.Generator().manual_seed(0)) + torch.tensor([0.0, -1.0, 1.0])
-    return Clip(images, Cameras(intrinsics, poses, 64, 48), renders, visibility, points, torch.rand(256, 3))
+    return Clip(
+        images, Cameras(intrinsics, poses, 64, 48), renders, visibility, alone, visibility[:, None].repeat(1, 2, 1, 1), points,
+        torch.rand(256, 3),
+    )  # fmt: skip

@@ -5,8 +5,8 @@ from exact_scene import side_by_side
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reconx_core.condition.render import render_points
 from reconx_core.geometry import project, unproject
+from reconx_core.point_renders import render_points
 
 CAMERA = side_by_side(1, height=48, width=64)
 RED, BLUE = torch.tensor([1.0, 0, 0]), torch.tensor([0.0, 0, 1])

@@ -8,8 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from reconx_core.geometry import depth_of
 from reconx_core.jit import kernel, one_at_a_time, serial_kernel
-from reconx_core.types import Cameras
+from reconx_core.types import Cameras, Pointmaps, Views
 
 SURFACE = 0.03  # points within this relative depth behind the nearest one are one surface and blend
 MAX_RADIUS = 4.0  # pixels; a point seen from closer than that leaves holes rather than a blot
@@ -107,3 +108,11 @@ def render_points(
     with one_at_a_time():
         _render_all(*arrays, depths, images, trust)
     return torch.from_numpy(images), torch.from_numpy(trust), torch.from_numpy(depths)
+
+
+def visible_points(inputs: Views, pointmaps: Pointmaps) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Points with any confidence: position, distance between neighbours, colour, confidence."""
+    known = pointmaps.confidence > 0
+    focal = pointmaps.cameras.intrinsics[:, 0, 0][:, None, None]
+    size = depth_of(pointmaps.points_world, pointmaps.cameras) / focal
+    return pointmaps.points_world[known], size[known], inputs.images[known], pointmaps.confidence[known]

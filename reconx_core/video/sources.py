@@ -1,0 +1,59 @@
+"""What a model may blend a frame from beside its render: each photo of the pair alone, and softer versions of the render."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from reconx_core.point_renders import render_points, visible_points
+from reconx_core.types import Cameras, Pointmaps, Views
+from reconx_core.video.points import fill_holes
+
+SOFTER = (2, 6)  # factors by which the render is made smaller and larger again
+SOURCES = 2 + len(SOFTER)
+
+
+def photo_renders(
+    inputs: Views, pointmaps: Pointmaps, pair: Int[Tensor, " 2"], cameras: Cameras
+) -> tuple[Float[Tensor, "f 2 h w 3"], Float[Tensor, "f 2 h w"]]:
+    """The points of each photo of the pair alone at every camera, and their visibility, zero where there are none.
+
+    Where the two disagree, one of them shows a wrong depth or a hidden surface: the blend of both cannot tell.
+    """
+    looks = []
+    for view in pair:
+        looks.append(render_points(*visible_points(inputs.select(view[None]), _of_view(pointmaps, view)), cameras)[:2])
+    renders, visibility = (torch.stack(parts, 1) for parts in zip(*looks))
+    return renders, visibility
+
+
+def frame_sources(
+    renders: Float[Tensor, "f h w 3"], visibility: Float[Tensor, "f h w"],
+    alone: tuple[Float[Tensor, "f 2 h w 3"], Float[Tensor, "f 2 h w"]],
+) -> Float[Tensor, "f s h w 4"]:  # fmt: skip
+    """Colour and visibility of every source of every frame; ``renders`` and ``visibility`` have their holes filled."""
+    photos = torch.stack([torch.cat([r, v[..., None]], -1) for r, v in (fill_holes(*look) for look in _by_photo(alone))], 1)
+    soft = torch.stack([torch.cat([soften(renders, by), visibility[..., None]], -1) for by in SOFTER], 1)
+    return torch.cat([photos, soft], 1)
+
+
+def soften(images: Float[Tensor, "f h w 3"], factor: int) -> Float[Tensor, "f h w 3"]:
+    """The images without detail finer than ``factor`` pixels."""
+    planes = images.movedim(-1, 1)
+    small = [max(1, round(side / factor)) for side in planes.shape[-2:]]
+    coarse = F.interpolate(planes, small, mode="bilinear", antialias=True, align_corners=False)
+    return F.interpolate(coarse, planes.shape[-2:], mode="bilinear", align_corners=False).movedim(1, -1)
+
+
+def _of_view(pointmaps: Pointmaps, view: Int[Tensor, ""]) -> Pointmaps:
+    one = view[None]
+    points, confidence, cameras = pointmaps.points_world[one], pointmaps.confidence[one], pointmaps.cameras[one]
+    return replace(pointmaps, points_world=points, confidence=confidence, cameras=cameras)
+
+
+def _by_photo(alone: tuple[Tensor, Tensor]) -> list[tuple[Tensor, Tensor]]:
+    return [(alone[0][:, k], alone[1][:, k]) for k in range(alone[0].shape[1])]
