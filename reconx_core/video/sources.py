@@ -36,7 +36,8 @@ def frame_sources(
     alone: tuple[Float[Tensor, "f 2 h w 3"], Float[Tensor, "f 2 h w"]],
 ) -> Float[Tensor, "f s h w 4"]:  # fmt: skip
     """Colour and visibility of every source of every frame; ``renders`` and ``visibility`` have their holes filled."""
-    photos = torch.stack([torch.cat([r, v[..., None]], -1) for r, v in (fill_holes(*look) for look in _by_photo(alone))], 1)
+    looks = (fill_holes(*look) for look in zip(*(part.unbind(1) for part in alone)))
+    photos = torch.stack([torch.cat([r, v[..., None]], -1) for r, v in looks], 1)
     soft = torch.stack([torch.cat([soften(renders, by), visibility[..., None]], -1) for by in SOFTER], 1)
     return torch.cat([photos, soft], 1)
 
@@ -53,7 +54,3 @@ def _of_view(pointmaps: Pointmaps, view: Int[Tensor, ""]) -> Pointmaps:
     one = view[None]
     points, confidence, cameras = pointmaps.points_world[one], pointmaps.confidence[one], pointmaps.cameras[one]
     return replace(pointmaps, points_world=points, confidence=confidence, cameras=cameras)
-
-
-def _by_photo(alone: tuple[Tensor, Tensor]) -> list[tuple[Tensor, Tensor]]:
-    return [(alone[0][:, k], alone[1][:, k]) for k in range(alone[0].shape[1])]
