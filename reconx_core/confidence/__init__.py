@@ -1,7 +1,8 @@
 """Stage `confidence`: how far every pixel of every frame can be trusted (paper IV-E, eq. 13).
 
 The geometry backend matches each frame against the others with all cameras held fixed; what agrees counts, what was
-invented does not. Multiplied by what the generator itself knew (a hole that it filled is worth nothing).
+invented does not. The geometric mean of that and of what the generator itself knew (a hole that it filled is worth nothing):
+both look at the same depth, so that their product would punish one doubt twice.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def estimate_confidence(
     if bool(frames.is_photo.all()):
         return replace(frames, confidence=photos)
     agreement = match_frames(frames, backend, settings.size, generator)[len(photos) :]
-    generated = frames.confidence[len(photos) :] * agreement
+    generated = (frames.confidence[len(photos) :] * agreement).sqrt()
     return replace(frames, confidence=torch.cat([photos, generated]))
 
 

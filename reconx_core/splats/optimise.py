@@ -16,7 +16,7 @@ from reconx_core.ssim import photometric_loss
 from reconx_core.types import Cameras, Frames, Gaussians
 
 # Adam's rates; that of the means is relative to the scene's size, and all fall to a tenth by the last step.
-MEANS_RATE, QUATS_RATE, SCALES_RATE, OPACITIES_RATE, COLOUR_RATE, SHEEN_RATE = 5e-5, 2e-3, 5e-3, 2e-2, 5e-3, 2.5e-4
+MEANS_RATE, QUATS_RATE, SCALES_RATE, OPACITIES_RATE, COLOUR_RATE, SHEEN_RATE = 4e-4, 2e-3, 5e-3, 2e-2, 5e-3, 2.5e-4
 FRAMES_PER_PHOTO = 2  # generated frames that are visited for each visit to a photo
 PHOTOS_LAST = 0.25  # share of the steps, at the end, that are for photos alone
 

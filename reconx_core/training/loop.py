@@ -19,7 +19,7 @@ from diffusers.training_utils import EMAModel
 from reconx_core.errors import UserError
 from reconx_core.files import write_json
 from reconx_core.seeds import generator
-from reconx_core.training.batches import draw_batch
+from reconx_core.training.batches import Prepared, draw_batch, prepared_clips
 from reconx_core.training.objective import Objective, choose_parameters
 from reconx_core.training.settings import TrainSettings
 from reconx_core.types import Clip
@@ -62,8 +62,9 @@ def train(
         raise UserError("There is no clip to train on; name scenes with true cameras under 'data'.")
     run = start(pipeline, settings)
     first = resume(run, settings, out)
+    ready = prepared_clips(clips, settings.points, pipeline.config.sources > 0, run.accelerator.device, settings.kept_clips)
     for step in range(first, settings.steps):
-        loss = advance(run, clips, settings, step)
+        loss = advance(run, ready, settings, step)
         on_step(step, loss)
         done = step + 1
         if done % settings.checkpoint_every == 0 or done == settings.steps:
@@ -85,7 +86,7 @@ def start(pipeline: ReconXPipeline, settings: TrainSettings) -> Run:
     parameters = choose_parameters(objective, settings.phase)
     optimiser = torch.optim.AdamW(parameters, settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: pace(step, settings))
-    average = EMAModel(parameters, decay=settings.ema, use_ema_warmup=True, power=3 / 4) if settings.ema else None
+    average = EMAModel(parameters, decay=settings.ema, use_ema_warmup=True, power=3 / 4, foreach=True) if settings.ema else None
     objective.train()
     wrapped, prepared = accelerator.prepare(objective, optimiser)
     if average is not None:
@@ -104,10 +105,10 @@ def pace(step: int, settings: TrainSettings) -> float:
     return 0.01 + 0.99 * (1 + math.cos(math.pi * share)) / 2 if settings.decay else 1.0
 
 
-def advance(run: Run, clips: Sequence[Callable[[], Clip]], settings: TrainSettings, step: int) -> float:
+def advance(run: Run, clips: Sequence[Callable[[], Prepared]], settings: TrainSettings, step: int) -> float:
     """One step; its loss."""
     draw = generator(settings.seed, "train", str(step), str(run.accelerator.process_index))
-    batch = draw_batch(clips, settings.batch, settings.frames, settings.crop, settings.vary, draw).to(run.accelerator.device)
+    batch = draw_batch(clips, settings.batch, settings.frames, settings.crop, settings.vary, draw)
     torch.manual_seed(int(torch.randint(2**31, (), generator=draw)))  # dropout has no generator of its own
     with run.accelerator.accumulate(run.wrapped):
         loss = run.wrapped(batch, draw)

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from reconx_core.training.batches import Batch
 from reconx_core.training.settings import TrainSettings
-from reconx_core.video.clip import spread
 from reconx_core.video.latents import condition_latents, encode_frames
 from reconx_core.video.pipeline import ReconXPipeline, Tokens
 
@@ -34,17 +33,15 @@ class Objective(nn.Module):
         condition = condition_latents(pipeline.vae, frames[:, ends], ends, count, renders, generator)
         latents = encode_frames(pipeline.vae, frames, generator)
         clean = latents - condition if pipeline.config.residual else latents
-        noise = torch.randn(clean.shape, generator=generator).to(clean) * (pipeline.config.sources == 0)
-        share = 1.0 if pipeline.config.sources else self.settings.terminal_share
+        blends = pipeline.config.sources > 0
+        noise = torch.zeros_like(clean) if blends else torch.randn(clean.shape, generator=generator).to(clean)
+        share = 1.0 if blends else self.settings.terminal_share
         timesteps = draw_timesteps(len(frames), share, generator).to(clean.device)
-        chosen = spread(batch.points.shape[1], self.settings.points)
-        cloud = batch.points[:, chosen], batch.colours[:, chosen]
-        tokens = pipeline.condition_tokens(frames[:, 0], [""] * len(frames), *cloud)
+        tokens = pipeline.condition_tokens(frames[:, 0], [""] * len(frames), batch.points, batch.colours)
         kept = drop_conditions(
             tokens, {"image": self.settings.drop_image, "structure": self.settings.drop_structure}, generator
         )
-        sources = batch.sources if pipeline.config.sources else None
-        seen = pipeline.input_condition(condition, ends, batch.visibility, sources)
+        seen = pipeline.input_condition(condition, ends, batch.visibility, batch.sources if blends else None)
         noisy = pipeline.scheduler.add_noise(clean, noise, timesteps)
         predicted = pipeline.network(timesteps, noisy, seen, **kept)
         return velocity_loss(predicted.float(), pipeline.scheduler.get_velocity(clean, noise, timesteps), self.settings.loss)

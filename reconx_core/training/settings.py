@@ -30,6 +30,9 @@ class TrainSettings(Section):
     crop: tuple[int, int] = Field((128, 128), description="Height and width of the window that a step sees, in pixels.")
     frames: int = Field(8, ge=3, description="Frames of a clip that a step sees, its two photos included.")
     points: int = Field(8192, ge=8, description="Points of a clip's cloud that the structure encoder sees, spread evenly.")
+    kept_clips: int = Field(
+        0, ge=0, description="Clips kept ready on the device, about 11 MB each at 320 px; others are read again at each use."
+    )
     vary: bool = Field(True, description="Mirror, recolour and reverse clips at random; False: as they are.")
     phase: Literal["all", "image", "structure"] = Field(
         "all",

@@ -1,5 +1,7 @@
 """A small room with exact pointmaps: the optimisation makes photos and held-out views better."""
 
+import importlib.util
+
 import pytest
 import torch
 from exact_scene import draw, room, room_pointmaps
@@ -15,7 +17,7 @@ from reconx_core.splats.optimise import frame_weights, visiting_order
 from reconx_core.types import Frames
 from reconx_core.video import generate_frames
 
-SETTINGS = SplatsSettings(steps=150, max_gaussians=12_000, sh_degree=0)
+SETTINGS = SplatsSettings(backend="cpu", steps=150, max_gaussians=12_000, sh_degree=0)
 
 
 def frames(video="points", confidence=False) -> Frames:
@@ -52,6 +54,18 @@ def test_photos_are_matched(fitted):
 def test_held_out_views_gain(fitted):
     start, result = fitted
     assert psnr(result, room().targets()) > psnr(start, room().targets()) + 0.5
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(
+    not torch.cuda.is_available() or importlib.util.find_spec("gsplat") is None, reason="needs a CUDA GPU and gsplat"
+)
+def test_gsplat_fits_as_the_cpu_does(made, fitted):
+    """The paths part by rounding, so the scenes differ; how good they are does not."""
+    result = fit_splats(made, room_pointmaps(), SETTINGS.model_copy(update={"backend": "gsplat"}), draw())
+    assert result.means.device.type == "cpu"
+    for views in (room().inputs(), room().targets()):
+        assert psnr(result, views) == pytest.approx(psnr(fitted[1], views), abs=0.3)
 
 
 def test_the_number_of_gaussians_stays(fitted):

@@ -3,22 +3,30 @@
 import pytest
 import torch
 
-from reconx_core.training.batches import draw_batch, pick_frames, pick_window
+from reconx_core.training.batches import draw_batch, pick_frames, pick_window, prepare, prepared_clips
+from reconx_core.video.sources import SOURCES, frame_sources
+
+CPU = torch.device("cpu")
 
 
 def draw(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def test_the_same_state_gives_the_same_batch(clip):
-    first, second, other = (draw_batch([lambda: clip], 2, 4, (32, 48), True, draw(seed)) for seed in (3, 3, 4))
+@pytest.fixture(scope="module")
+def load(clip):
+    return prepared_clips([lambda: clip], 256, True, CPU, 1)
+
+
+def test_the_same_state_gives_the_same_batch(load):
+    first, second, other = (draw_batch(load, 2, 4, (32, 48), True, draw(seed)) for seed in (3, 3, 4))
     for name, tensor in vars(first).items():
         assert torch.equal(tensor, getattr(second, name)), name
     assert not torch.equal(first.frames, other.frames)
 
 
-def test_photos_stand_at_both_ends_and_are_fully_visible(clip):
-    batch = draw_batch([lambda: clip], 3, 4, (32, 48), True, draw())
+def test_photos_stand_at_both_ends_and_are_fully_visible(load):
+    batch = draw_batch(load, 3, 4, (32, 48), True, draw())
     assert batch.frames.shape == (3, 4, 3, 32, 48)
     assert torch.equal(batch.renders[:, [0, -1]], batch.frames[:, [0, -1]])
     assert (batch.visibility[:, [0, -1]] == 1).all()
@@ -32,17 +40,33 @@ def test_both_photos_are_always_among_the_frames():
     assert len({tuple(order) for order in orders}) > 10
 
 
-def test_points_are_seen_from_the_first_frame(clip):
+def test_points_are_seen_from_the_first_frame(load):
     """Whichever way a clip is played, the structure is that of its first camera, mirrored if the frames are."""
-    seen = [draw_batch([lambda: clip], 1, 4, (48, 64), True, draw(seed)).points[0] for seed in range(16)]
+    seen = [draw_batch(load, 1, 4, (48, 64), True, draw(seed)).points[0] for seed in range(16)]
     assert len({tuple(points[0].tolist()) for points in seen}) == 4  # forwards or backwards, mirrored or not
     assert all(points[:, 2][points[:, 2] > 0].median() == pytest.approx(1) for points in seen)
 
 
-def test_without_variation_the_clip_is_as_it_is(clip):
-    batch = draw_batch([lambda: clip], 1, 4, (48, 64), False, draw())
-    assert torch.equal(batch.frames[0].movedim(1, -1), clip.images)
+def test_without_variation_the_clip_is_as_it_is(clip, load):
+    batch = draw_batch(load, 1, 4, (48, 64), False, draw())
+    assert torch.allclose(batch.frames[0].movedim(1, -1), clip.images, atol=0.51 / 255)
+    sources = frame_sources(clip.renders, clip.visibility, (clip.alone, clip.alone_visibility))
+    assert torch.allclose(batch.sources[0, :, :2].movedim(2, -1), sources[:, :2], atol=0.51 / 255)
     assert torch.equal(batch.colours[0], clip.colours)
+
+
+def test_a_model_that_does_not_blend_is_given_no_sources(clip):
+    blends, plain = (prepare(clip, 64, blends, CPU) for blends in (True, False))
+    assert blends.looks.shape[1] - plain.looks.shape[1] == SOURCES
+    assert len(plain.points[0]) == 64
+
+
+def test_kept_clips_are_read_once(clip):
+    read = []
+    load = prepared_clips([lambda: read.append(0) or clip, lambda: read.append(1) or clip], 64, True, CPU, 2)
+    for number in (0, 1, 0, 1):
+        load[number]()
+    assert read == [0, 1]
 
 
 def test_what_is_too_small_is_refused(clip):
