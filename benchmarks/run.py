@@ -1,4 +1,4 @@
-"""All benchmarks, or those that are named: what ``make bench`` runs.
+"""All benchmarks that need no GPU, or those that are named: what ``make bench`` runs.
 
     python -m benchmarks.run [NAME...] [--list]
 
@@ -22,7 +22,9 @@ BENCHMARKS = {
         "no frames, renders and reconx-tiny, with and without confidence",
     ),
     "farthest_points": (["benchmarks/farthest_points.py"], "speed of farthest point sampling"),
+    "full_size": (["-m", "benchmarks.full_size"], "time and memory of the full-size video network; needs a GPU"),
 }
+ON_REQUEST = ("full_size",)
 
 
 def run(name: str) -> int:
@@ -34,7 +36,9 @@ def run(name: str) -> int:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHMARKS)}; all without any")
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHMARKS)}; all but {', '.join(ON_REQUEST)} without any"
+    )
     parser.add_argument("--list", action="store_true", help="only say which there are")
     options = parser.parse_args()
     if unknown := set(options.names) - set(BENCHMARKS):
@@ -42,7 +46,7 @@ def main() -> int:
     if options.list:
         print("\n".join(f"{name:15s} {summary}" for name, (_, summary) in BENCHMARKS.items()))
         return 0
-    codes = {name: run(name) for name in options.names or BENCHMARKS}
+    codes = {name: run(name) for name in options.names or [n for n in BENCHMARKS if n not in ON_REQUEST]}
     failed = [name for name, code in codes.items() if code]
     if failed:
         print(f"Failed: {', '.join(failed)}", file=sys.stderr)

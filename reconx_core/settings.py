@@ -49,7 +49,7 @@ class ConditionSettings(Section):
 
 
 class VideoSettings(Section):
-    backend: str = Field("points", description="points, none, or one of the models that `reconx backends` lists.")
+    backend: str = Field("reconx-tiny", description="points, none, or one of the models that `reconx backends` lists.")
     weights: str = Field("", description="Folder of the model, or its name in RECONX_WEIGHTS; empty: the backend's own.")
     steps: int = Field(0, ge=0, description="Denoising steps; 0: the backend's own number.")
     guidance: float = Field(0.0, ge=0, description="Scale of classifier-free guidance, 1 is none; 0: the backend's own.")

@@ -77,8 +77,9 @@ def in_bytes(values: Float[Tensor, "*n"]) -> UInt8[Tensor, "*n"]:
 
 
 def draw_batch(
-    load: Sequence[Callable[[], Prepared]], size: int, frames: int, crop: tuple[int, int], vary: bool, generator: torch.Generator
-) -> Batch:
+    load: Sequence[Callable[[], Prepared]], size: int, frames: int, crop: tuple[int, int], vary: bool,
+    generator: torch.Generator,
+) -> Batch:  # fmt: skip
     """``size`` clips, chosen with replacement; the same generator state gives the same batch."""
     chosen = torch.randint(len(load), (size,), generator=generator).tolist()
     views = [draw_view(load[index](), frames, crop, vary, generator) for index in chosen]

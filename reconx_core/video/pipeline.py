@@ -75,14 +75,13 @@ class ReconXPipeline(DiffusionPipeline):
         concat_visibility: bool = False,
         residual: bool = False,
         sources: int = 0,
-        correction: float = 0.0,
     ) -> None:
         super().__init__()
         self.register_modules(
             unet=unet, scheduler=scheduler, vae=vae, text_encoder=text_encoder, tokenizer=tokenizer,
             image_encoder=image_encoder, image_projector=image_projector, structure_encoder=structure_encoder,
         )  # fmt: skip
-        self.register_to_config(concat_visibility=concat_visibility, residual=residual, sources=sources, correction=correction)
+        self.register_to_config(concat_visibility=concat_visibility, residual=residual, sources=sources)
 
     @torch.no_grad()
     def __call__(
@@ -246,17 +245,12 @@ class ReconXPipeline(DiffusionPipeline):
     ) -> Float[Tensor, "b c f h w"]:
         """v at the last timestep, -x0, of a model that blends: every pixel a convex mixture of its render and its sources.
 
-        The network predicts a logit per pixel for the render and for each source and, where the model has a ``correction``,
-        what is added to the mixture: at most that much of a colour's range, so that no guess can spoil a picture.
+        The network predicts a logit per pixel for the render and for each source.
         """
         count, pixels = self.config.sources, latent_stride(self.vae) ** 2
-        logits, addition = prediction.split([(1 + count) * pixels, prediction.shape[1] - (1 + count) * pixels], 1)
-        shares = logits.unflatten(1, (1 + count, 1, pixels)).softmax(1)[:, 1:]
+        shares = prediction.unflatten(1, (1 + count, 1, pixels)).softmax(1)[:, 1:]
         beside = condition[:, 4 * pixels :].unflatten(1, (count, 4 * pixels))[:, :, : 3 * pixels].unflatten(2, (3, pixels))
-        mixture = (shares * beside).sum(1).flatten(1, 2)
-        if self.config.correction:
-            mixture = mixture + 2 * self.vae.config["scaling_factor"] * self.config.correction * addition.tanh()
-        return -mixture
+        return -(shares * beside).sum(1).flatten(1, 2)
 
     def denoise(
         self,

@@ -17,7 +17,6 @@ PATCH = 4  # finer than the width of the first level: detail that a patch cannot
 PIXELS = 3 * PATCH**2  # channels of a frame's latents
 WIDTH = 96  # of all tokens
 TRUST = 2.0  # logit of the render against each of its sources before training
-CORRECTION = 0.1  # most that is added to a blended colour, of its range
 RESIDUAL_SCALE = 4.0  # brings a frame's difference from its render to about unit deviation
 
 
@@ -26,7 +25,7 @@ def tiny_pipeline(seed: int) -> ReconXPipeline:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         unet = ReconXUNet(
-            in_channels=PIXELS + (1 + SOURCES) * (PIXELS + PATCH**2), out_channels=(1 + SOURCES) * PATCH**2 + PIXELS,
+            in_channels=PIXELS + (1 + SOURCES) * (PIXELS + PATCH**2), out_channels=(1 + SOURCES) * PATCH**2,
             block_out_channels=(48, 64, 96, 128), layers_per_block=1,
             attention_levels=(False, False, False, True), attention_head_dim=32, cross_attention_dim=WIDTH, norm_num_groups=16,
             input_attention_heads=2, image_tokens_per_frame=0, dropout=0.0, structure_dim=WIDTH,
@@ -48,5 +47,4 @@ def tiny_pipeline(seed: int) -> ReconXPipeline:
             concat_visibility=True,
             residual=True,
             sources=SOURCES,
-            correction=CORRECTION,
         )
