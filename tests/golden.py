@@ -12,7 +12,7 @@ from safetensors import safe_open
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-GOLDEN = Path(os.environ.get("RECONX_GOLDEN", Path(__file__).parents[3] / "shared" / "golden"))
+GOLDEN = Path(os.environ.get("RECONX_GOLDEN", Path(__file__).parents[2] / "shared" / "golden"))
 NETWORK, TRAJECTORY = 2e-5, 2e-4  # tolerances, relative to the largest absolute value
 WORD = r"[a-z]+|[0-9]|[^\s\w]+"
 
