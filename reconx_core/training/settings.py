@@ -56,7 +56,9 @@ class TrainSettings(Section):
     loss: Literal["mse", "log_mse"] = Field(
         "mse", description="mse: eq. 12; log_mse: the logarithm of each clip's, so that the hardest do not outvote the others."
     )
-    precision: Literal["no", "bf16", "fp16"] = "no"
+    precision: Literal["auto", "no", "bf16", "fp16"] = Field(
+        "auto", description="Of the networks' arithmetic; the weights stay float32. auto: bf16 where CUDA is, else no."
+    )
     gradient_checkpointing: bool = False
     checkpoint_every: int = Field(500, ge=1)
     sample_every: int = Field(500, ge=1)

@@ -163,9 +163,14 @@ def load_pipeline(folder: Path, offload: bool = False) -> ReconXPipeline:
     Raises:
         UserError: a file is missing or not what it should be.
     """
+    import diffusers
+    import transformers
+
     from reconx_core.video.pipeline import ReconXPipeline
 
     cuda = torch.cuda.is_available()
+    for library in (diffusers, transformers):  # a run's own progress is on the screen
+        library.utils.logging.disable_progress_bar()
     try:
         pipeline = ReconXPipeline.from_pretrained(
             folder, dtype=torch.bfloat16 if cuda else torch.float32, local_files_only=True, use_safetensors=True
