@@ -175,13 +175,41 @@ def doctor(store: StoreOption = None) -> None:
     run(store or default_store(), console)
 
 
-weights = typer.Typer(no_args_is_help=True, help="Weights of the video models.")
+weights = typer.Typer(no_args_is_help=True, help="Published weights: fetch, verify, convert.")
 app.add_typer(weights, name="weights")
+
+
+@weights.command("fetch")
+def fetch_weights(
+    name: Annotated[str | None, typer.Argument(help="What to fetch; without it: what there is.")] = None,
+    revision: Annotated[str, typer.Option(help="Branch, tag or commit on the Hugging Face Hub.")] = "main",
+    accept_licence: Annotated[
+        bool, typer.Option("--accept-licence", help="Accept a licence for non-commercial use, once, without being asked.")
+    ] = False,
+) -> None:
+    """Published weights from the Hugging Face Hub to RECONX_WEIGHTS; nothing else in reconx downloads anything."""
+    from flows.fetch import fetch as run
+    from flows.fetch import print_published
+
+    if name is None:
+        print_published(console)
+    else:
+        run(name, revision, accept_licence, console)
+
+
+@weights.command("verify")
+def verify_weights(
+    path: Annotated[Path, typer.Argument(help="A file or folder of weights, itself or in RECONX_WEIGHTS.")],
+) -> None:
+    """Compare weights with what their network needs, and with their recorded SHA-256; exit code 2 if they differ."""
+    from flows.weights import verify as run
+
+    run(path, console)
 
 
 @weights.command("convert")
 def convert_weights(
-    checkpoint: Annotated[Path, typer.Argument(help="A downloaded DynamiCrafter or ViewCrafter .ckpt or .safetensors.")],
+    checkpoint: Annotated[Path, typer.Argument(help="A downloaded file of DynamiCrafter, ViewCrafter or DUSt3R.")],
     out: Annotated[Path | None, typer.Option("-o", "--out", help="New folder; default: one in RECONX_WEIGHTS.")] = None,
     variant: Annotated[str | None, typer.Option(help="i2v, interp or viewcrafter; default: what the file's name says.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16; default: as in the file.")] = None,
@@ -190,7 +218,7 @@ def convert_weights(
         Path | None, typer.Option(help="Folder of CLIP-ViT-H-14, for the towers and the tokenizer that the checkpoint lacks.")
     ] = None,
 ) -> None:
-    """A published checkpoint to a folder that `video.weights` can name; nothing is downloaded."""
+    """A published checkpoint to a folder that the backends load; nothing is downloaded."""
     from flows.weights import convert as run
 
     run(checkpoint, out, variant, dtype, config, clip, console)

@@ -6,18 +6,13 @@ else is refused. The file is mapped and written part by part, so that about one 
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import hashlib
 import json
 import re
-import shutil
-import uuid
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from zipfile import is_zipfile
 
 import torch
 import yaml
@@ -27,9 +22,11 @@ from torch import Tensor
 
 import reconx_core
 from reconx_core.errors import UserError
-from reconx_core.files import explain_disk, require_writable, write_json
+from reconx_core.files import require_writable, write_json
 from reconx_core.lpips import weights_folder
+from reconx_core.store import file_digest
 from reconx_core.video.checkpoint_parts import PUBLISHED, Part, Source, clip_parts, published_parts, stored_parts
+from reconx_core.weight_files import describe_files, new_folder, read_file, require_space, unshared
 
 if TYPE_CHECKING:  # imported where they are used: a wrong file is told without waiting for them
     from transformers import CLIPTokenizer
@@ -108,10 +105,11 @@ def convert(
     _require_space(plans, dtype, out.parent)
     provenance = _provenance(path, variant, summary, dtype, clip if towers else None)
     provenance["missing"] = _missing(plans, tokenizer)
-    with _new_folder(out) as folder:
+    with new_folder(out) as folder:
         for plan in plans:
             _write_part(plan, dtype, folder / plan.part.folder)
         _write_index(plans, scheduler, tokenizer, folder)
+        provenance["files"] = describe_files(sorted(path for path in folder.rglob("*") if path.is_file()), folder)
         write_json(folder / "provenance.json", provenance)
     return out, provenance
 
@@ -126,20 +124,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         raise UserError(f"There is no file '{path}'; give a checkpoint that you downloaded (.ckpt, .pt or .safetensors).")
     if path.suffix not in (".safetensors", ".ckpt", ".pt", ".pth"):
         raise UserError(f"'{path}' should end in .ckpt, .pt, .pth or .safetensors; other kinds of files are not read.")
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
-    except Exception as error:  # whatever a damaged file leads torch and safetensors to
-        raise _unreadable(path, error) from None
-    return _state_dict(loaded, path)
-
-
-def _unreadable(path: Path, error: Exception) -> UserError:
-    if "unsupported global" in str(error).lower():
-        return UserError(f"'{path}' holds Python objects besides tensors and was not opened, because these could run code.")
-    # Not torch's own words: they advise to load such a file without weights_only.
-    return UserError(f"'{path}' is truncated, damaged or not a checkpoint ({type(error).__name__}); download it again.")
+    return _state_dict(read_file(path), path)
 
 
 def _state_dict(loaded: Any, path: Path) -> dict[str, Tensor]:
@@ -383,28 +368,10 @@ def _read_shards(folder: Path) -> dict[str, Tensor]:
     return {key: value for shard in shards for key, value in load_file(shard).items()}
 
 
-@contextlib.contextmanager
-def _new_folder(out: Path) -> Iterator[Path]:
-    """A hidden folder beside ``out`` that takes its name once it is complete."""
-    temporary = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        temporary.mkdir()
-        yield temporary
-        temporary.rename(out)
-    except OSError as error:
-        raise explain_disk(error, out.parent) from error
-    except SafetensorError as error:
-        raise UserError(f"Cannot write under {out.parent}: {error}.") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
 def _require_space(plans: Sequence[Plan], dtype: str | None, folder: Path) -> None:
     values = [(value.numel(), plan.tensors[plan.sources[name][0]].dtype) for plan in plans for name, value in _targets(plan)]
     needed = sum(count * (DTYPES[dtype] if dtype else own).itemsize for count, own in values)
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise UserError(f"The networks take {needed / 1e9:.1f} GB but only {free / 1e9:.1f} GB are free under {folder}.")
+    require_space(needed, folder)
 
 
 def _targets(plan: Plan) -> Iterable[tuple[str, Tensor]]:
@@ -423,8 +390,7 @@ def _weights(plan: Plan, dtype: str | None) -> dict[str, Tensor]:
         key, index, count = plan.sources[name]
         value = plan.tensors[key].chunk(count)[index].reshape(target.shape)
         value = value.to(DTYPES[dtype]) if dtype else value
-        # safetensors refuses weights that share memory: parts of one tensor, or (DeepSpeed) tensors in one buffer.
-        found[name] = value.clone() if value.untyped_storage().nbytes() > value.nbytes else value
+        found[name] = unshared(value)  # parts of one tensor, and tensors in DeepSpeed's one buffer, are not
     return found
 
 
@@ -449,7 +415,7 @@ def _provenance(path: Path, variant: str, summary: Summary, dtype: str | None, c
     return {
         "source": path.name,
         "bytes": path.stat().st_size,
-        "sha256": _sha256(path),
+        "sha256": file_digest(path),
         "variant": variant,
         "class": summary.size,
         "dtype": dtype or summary.dtype,
@@ -461,9 +427,4 @@ def _provenance(path: Path, variant: str, summary: Summary, dtype: str | None, c
 
 def _digests(clip: Path) -> dict[str, str]:
     shards = {shard for _, folder in _tower_folders(clip) for shard in _shards(folder)}
-    return {str(shard.relative_to(clip)): _sha256(shard) for shard in sorted(shards)}
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return {str(shard.relative_to(clip)): file_digest(shard) for shard in sorted(shards)}

@@ -16,10 +16,13 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPConfig, CLIPModel
 
 from reconx_core.errors import UserError
+from reconx_core.store import file_digest
 from reconx_core.video import checkpoint
 from reconx_core.video.checkpoint_parts import published_parts
 from reconx_core.video.pipeline import ReconXPipeline
 from reconx_core.video.scheduler import ReconXScheduler
+from reconx_core.video.verify import verify_folder
+from reconx_core.weight_files import check_digests
 
 TOWERS = ("cond_stage_model.", "embedder.")
 SMALL = {
@@ -221,8 +224,12 @@ def test_the_folder_says_where_its_weights_come_from(convert, whole, tmp_path):
     out, told = convert(whole, "viewcrafter.ckpt")
     assert json.loads((out / "provenance.json").read_text()) == told
     assert (told["variant"], told["class"], told["source"]) == ("viewcrafter", "512", "viewcrafter.ckpt")
-    assert told["sha256"] == checkpoint._sha256(tmp_path / "viewcrafter.ckpt")
+    assert told["sha256"] == file_digest(tmp_path / "viewcrafter.ckpt")
     assert "apache-2.0" in told["licence"]
+    found = verify_folder(out)
+    assert found.what == "ReconXPipeline, viewcrafter, class 512"
+    assert {path.relative_to(out).as_posix() for path in found.files} < told["files"].keys()
+    assert all(recorded for _, recorded in check_digests(out, found.files).values())
     assert convert(whole, "interp.ckpt")[1]["licence"] != told["licence"]
 
 
