@@ -34,8 +34,10 @@ class ViewsSettings(Section):
 
 
 class PointcloudSettings(Section):
-    backend: str = Field("classical", description="classical, dust3r or vggt.")
-    graph: Literal["auto", "complete", "window"] = Field("auto", description="Which pairs of views are matched.")
+    backend: str = Field("classical", description="classical, or with weights dust3r or vggt.")
+    weights: str = Field("", description="Folder or file of weights, or its name in RECONX_WEIGHTS; empty: the backend's own.")
+    graph: Literal["auto", "complete", "window", "star"] = Field("auto", description="Which pairs of views are matched.")
+    batch: int = Field(4, ge=1, description="Most pairs of views that a network sees at once; fewer take less memory.")
     planes: int = Field(128, ge=16, description="Depth hypotheses of the plane sweep.")
     stereo_size: int = Field(400, ge=64, description="Long side at which depth is computed.")
     sources: int = Field(4, ge=1, description="Other views that each view's pixels are compared with.")

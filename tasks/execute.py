@@ -22,9 +22,10 @@ from reconx_core.codeversion import code_version
 from reconx_core.datasets import files_of
 from reconx_core.errors import UserError
 from reconx_core.lpips import lpips_files
+from reconx_core.pointcloud import weights_of as geometry_weights
 from reconx_core.settings import STAGES, Settings
 from reconx_core.store import Reference
-from reconx_core.video import weights_of
+from reconx_core.video import weights_of as video_weights
 
 PARENTS: dict[str, tuple[str, ...]] = {
     "views": (),
@@ -207,8 +208,10 @@ def weights_digests(stage: str, settings: Settings) -> dict[str, str]:
     Raises:
         UserError: the weights that the settings ask for are not there.
     """
-    if stage == "video" and (folder := weights_of(settings.video)) is not None:
+    if stage == "video" and (folder := video_weights(settings.video)) is not None:
         return _digests(files_of(folder))
+    if stage in ("pointcloud", "confidence") and (place := geometry_weights(settings.pointcloud)) is not None:
+        return _digests(files_of(place))
     wanted = stage == "metrics" or (stage == "splats" and settings.splats.lpips_weight > 0)
     files = (lpips_files() or ()) if wanted else ()
     return _digests({path.name: path for path in files})

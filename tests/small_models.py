@@ -1,7 +1,8 @@
-"""The video model with a few thousand random weights."""
+"""The video model and DUSt3R with a few thousand random weights."""
 
 import torch
 
+from reconx_core.pointcloud.dust3r_network import DUSt3R, dust3r_config
 from reconx_core.video.conditioning import ImageProjector
 from reconx_core.video.latents import PatchLatents
 from reconx_core.video.pipeline import ReconXPipeline
@@ -11,7 +12,7 @@ from reconx_core.video.structure import StructureEncoder
 from reconx_core.video.unet import ReconXUNet
 
 
-def small_pipeline(blends: bool = False) -> ReconXPipeline:
+def small_pipeline(blends: bool = False, residual: bool = True) -> ReconXPipeline:
     """Patches as latents, residual to the renders, visibility, all conditions but text; reconx-tiny is one that blends."""
     from transformers import CLIPVisionConfig, CLIPVisionModel
 
@@ -26,6 +27,22 @@ def small_pipeline(blends: bool = False) -> ReconXPipeline:
     return ReconXPipeline(
         unet=unet, scheduler=ReconXScheduler(rescale_base=None, set_alpha_to_one=True), vae=PatchLatents(8, 4.0),
         image_encoder=CLIPVisionModel(vision), image_projector=ImageProjector(16, 16, 16, 1, 8, 2, 4),
-        structure_encoder=StructureEncoder(16, heads=2, frequencies=2, feature_dim=3), concat_visibility=True, residual=True,
-        sources=sources,
+        structure_encoder=StructureEncoder(16, heads=2, frequencies=2, feature_dim=3), concat_visibility=True,
+        residual=residual, sources=sources,
     )  # fmt: skip
+
+
+def small_dust3r() -> tuple[dict, DUSt3R]:
+    """The settings as upstream names them, and the network; its pointmaps differ from pixel to pixel."""
+    config = {
+        "pos_embed": "RoPE100", "patch_embed_cls": "PatchEmbedDust3R", "output_mode": "pts3d", "head_type": "dpt",
+        "depth_mode": ["exp", float("-inf"), float("inf")], "conf_mode": ["exp", 1, float("inf")], "landscape_only": False,
+        "img_size": [64, 48], "enc_embed_dim": 16, "enc_depth": 1, "enc_num_heads": 2, "dec_embed_dim": 8, "dec_depth": 2,
+        "dec_num_heads": 2, "dpt": {"feature_dim": 8, "last_dim": 4, "hooks": [0, 1, 1, 2], "layer_dims": [4, 4, 4, 4]},
+    }  # fmt: skip
+    torch.manual_seed(0)
+    network = DUSt3R(dust3r_config(config)).eval()
+    for value in network.parameters():
+        if value.ndim > 1:
+            torch.nn.init.kaiming_normal_(value, nonlinearity="linear")
+    return config, network

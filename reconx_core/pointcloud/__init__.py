@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from jaxtyping import Int
 from torch import Tensor
@@ -12,7 +14,17 @@ from reconx_core.types import BackendInfo, GeometryBackend, PointCloud, Pointmap
 
 BACKENDS: dict[str, BackendInfo] = {
     "classical": BackendInfo("pointcloud", "classical", "SIFT, bundle adjustment and plane-sweep stereo on the CPU"),
-}
+    "dust3r": BackendInfo(
+        "pointcloud", "dust3r", "a network's pointmaps of all pairs, aligned (the paper's choice); no cameras needed",
+        weights="naver/DUSt3R_ViTLarge_BaseDecoder_512_dpt (2.3 GB), by reconx weights fetch dust3r; CC BY-NC-SA 4.0",
+        needs_gpu=True,
+    ),
+    "vggt": BackendInfo(
+        "pointcloud", "vggt", "a network's cameras and depth of all photos in one pass",
+        weights="facebook/VGGT-1B or VGGT-1B-Commercial (5 GB), by reconx weights fetch vggt; CC BY-NC 4.0, or VGGT's own",
+        needs_gpu=True,
+    ),
+}  # fmt: skip
 FUSED_CONFIDENCE = 0.5  # pointmap pixels above it go into the fused cloud
 MAX_POINTS = 500_000
 THRIFTY = {"planes": 48, "rounds": 1, "iterations": 1, "sources": 2, "graph": "window"}
@@ -26,9 +38,31 @@ def make_backend(settings: PointcloudSettings, thrifty: bool = False) -> Geometr
     """
     if settings.backend not in BACKENDS:
         raise UserError(f"There is no pointcloud backend '{settings.backend}'; this version has {', '.join(BACKENDS)}.")
+    if settings.backend == "dust3r":
+        from reconx_core.pointcloud.dust3r import Dust3r
+
+        return Dust3r(settings)
+    if settings.backend == "vggt":
+        from reconx_core.pointcloud.vggt import Vggt
+
+        return Vggt(settings)
     from reconx_core.pointcloud.classical import Classical
 
     return Classical(settings.model_copy(update=THRIFTY) if thrifty else settings)
+
+
+def weights_of(settings: PointcloudSettings) -> Path | None:
+    """The file or folder of weights that the backend would load; None where it has none.
+
+    Raises:
+        UserError: they are not there.
+    """
+    if settings.backend == "classical":
+        return None
+    from reconx_core.pointcloud import dust3r, predictions, vggt
+
+    defaults = {"dust3r": dust3r.WEIGHTS, "vggt": vggt.WEIGHTS}
+    return predictions.find_weights(settings.backend, settings.weights, defaults[settings.backend])
 
 
 def estimate(

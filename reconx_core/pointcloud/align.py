@@ -2,29 +2,27 @@
 
     P* = argmin_{P,T,sigma}  sum_e sum_{v in e} sum_i  C_i^{v,e} || P_i^v - sigma_e T_e P_i^{v,e} ||
 
-The sum of norms is minimised by iteratively reweighted least squares, in which each of its parts has a closed form:
-weighted similarity fits for (sigma_e, T_e), weighted means for P. With known cameras T_e is given and every world point
-lies on its pixel's ray, so that only sigma_e and one depth per pixel are left.
+where every world point lies on its pixel's ray. ``alignment_start`` finds where to start by closed forms,
+``alignment_refine`` descends from there.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple
 
-import numpy as np
-import pycolmap
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from reconx_core.geometry import camera_rays, depth_of, fit_similarity, pixel_grid, rigid, transform, unproject
+from reconx_core.geometry import depth_of, project, transform, unproject
+from reconx_core.pointcloud.alignment_refine import SOFT, Descent, Held, Schedule, Similarity, State, refine
+from reconx_core.pointcloud.alignment_start import Known, start_from_cameras, start_from_pointmaps, weighted_median
 from reconx_core.types import Cameras
 
-SAMPLES = 3000  # pixels per pointmap that the transforms are fitted to
-SOFT = 2e-3  # residual, relative to the distance, below which predictions count as equal and are averaged
-WILD = 5.0  # times the median residual: from here on a prediction loses its pull
 AGREES = 0.03  # relative distance at which a prediction counts as half in agreement with the fused point
-RAY_ROUNDS = 3  # alternations between poses and depths on the rays of known intrinsics
+IN_FRONT = 0.001  # share of its distance by which a point must lie before a surface to be in its way
 
 
 class Aligned(NamedTuple):
@@ -33,54 +31,54 @@ class Aligned(NamedTuple):
     cameras: Cameras
 
 
-class Similarity(NamedTuple):
-    """x -> scale * rotation @ x + translation, one per edge."""
-
-    scale: Float[Tensor, " e"]
-    rotation: Float[Tensor, "e 3 3"]
-    translation: Float[Tensor, "e 3"]
-
-    def __call__(self, points: Float[Tensor, "e *m 3"]) -> Float[Tensor, "e *m 3"]:
-        flat = points.flatten(1, -2)
-        return (self.scale[:, None, None] * flat @ self.rotation.mT + self.translation[:, None]).reshape(points.shape)
-
-
 def align_pointmaps(
     pairs: Int[Tensor, "e 2"],
     points: Float[Tensor, "e 2 h w 3"],
     confidence: Float[Tensor, "e 2 h w"],
     fixed: Cameras | None = None,
     intrinsics: Float[Tensor, "n 3 3"] | None = None,
-    iterations: int = 100,
+    iterations: int = 300,
+    *,
+    weight: Float[Tensor, "e 2 h w"] | None = None,
+    principal_points: Float[Tensor, "n 2"] | None = None,
+    shared_focal: bool = False,
+    refine_focals: bool = False,
+    schedule: Schedule = "linear",
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Aligned:
     """World pointmaps, their confidence and cameras of n views from predictions on pairs of them.
 
-    Both pointmaps of a pair are in the frame of its first camera, ``confidence`` is >= 0 and 0 where nothing is known.
-    ``fixed``: known cameras of all views; they stay as they are and give frame and units, ``iterations`` then has no use.
-    ``intrinsics``: known, poses are not. Without either, one focal per view is recovered; a view that is the first of
-    no pair takes the median of the others. Unposed worlds: first camera = identity, median depth = 1.
+    Both pointmaps of a pair are in the frame of its first camera, ``confidence`` is >= 0 and 0 where nothing is known;
+    ``weight`` is C of eq. 9 where that is something else (DUSt3R's is the logarithm of the network's confidence).
+
+    ``fixed``: known cameras of all or of the first views; they stay as they are and give frame and units. ``intrinsics``:
+    those of all views are known. Otherwise one focal per view is recovered, or one for all (``shared_focal``; that of the
+    fixed views if there are any), around the principal points (pixels; by default the middle of the image). Worlds without
+    fixed cameras: first camera = identity, median depth = 1.
+
+    ``iterations`` of Adam; 0 leaves it at the start, which for cameras that are all fixed is the minimum with T_e as the
+    first camera's pose. Adam leaves focals that a pointmap in its own frame tells as they are unless ``refine_focals``.
+    The order of the pairs has no influence. ``progress`` is told the iterations done and all there are.
 
     Raises:
         ValueError: shapes that disagree, or pairs that do not join all views.
     """
     n = _count_views(pairs, points, confidence, fixed, intrinsics)
-    if fixed is not None:
-        return _on_rays(pairs, _by_cameras(pairs, points, confidence, fixed), confidence, fixed)
-    _, _, height, width, _ = points.shape
-    sample = _sample(height, width)
-    some, weight = points.flatten(2, 3)[:, :, sample].double(), confidence.flatten(2)[:, :, sample].double()
-    edges, world = _alternate(pairs, some, weight, n, iterations)
-    if intrinsics is None:
-        intrinsics = _recover_intrinsics(pairs, some, weight, n, height, width)
-    weight_of_view = torch.zeros(n, weight.shape[-1], dtype=weight.dtype).index_add_(0, pairs.flatten(), weight.flatten(0, 1))
-    cameras = _recover_poses(world, weight_of_view, intrinsics, sample, height, width)
-    moved = Similarity(*(part.float() for part in edges))(points)
-    for _ in range(RAY_ROUNDS):
-        aligned = _on_rays(pairs, moved, confidence, cameras)
-        cameras = _recover_poses(
-            aligned.points_world.flatten(1, 2)[:, sample], weight_of_view, intrinsics, sample, height, width
-        )
-    return _canonical(_on_rays(pairs, moved, confidence, cameras))
+    weight = confidence if weight is None else weight
+    pairs, points, confidence, weight = _in_order(pairs.to(points.device), points, confidence, weight)
+    known = Known(fixed, intrinsics, principal_points, shared_focal)
+    if fixed is not None and len(fixed) == n:
+        cameras, edges = fixed, start_from_cameras(pairs, points, confidence, fixed)
+    else:
+        cameras, edges = _on(points.device, *start_from_pointmaps(pairs, points, confidence, n, known))
+    depth, agreed = _on_rays(pairs, edges, points, confidence, cameras)
+    if iterations:
+        start = State(_in_front(depth), cameras, edges)
+        held, descent = _held(known, pairs, start, refine_focals), Descent(iterations, schedule=schedule)
+        depth, cameras, edges = refine(start, pairs, points, weight, held, shared_focal, descent, progress)
+        depth, agreed = _on_rays(pairs, edges, points, confidence, cameras, depth)
+    aligned = Aligned(unproject(depth, cameras), agreed, cameras)
+    return _canonical(aligned) if fixed is None else aligned
 
 
 def _count_views(pairs: Tensor, points: Tensor, confidence: Tensor, fixed: Cameras | None, intrinsics: Tensor | None) -> int:
@@ -89,56 +87,71 @@ def _count_views(pairs: Tensor, points: Tensor, confidence: Tensor, fixed: Camer
         raise ValueError(
             f"pairs {tuple(pairs.shape)}, points {tuple(points.shape)}, confidence {tuple(confidence.shape)} disagree"
         )
-    known = intrinsics if fixed is None else fixed.intrinsics
-    if known is not None and len(known) != n:
-        raise ValueError(f"pairs name {n} views, but {len(known)} cameras are given")
+    if intrinsics is not None and len(intrinsics) != n:
+        raise ValueError(f"pairs name {n} views, but {len(intrinsics)} intrinsics are given")
+    if fixed is not None and not 0 < len(fixed) <= n:
+        raise ValueError(f"pairs name {n} views, but {len(fixed)} cameras are given")
     return n
 
 
-def _sample(height: int, width: int) -> Int[Tensor, " m"]:
-    """Indices of about SAMPLES pixels on a regular grid."""
-    step = max(1, round((height * width / SAMPLES) ** 0.5))
-    return torch.arange(height * width).reshape(height, width)[step // 2 :: step, step // 2 :: step].flatten()
+def _in_order(pairs: Tensor, *maps: Tensor) -> list[Tensor]:
+    """Sorted by pair, so that the order in which they are given does not decide how sums are rounded."""
+    order = (pairs[:, 0] * (pairs.max() + 1) + pairs[:, 1]).argsort(stable=True)
+    ordered = bool((order == torch.arange(len(order), device=order.device)).all())
+    return [values if ordered else values[order] for values in (pairs, *maps)]
 
 
-# --- known cameras -----------------------------------------------------------------------------------------------------
+def _on(device: torch.device, cameras: Cameras, edges: Similarity) -> tuple[Cameras, Similarity]:
+    moved = replace(cameras, intrinsics=cameras.intrinsics.to(device), cam_to_world=cameras.cam_to_world.to(device))
+    return moved, Similarity(*(part.to(device) for part in edges))
 
 
-def _by_cameras(pairs: Tensor, points: Tensor, confidence: Tensor, cameras: Cameras) -> Float[Tensor, "e 2 h w 3"]:
-    """World points of every edge: T_e is the first camera's pose, sigma_e lays the second map on the second camera's rays."""
-    height, width = points.shape[2:4]
-    sample = _sample(height, width)
-    rays = camera_rays(cameras.intrinsics, height, width).flatten(1, 2)[pairs[:, 1]][:, sample]
-    to_first = cameras.world_to_cam[pairs[:, 0]] @ cameras.cam_to_world[pairs[:, 1]]
-    rays = rays @ to_first[:, :3, :3].mT
-    second = points[:, 1].flatten(1, 2)[:, sample]
-    # scale * P and the second centre c differ by a multiple of the ray: scale * (P x ray) = c x ray.
-    across = torch.linalg.cross(second, rays)
-    wanted = torch.linalg.cross(to_first[:, None, :3, 3].expand_as(rays), rays)
-    ratio = (across * wanted).sum(-1) / (across * across).sum(-1).clamp(min=1e-12)
-    weight = confidence[:, 1].flatten(1)[:, sample] * wanted.norm(dim=-1)
-    scale = weighted_median(ratio, weight, dim=1)
-    # Centres that coincide say nothing about the scale; a prediction is then taken at its word.
-    scale = torch.where((scale > 0) & (wanted.norm(dim=-1).amax(1) > 1e-6 * second.norm(dim=-1).amax(1)), scale, 1.0)
-    flat = (scale[:, None, None] * points.flatten(1, 3)) @ cameras.cam_to_world[pairs[:, 0], :3, :3].mT
-    return (flat + cameras.cam_to_world[pairs[:, 0], None, :3, 3]).reshape(points.shape)
+def _held(known: Known, pairs: Tensor, start: State, refine_focals: bool) -> Held:
+    """What is known stays, and the focals that the start could read off a pointmap in its own camera's frame.
+
+    T_e is free in eq. 9, which so forgets that the first pointmap of a pair is in that frame, and with it most of what is known
+    of the focal: under noise in all directions, its minimum has two to three times the error of that start.
+    """
+    views = torch.arange(len(start.depth), device=pairs.device)
+    fixed = 0 if known.fixed is None else len(known.fixed)
+    if known.intrinsics is not None or (fixed and known.shared_focal):
+        focals = torch.ones_like(views, dtype=torch.bool)
+    else:
+        focals = views < fixed
+        focals |= torch.isin(views, pairs[:, 0]) & (not refine_focals)
+        focals = focals.any().expand_as(focals) if known.shared_focal else focals
+    centres = start.cameras.cam_to_world[:fixed, :3, 3]
+    apart = fixed > 1 and bool(torch.pdist(centres).max() > 1e-6 * start.depth.median())
+    return Held(fixed, focals, apart)
 
 
-def _on_rays(pairs: Tensor, moved: Float[Tensor, "e 2 h w 3"], confidence: Tensor, cameras: Cameras) -> Aligned:
-    """Per pixel the depth that minimises the sum of weighted distances to its predictions, and their agreement."""
+def _in_front(depth: Float[Tensor, "n h w"]) -> Float[Tensor, "n h w"]:
+    """Positive, as depths must be to have a logarithm."""
+    good = depth[depth > 0]
+    return depth.clamp(min=1e-3 * float(good.median())) if len(good) else torch.ones_like(depth)
+
+
+def _on_rays(
+    pairs: Int[Tensor, "e 2"],
+    edges: Similarity,
+    points: Float[Tensor, "e 2 h w 3"],
+    confidence: Float[Tensor, "e 2 h w"],
+    cameras: Cameras,
+    known: Float[Tensor, "n h w"] | None = None,
+) -> tuple[Float[Tensor, "n h w"], Float[Tensor, "n h w"]]:
+    """Per pixel the depth that minimises the sum of weighted distances to its predictions, unless known; their agreement."""
     depths, fused = [], []
     for view in range(len(cameras)):
         edge, side = (pairs == view).nonzero(as_tuple=True)
-        camera = cameras[view : view + 1]
-        weight = confidence[edge, side]
-        found = torch.cat([depth_of(moved[e, s][None], camera) for e, s in zip(edge.tolist(), side.tolist())])
-        depth = _soft_median(found, weight)
+        moved = Similarity(*(part[edge] for part in edges))(points[edge, side])
+        found, weight = depth_of(moved, cameras[[view] * len(edge)]), confidence[edge, side]
+        depth = _soft_median(found, weight) if known is None else known[view]
         off = (found - depth).abs() / depth.abs().clamp(min=1e-9)
         agreement = (weight / (1 + (off / AGREES) ** 2)).sum(0) / weight.sum(0).clamp(min=1e-12)
         # A point behind the camera is no prediction of what the pixel shows.
         fused.append(torch.where(depth > 0, weight.amax(0) * agreement, 0.0))
         depths.append(depth)
-    return Aligned(unproject(torch.stack(depths), cameras), torch.stack(fused), cameras)
+    return torch.stack(depths), torch.stack(fused)
 
 
 def _soft_median(values: Float[Tensor, "k h w"], weight: Float[Tensor, "k h w"]) -> Float[Tensor, "h w"]:
@@ -148,156 +161,6 @@ def _soft_median(values: Float[Tensor, "k h w"], weight: Float[Tensor, "k h w"])
         near = (weight + 1e-9) / (values - median).abs().clamp(min=SOFT * median.abs() + 1e-12)
         median = (near * values).sum(0) / near.sum(0)
     return median
-
-
-def weighted_median(values: Float[Tensor, "*n"], weight: Float[Tensor, "*n"], dim: int) -> Float[Tensor, "*m"]:
-    """The smallest value at which half of the weight is reached; the plain one where all weights are 0."""
-    values, order = values.sort(dim=dim)
-    total = (weight + 1e-9).gather(dim, order).cumsum(dim)
-    index = (total < 0.5 * total.narrow(dim, -1 % total.shape[dim], 1)).sum(dim, keepdim=True)
-    return values.gather(dim, index).squeeze(dim)
-
-
-# --- unknown cameras ---------------------------------------------------------------------------------------------------
-
-
-def _alternate(
-    pairs: Tensor, points: Float[Tensor, "e 2 m 3"], weight: Float[Tensor, "e 2 m"], n: int, iterations: int
-) -> tuple[Similarity, Float[Tensor, "n m 3"]]:
-    """Minimise eq. 9 by turns over the world points and over the edges' similarity transforms."""
-    edges, world = _start(pairs, points, weight, n)
-    for _ in range(iterations):
-        world = _fuse(pairs, edges(points), _reweight(weight, edges(points), world[pairs]), n)
-        near = _reweight(weight, edges(points), world[pairs])
-        edges = Similarity(*fit_similarity(points.flatten(1, 2), world[pairs].flatten(1, 2), near.flatten(1)))
-        # Without this the minimum is all points in one place; the paper's normalisation is a product of scales of 1.
-        unit = edges.scale.log().mean().exp()
-        edges, world = Similarity(edges.scale / unit, edges.rotation, edges.translation / unit), world / unit
-    return edges, _fuse(pairs, edges(points), _reweight(weight, edges(points), world[pairs]), n)
-
-
-def _reweight(weight: Float[Tensor, "e 2 m"], moved: Tensor, world: Tensor) -> Float[Tensor, "e 2 m"]:
-    """Weights under which least squares has the minimum of the weighted sum of norms, wild residuals cut off.
-
-    Eq. 9 has no cut. It is needed where a pixel has two predictions: a wild one then pulls on the transform of the good one
-    as hard as that on its own, because any point between the two is a minimum.
-    """
-    distance = (moved - world).norm(dim=-1)
-    size = (world - world.mean((1, 2), keepdim=True)).norm(dim=-1).mean((1, 2))[:, None, None]
-    cut = WILD * distance[weight > 0].median().maximum(SOFT * size)
-    return weight / distance.maximum(SOFT * size) / (1 + (distance / cut) ** 2)
-
-
-def _fuse(pairs: Tensor, moved: Float[Tensor, "e 2 m 3"], weight: Float[Tensor, "e 2 m"], n: int) -> Float[Tensor, "n m 3"]:
-    """Weighted mean over the edges of each view."""
-    weight = (weight + 1e-12).flatten(0, 1)[..., None]
-    total = weight.new_zeros(n, weight.shape[1], 1).index_add_(0, pairs.flatten(), weight)
-    return moved.new_zeros(n, *moved.shape[2:]).index_add_(0, pairs.flatten(), weight * moved.flatten(0, 1)) / total
-
-
-def _start(pairs: Tensor, points: Tensor, weight: Tensor, n: int) -> tuple[Similarity, Float[Tensor, "n m 3"]]:
-    """Along a spanning tree of the most confident edges, each laid on what the tree already has of its two views."""
-    world = torch.zeros(n, *points.shape[2:], dtype=points.dtype)
-    known = torch.zeros(n, dtype=torch.bool)
-    strength = weight.mean(-1).amin(-1)
-    known[pairs[strength.argmax(), 0]] = True
-    world[pairs[strength.argmax(), 0]] = points[strength.argmax(), 0]
-    while not known.all():
-        frontier = known[pairs[:, 0]] ^ known[pairs[:, 1]]
-        if not frontier.any():
-            raise ValueError(f"pairs {pairs.tolist()} do not join all {n} views")
-        edge = int(torch.where(frontier, strength, -1.0).argmax())
-        old, new = (0, 1) if known[pairs[edge, 0]] else (1, 0)
-        placed = _fit_robust(points[edge, old][None], world[pairs[edge, old]][None], weight[edge, old][None])
-        world[pairs[edge, new]] = placed(points[edge, new][None])[0]
-        known[pairs[edge, new]] = True
-    return _fit_robust(points.flatten(1, 2), world[pairs].flatten(1, 2), weight.flatten(1)), world
-
-
-def _fit_robust(source: Float[Tensor, "e m 3"], target: Float[Tensor, "e m 3"], weight: Float[Tensor, "e m"]) -> Similarity:
-    """RANSAC, then the reweighted fit: from a least-squares start, wild points would hold the latter for hundreds of steps."""
-    fit = Similarity(*(torch.stack(part) for part in zip(*map(_fit_consensus, source, target, weight))))
-    for _ in range(5):
-        near = _reweight(weight[:, None], fit(source)[:, None], target[:, None])[:, 0]
-        fit = Similarity(*fit_similarity(source, target, near))
-    return fit
-
-
-def _fit_consensus(
-    source: Float[Tensor, "m 3"], target: Float[Tensor, "m 3"], weight: Float[Tensor, " m"]
-) -> tuple[Float[Tensor, ""], Float[Tensor, "3 3"], Float[Tensor, " 3"]]:
-    keep = (weight > 0) & (weight >= weight.median())
-    size = (target[keep] - target[keep].median(0).values).norm(dim=-1).median()
-    options = pycolmap.RANSACOptions(max_error=float(0.05 * size), random_seed=0, max_num_trials=1000, min_inlier_ratio=0.1)
-    found = pycolmap.estimate_sim3d_robust(source[keep].numpy(), target[keep].numpy(), options)
-    if found is None:
-        return fit_similarity(source, target, weight)
-    matrix = torch.from_numpy(found["tgt_from_src"].matrix())  # type: ignore[index]  # a dict, whatever the stub says
-    scale = torch.linalg.det(matrix[:, :3]) ** (1 / 3)
-    return scale, matrix[:, :3] / scale, matrix[:, 3]
-
-
-def _recover_intrinsics(
-    pairs: Tensor, points: Tensor, weight: Tensor, n: int, height: int, width: int
-) -> Float[Tensor, "n 3 3"]:
-    """One focal per view from its pointmap in its own frame, the principal point in the middle."""
-    pixel = (pixel_grid(height, width).flatten(0, 1)[_sample(height, width)] - torch.tensor([width / 2, height / 2])).to(points)
-    focals = torch.full((n,), torch.nan, dtype=points.dtype)
-    for view in range(n):
-        edge = (pairs[:, 0] == view).nonzero()[:, 0]
-        if len(edge):
-            focals[view] = fit_focal(
-                pixel.expand(len(edge), -1, 2).flatten(0, 1), points[edge, 0].flatten(0, 1), weight[edge, 0].flatten()
-            )
-    focals = torch.where(focals.isnan(), focals.nanmedian(), focals)
-    intrinsics = torch.eye(3).expand(n, 3, 3).clone()
-    intrinsics[:, 0, 0] = intrinsics[:, 1, 1] = focals.float()
-    intrinsics[:, 0, 2], intrinsics[:, 1, 2] = width / 2, height / 2
-    return intrinsics
-
-
-def fit_focal(pixel: Float[Tensor, "m 2"], points: Float[Tensor, "m 3"], weight: Float[Tensor, " m"]) -> Float[Tensor, ""]:
-    """argmin_f sum_i C_i || pixel_i - f (x_i, y_i) / z_i ||, Weiszfeld's iteration; pixels count from the principal point."""
-    slope = points[:, :2] / points[:, 2:].clamp(min=1e-9)
-    each = (pixel * pixel).sum(-1) / (pixel * slope).sum(-1).clamp(min=1e-12)
-    weight = torch.where(points[:, 2] > 1e-6, weight, 0.0)
-    focal = weighted_median(each[None], (weight * pixel.norm(dim=-1))[None], dim=1)[0]
-    # A wild point close to the camera's plane has a slope, hence a leverage, without bound.
-    weight = torch.where((each / focal).log().abs() < 0.3, weight, 0.0)
-    for _ in range(10):
-        near = weight / (pixel - focal * slope).norm(dim=-1).clamp(min=0.05)
-        focal = (near * (pixel * slope).sum(-1)).sum() / (near * (slope * slope).sum(-1)).sum().clamp(min=1e-12)
-    return focal
-
-
-def _recover_poses(
-    world: Float[Tensor, "n m 3"],
-    weight: Float[Tensor, "n m"],
-    intrinsics: Float[Tensor, "n 3 3"],
-    sample: Tensor,
-    height: int,
-    width: int,
-) -> Cameras:
-    """Absolute pose of every view from its own pointmap's confident half."""
-    pixel = pixel_grid(height, width).flatten(0, 1)[sample].double().numpy()
-    poses = []
-    for view in range(len(world)):
-        keep = (weight[view] > 0) & (weight[view] >= weight[view].median())
-        pose = _absolute_pose(pixel[keep.numpy()], world[view, keep].double().numpy(), intrinsics[view], height, width)
-        poses.append(torch.linalg.inv(pose))
-    return Cameras(intrinsics.float(), torch.stack(poses).float(), width, height)
-
-
-def _absolute_pose(pixel: np.ndarray, world: np.ndarray, intrinsics: Tensor, height: int, width: int) -> Float[Tensor, "4 4"]:
-    (fx, _, cx), (_, fy, cy), _ = intrinsics.tolist()
-    camera = pycolmap.Camera(model="PINHOLE", width=width, height=height, params=[fx, fy, cx, cy])
-    options = pycolmap.AbsolutePoseEstimationOptions()
-    options.ransac.mergedict({"max_error": 0.01 * max(height, width), "random_seed": 0, "max_num_trials": 1000})
-    found = pycolmap.estimate_and_refine_absolute_pose(pixel, world, camera, options)
-    if found is None:
-        raise ValueError("No camera agrees with a view's aligned pointmap")
-    matrix = torch.from_numpy(found["cam_from_world"].matrix())
-    return rigid(matrix[:, :3], matrix[:, 3])
 
 
 def _canonical(aligned: Aligned) -> Aligned:
@@ -310,4 +173,30 @@ def _canonical(aligned: Aligned) -> Aligned:
     poses[:, :3, 3] /= unit
     poses[0] = torch.eye(4)
     points = transform(first, aligned.points_world.flatten(0, 2)).reshape(aligned.points_world.shape) / unit
-    return Aligned(points, confidence, Cameras(cameras.intrinsics, poses, cameras.width, cameras.height))
+    return Aligned(points, confidence, replace(cameras, cam_to_world=poses))
+
+
+def clean_confidence(
+    points_world: Float[Tensor, "n h w 3"],
+    confidence: Float[Tensor, "n h w"],
+    cameras: Cameras,
+    tolerance: float = IN_FRONT,
+) -> Float[Tensor, "n h w"]:
+    """Confidence without floaters: 0 for points that lie before a surface of which another view is more confident.
+
+    Views are cleaned one after the other, against what is left of those before. ``tolerance``: share of the surface's depth
+    by which a point must lie before it.
+    """
+    n, height, width = confidence.shape
+    depth, clean = depth_of(points_world, cameras), confidence.clone()
+    for view in range(n):
+        pixels, z = project(points_world[view].flatten(0, 1), cameras.intrinsics, cameras.world_to_cam)
+        x, y = pixels.floor().long().unbind(-1)
+        inside = (z > 0) & (x >= 0) & (y >= 0) & (x < width) & (y < height)
+        for other in (j for j in range(n) if j != view):
+            mine = inside[other].nonzero()[:, 0]
+            at = (y * width + x)[other, mine]
+            before = z[other, mine] < (1 - tolerance) * depth[other].flatten()[at]
+            bad = before & (clean[view].flatten()[mine] < clean[other].flatten()[at])
+            clean[view].view(-1)[mine[bad]] = 0
+    return clean

@@ -92,7 +92,7 @@ def _pairwise(scene: Scene, pairs: Int[Tensor, "e 2"]) -> tuple[Float[Tensor, "n
             maps[view, other] = _pair_depth(scene, view, costs[other])
         volumes.append(_combine([costs[other] for other in sources]).half())
     points, confidence = _pair_pointmaps(scene, pairs, maps)
-    aligned = align_pointmaps(pairs, points, confidence, fixed=scene.cameras)
+    aligned = align_pointmaps(pairs, points, confidence, fixed=scene.cameras, iterations=0)
     return depth_of(aligned.points_world, scene.cameras), volumes
 
 

@@ -7,10 +7,13 @@ from collections.abc import Mapping
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
 
 from reconx_core.types import Cameras
 
-Mode = Literal["auto", "complete", "window"]
+Mode = Literal["auto", "complete", "window", "star"]
 
 COMPLETE_UP_TO = 8  # views; beyond it the number of pairs, quadratic, costs more than it adds
 WINDOW = 3  # neighbours on each side
@@ -22,9 +25,10 @@ def pair_graph(
 ) -> list[tuple[int, int]]:
     """Sorted pairs (i, j), i < j, that join n views into one component.
 
-    ``complete`` takes all pairs, ``window`` each view with its next few and the last with the first (a loop), ``auto``
-    the first up to a handful of views. With the numbers of verified matches per pair, pairs without content in
-    common are dropped and, in a window, each view also keeps its best partners wherever they are in the order.
+    ``complete`` takes all pairs, ``window`` each view with its next few and the last with the first (a loop), ``star`` the
+    first view with every other, ``auto`` all pairs up to a handful of views, else the window. With the numbers of verified
+    matches per pair, pairs without content in common are dropped and, in a window or star, each view also keeps its best
+    partners wherever they are in the order.
     Raises ValueError for fewer than two views.
     """
     if n < 2:
@@ -32,6 +36,8 @@ def pair_graph(
     every = list(itertools.combinations(range(n), 2))
     if mode == "complete" or (mode == "auto" and n <= COMPLETE_UP_TO):
         chosen = set(every)
+    elif mode == "star":
+        chosen = {(0, j) for j in range(1, n)}
     else:
         chosen = {(i, j) for i, j in every if j - i <= WINDOW or (i, j) == (0, n - 1)}
     if inlier_counts is None:
@@ -48,13 +54,39 @@ def nearest_pairs(cameras: Cameras, neighbours: int = 6) -> list[tuple[int, int]
 
     Distance is that of the centres, in units of their spread, plus the angle between the viewing directions (radians).
     """
-    n = len(cameras)
     centres, forward = cameras.cam_to_world[:, :3, 3], cameras.cam_to_world[:, :3, 2]
     spread = (centres - centres.mean(0)).norm(dim=-1).max().clamp(min=1e-9)
     distance = torch.cdist(centres, centres) / spread + torch.arccos((forward @ forward.T).clamp(-1, 1))
-    distance.fill_diagonal_(float("inf"))
-    nearest = distance.argsort(dim=1, stable=True)[:, : min(neighbours, n - 1)]
-    return sorted({(min(i, j), max(i, j)) for i in range(n) for j in nearest[i].tolist()})
+    return sorted(_closest(distance, neighbours))
+
+
+def overlap_pairs(overlap: Float[Tensor, "n n"], neighbours: int = 6) -> list[tuple[int, int]]:
+    """Sorted pairs (i, j), i < j, of each of many views with those that it overlaps most, joined into one component.
+
+    ``overlap``: how much any two views share, symmetric and in any units, such as ``token_overlap`` or counts of matches.
+    """
+    n = len(overlap)
+    tree = spanning_tree(n, {(i, j): float(overlap[i, j]) for i, j in itertools.combinations(range(n), 2)})
+    return sorted(_closest(-overlap, neighbours) | set(tree))
+
+
+def token_overlap(tokens: Float[Tensor, "n t c"]) -> Float[Tensor, "n n"]:
+    """How much any two views share by the tokens an encoder made of each: no retrieval network, no matching of all pairs.
+
+    The mean cosine similarity of a view's tokens to what is most like them in the other view, both ways. What all tokens have
+    in common is taken off first.
+    """
+    unit = F.normalize(tokens - tokens.mean((0, 1)), dim=-1)
+    best = torch.stack([torch.stack([(one @ two.T).amax(1).mean() for two in unit]) for one in unit])
+    return (best + best.T) / 2
+
+
+def _closest(distance: Float[Tensor, "n n"], count: int) -> set[tuple[int, int]]:
+    """Pairs (i, j), i < j, of each row with the ``count`` others of the smallest distance."""
+    n = len(distance)
+    distance = distance.clone().fill_diagonal_(float("inf"))
+    nearest = distance.argsort(dim=1, stable=True)[:, : min(count, n - 1)]
+    return {(min(i, j), max(i, j)) for i in range(n) for j in nearest[i].tolist()}
 
 
 def spanning_tree(n: int, weight: Mapping[tuple[int, int], float]) -> list[tuple[int, int]]:

@@ -1,0 +1,42 @@
+"""The paper's preset on tiny networks with random weights: nothing but the weights is missing."""
+
+import json
+
+import pytest
+from safetensors.torch import save_file
+from small_models import small_dust3r, small_pipeline
+
+from reconx_core.datasets import procedural, write
+
+
+@pytest.fixture
+def photos(tmp_path):
+    capture = procedural.read("procedural:room?seed=1&views=3&targets=0&width=128&height=96")
+    write.write_photos(capture, tmp_path / "room")
+    return tmp_path / "room" / "images"
+
+
+@pytest.fixture
+def weights(tmp_path):
+    """DUSt3R as on the Hub, and the paper's video model."""
+    config, network = small_dust3r()
+    (tmp_path / "dust3r").mkdir()
+    save_file({name: value.contiguous() for name, value in network.state_dict().items()}, tmp_path / "dust3r/model.safetensors")
+    (tmp_path / "dust3r/config.json").write_text(json.dumps(config))
+    small_pipeline(residual=False).save_pretrained(tmp_path / "video")
+    return {"pointcloud": tmp_path / "dust3r", "video": tmp_path / "video"}
+
+
+def test_three_photos_go_through_all_stages(reconx, photos, weights, tmp_path):
+    smaller = {
+        "views.size": 128, "condition.frames_per_pair": 2, "confidence.size": 64, "splats.steps": 5, "splats.backend": "cpu",
+        "video.steps": 2, "video.pixels": 64 * 64, **{f"{stage}.weights": path for stage, path in weights.items()},
+    }  # fmt: skip
+    options = [part for key, value in smaller.items() for part in ("-S", f"{key}={value}")]
+    out = tmp_path / "scene"
+    outcome = reconx("reconstruct", photos, "-o", out, "--preset", "paper", "--store", tmp_path / "store", *options)
+    assert outcome.code == 0, outcome.out + outcome.err
+    told = json.loads((out / "run.json").read_text())
+    stages = [cost["stage"] for cost in next(iter(told["scenes"].values()))["costs"]]
+    assert stages == ["views", "pointcloud", "condition", "video", "confidence", "splats", "metrics"]
+    assert (out / "scene.ply").stat().st_size > 0
