@@ -2,11 +2,11 @@
 
     python benchmarks/alignment.py [--views 2,3,4,6,8,12,16,24] [--sizes 64x48,128x96,224x160] [--against 12] [--steps 10]
 
-Complete graphs, both orders of every pair, on random surfaces with noise. First how the time of a step of Adam and of the start
-(spanning tree, similarity fits, focals, poses) grows with the number of edges, with the straight line that fits it best. Then,
-in the same run and on the same inputs, a step against the straightforward one: a loop over the edges that computes the loss as
-it is written and leaves the gradient to autograd. Both must find the same loss and the same gradients. CPU seconds of one
-thread, which other programs on the machine change less than the time on the wall, but do change.
+Complete graphs, both orders of every pair, on random surfaces with noise. First how the time of a step of Adam, of the start
+(spanning tree, similarity fits, focals, poses) and of both, with the usual number of steps, grows with the number of edges, and
+the straight line that fits it best. Then, in the same run and on the same inputs, a step against the straightforward one: a
+loop over the edges that computes the loss as it is written and leaves the gradient to autograd. Both must find the same loss
+and the same gradients. CPU seconds of one thread, which other programs on the machine change less than those on the wall.
 """
 
 from __future__ import annotations
@@ -88,22 +88,26 @@ def seconds(function: Callable[[], object], repeats: int) -> float:
 
 def grow(views: list[int], width: int, height: int, steps: int) -> None:
     """The table of times by number of views, and the straight lines through them."""
-    print(f"\n{width}x{height}\n{'views':>6} {'edges':>6} {'step (ms)':>10} {'start (s)':>10}")
-    rows = []
-    for n in views:
-        state, pairs, points = problem(n, width, height)
-        confidence = torch.ones(points.shape[:-1])
-        moving, slope, predictions = encode(state), slopes(state.cameras), pack(pairs, points, confidence)
-        descend(moving, slope, predictions, Held(), Descent(2))
-        step = seconds(lambda: descend(moving, slope, predictions, Held(), Descent(steps)), 3) / steps  # noqa: B023
-        start = seconds(lambda: start_from_pointmaps(pairs, points, confidence, n, Known()), 1)  # noqa: B023
-        rows.append((len(pairs), 1e3 * step, start))
-        print(f"{n:6d} {len(pairs):6d} {1e3 * step:10.2f} {start:10.2f}", flush=True)
-    edges, *columns = np.array(rows).T
-    for name, unit, column in zip(("step", "start"), ("ms", "s"), columns):
-        slope_, offset = np.polyfit(edges, column, 1)
-        explained = 1 - ((column - slope_ * edges - offset) ** 2).sum() / ((column - column.mean()) ** 2).sum()
-        print(f"{name}: {offset:.2f} + {slope_:.4f} per edge ({unit}); the line explains {explained:.2%} of the variance")
+    print(f"\n{width}x{height}\n{'views':>6} {'edges':>6} {'step (ms)':>10} {'start (s)':>10} {'whole (s)':>10}")
+    rows = np.array([growth(n, width, height, steps) for n in views])
+    for name, unit, column in zip(("step", "start", "whole"), ("ms", "s", "s"), rows.T[1:]):
+        per_edge, offset = np.polyfit(rows[:, 0], column, 1)
+        off = column - per_edge * rows[:, 0] - offset
+        explained = 1 - off.var() / column.var()
+        print(f"{name}: {offset:.2f} + {per_edge:.4f} per edge ({unit}); the line explains {explained:.2%} of the variance")
+
+
+def growth(n: int, width: int, height: int, steps: int) -> tuple[int, float, float, float]:
+    """Edges, milliseconds of a step, seconds of the start and of an alignment of the usual length."""
+    state, pairs, points = problem(n, width, height)
+    confidence = torch.ones(points.shape[:-1])
+    moving, slope, predictions = encode(state), slopes(state.cameras), pack(pairs, points, confidence)
+    descend(moving, slope, predictions, Held(), Descent(2))
+    step = seconds(lambda: descend(moving, slope, predictions, Held(), Descent(steps)), 3) / steps
+    start = seconds(lambda: start_from_pointmaps(pairs, points, confidence, n, Known()), 1)
+    whole = start + Descent().iterations * step
+    print(f"{n:6d} {len(pairs):6d} {1e3 * step:10.2f} {start:10.2f} {whole:10.1f}", flush=True)
+    return len(pairs), 1e3 * step, start, whole
 
 
 def compare(n: int, width: int, height: int, repeats: int = 5) -> float:

@@ -21,6 +21,7 @@ BENCHMARKS = {
         ["-m", "benchmarks.video_models"],
         "no frames, renders and reconx-tiny, with and without confidence",
     ),
+    "alignment": (["benchmarks/alignment.py"], "global alignment by number of views, and against a loop over the edges"),
     "farthest_points": (["benchmarks/farthest_points.py"], "speed of farthest point sampling"),
     "full_size": (["-m", "benchmarks.full_size"], "time and memory of the full-size video network; needs a GPU"),
 }

@@ -20,6 +20,7 @@ from reconx_core.pointcloud.alignment_refine import SOFT, WILD, Similarity
 from reconx_core.types import Cameras
 
 SAMPLES = 3000  # pixels per pointmap that the transforms are fitted to
+VOTERS = 500  # of them that a consensus is sought among
 SANE = (0.25, 4.0)  # focal over long side, between which it is looked for
 
 
@@ -156,8 +157,9 @@ def _fit_robust(source: Float[Tensor, "e m 3"], target: Float[Tensor, "e m 3"], 
 def _fit_consensus(
     source: Float[Tensor, "m 3"], target: Float[Tensor, "m 3"], weight: Float[Tensor, " m"]
 ) -> tuple[Float[Tensor, ""], Float[Tensor, "3 3"], Float[Tensor, " 3"]]:
-    keep = (weight > 0) & (weight >= weight.median())
-    size = (target[keep] - target[keep].median(0).values).norm(dim=-1).median() if keep.sum() >= 3 else weight.new_zeros(())
+    keep = ((weight > 0) & (weight >= weight.median())).nonzero()[:, 0]
+    keep = keep[:: max(1, len(keep) // VOTERS)]
+    size = (target[keep] - target[keep].median(0).values).norm(dim=-1).median() if len(keep) >= 3 else weight.new_zeros(())
     if not size > 0:  # nothing, or a point
         return weight.new_ones(()), torch.eye(3).to(source), source.new_zeros(3)
     options = pycolmap.RANSACOptions(max_error=float(0.05 * size), random_seed=0, max_num_trials=1000, min_inlier_ratio=0.1)

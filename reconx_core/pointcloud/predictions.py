@@ -71,8 +71,10 @@ def align(
     known = None if given is None else to_window(_with_intrinsics(views, given), window).intrinsics.to(points.device)
     cameras = None if fixed is None else _move(to_window(fixed, window), points.device)
     everything = cameras is not None and len(cameras) == len(views)
+    usable = see(views.masks[..., None].float(), window)[:, 0].to(points.device)[pairs] > 0.5
+    sure, weight = (torch.where(usable, values, 0.0) for values in (1 - 1 / confidence, confidence.log()))
     aligned = align_pointmaps(
-        pairs, points, 1 - 1 / confidence, cameras, known, 0 if everything else iterations, weight=confidence.log(),
+        pairs, points, sure, cameras, known, 0 if everything else iterations, weight=weight,
         shared_focal=shared_focal and not everything and known is None,
     )  # fmt: skip
     cameras = _move(aligned.cameras, torch.device("cpu"))
