@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int
@@ -15,13 +13,13 @@ from reconx_core.errors import UserError
 from reconx_core.pointcloud.checkpoints import load_dust3r
 from reconx_core.pointcloud.dust3r_network import PATCH, DUSt3R, Encoded, Prediction
 from reconx_core.pointcloud.graph import COMPLETE_UP_TO, nearest_pairs, overlap_pairs, pair_graph, token_overlap
-from reconx_core.pointcloud.predictions import align, choose_window, find_weights, lift, see
+from reconx_core.pointcloud.predictions import align, both_orders, choose_window, find_weights, lift, load_network, see
+from reconx_core.pointcloud.sfm import SAME_LENS
 from reconx_core.settings import PointcloudSettings
 from reconx_core.types import Cameras, Pointmaps, Views
 
 WEIGHTS = ("DUSt3R_ViTLarge_BaseDecoder_512_dpt",)
 ITERATIONS = 300  # of the alignment, upstream's
-SAME_LENS = 1.03  # focals closer than this, as ratios, are of one lens
 
 
 @dataclass(frozen=True)
@@ -38,22 +36,11 @@ class Dust3r:
         """
         if len(views) < 2:
             raise UserError("A reconstruction needs at least two photos that show the same place.")
-        network = load_network(find_weights("dust3r", self.settings.weights, WEIGHTS))
+        network = load_network(load_dust3r, find_weights("dust3r", self.settings.weights, WEIGHTS))
         window = choose_window(views.masks.shape[1:], network.config.image_size, PATCH)
         pairs, points, confidence = predict(network, see(views.images, window), fixed, self.settings)
         aligned = align(pairs, points, confidence, views, fixed, window, ITERATIONS, one_lens(views))
         return lift(aligned, views, fixed, window), torch.arange(len(views))
-
-
-@lru_cache(maxsize=1)
-def load_network(path: Path) -> DUSt3R:
-    """The network, on a GPU its transformers in bfloat16; kept for the next scene.
-
-    Raises:
-        UserError: the file is not what it should be.
-    """
-    network = load_dust3r(path)
-    return network.to("cuda").lower_precision(torch.bfloat16) if torch.cuda.is_available() else network
 
 
 @torch.inference_mode()
@@ -67,8 +54,7 @@ def predict(
     device = next(network.parameters()).device
     encoded = [network.encode(part.to(device) * 2 - 1) for part in images.split(settings.batch)]
     tokens, grid = torch.cat([part.tokens for part in encoded]), encoded[0].grid
-    pairs = choose_pairs(tokens, fixed, settings)
-    both = torch.tensor([*pairs, *((j, i) for i, j in pairs)])
+    both = both_orders(choose_pairs(tokens, fixed, settings))
     decoded = list(decode(network, tokens, grid, both.to(device), settings.batch))
     points = torch.cat([torch.stack([first.points, second.points], 1) for first, second in decoded])
     confidence = torch.cat([torch.stack([first.confidence, second.confidence], 1) for first, second in decoded])

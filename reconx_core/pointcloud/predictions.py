@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -43,6 +44,22 @@ def find_weights(backend: str, name: str, defaults: Sequence[str]) -> Path:
             f"`reconx weights fetch {backend}`, or use pointcloud.backend=classical, which needs none."
         )
     return found.resolve()
+
+
+@lru_cache(maxsize=1)
+def load_network(load: Callable[[Path], Any], path: Path) -> Any:
+    """What ``load`` makes of the weights, on a GPU its transformers in bfloat16; kept for the next scene.
+
+    Raises:
+        UserError: the file is not what it should be.
+    """
+    network = load(path)
+    return network.to("cuda").lower_precision(torch.bfloat16) if torch.cuda.is_available() else network
+
+
+def both_orders(pairs: Sequence[tuple[int, int]]) -> Int[Tensor, "e 2"]:
+    """The pairs, then each the other way round: a network's two views of a pair are not alike."""
+    return torch.tensor([*pairs, *((j, i) for i, j in pairs)])
 
 
 def choose_window(shape: Sequence[int], long_side: int, patch: int) -> Window:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int
@@ -14,8 +12,8 @@ from reconx_core.errors import UserError
 from reconx_core.geometry import transform, unproject
 from reconx_core.pointcloud.checkpoints import load_vggt
 from reconx_core.pointcloud.graph import pair_graph
-from reconx_core.pointcloud.predictions import align, choose_window, find_weights, lift, see
-from reconx_core.pointcloud.vggt_network import VGGT, VGGTPrediction, decode_cameras
+from reconx_core.pointcloud.predictions import align, both_orders, choose_window, find_weights, lift, load_network, see
+from reconx_core.pointcloud.vggt_network import VGGTPrediction, decode_cameras
 from reconx_core.settings import PointcloudSettings
 from reconx_core.types import Cameras, Pointmaps, Views
 
@@ -36,7 +34,7 @@ class Vggt:
         """
         if len(views) < 2:
             raise UserError("A reconstruction needs at least two photos that show the same place.")
-        network = load_network(find_weights("vggt", self.settings.weights, WEIGHTS))
+        network = load_network(load_vggt, find_weights("vggt", self.settings.weights, WEIGHTS))
         window = choose_window(views.masks.shape[1:], network.config.image_size, network.config.patch)
         with torch.inference_mode():
             images = see(views.images, window).to(next(network.parameters()).device)
@@ -44,17 +42,6 @@ class Vggt:
         # The maps agree already: the closed forms lay them onto what is known of the cameras, without a descent.
         aligned = align(*as_pairs(predicted), views, fixed, window, iterations=0, shared_focal=False)
         return lift(aligned, views, fixed, window), torch.arange(len(views))
-
-
-@lru_cache(maxsize=1)
-def load_network(path: Path) -> VGGT:
-    """The network, on a GPU its transformers in bfloat16; kept for the next scene.
-
-    Raises:
-        UserError: the file is not what it should be.
-    """
-    network = load_vggt(path)
-    return network.to("cuda").lower_precision(torch.bfloat16) if torch.cuda.is_available() else network
 
 
 def as_pairs(
@@ -68,7 +55,6 @@ def as_pairs(
     n, height, width = depth.shape
     world_to_cam, intrinsics = (part.float() for part in decode_cameras(predicted.pose_encoding[0].float(), height, width))
     world = unproject(depth, Cameras(intrinsics, torch.linalg.inv(world_to_cam), width, height))
-    star = pair_graph(n, "star")
-    pairs = torch.tensor([*star, *((j, i) for i, j in star)], device=depth.device)
+    pairs = both_orders(pair_graph(n, "star")).to(depth.device)
     seen = transform(world_to_cam[pairs[:, 0]], world[pairs].flatten(1, 3)).reshape(len(pairs), 2, height, width, 3)
     return pairs, seen, confidence[pairs]

@@ -46,7 +46,7 @@ class Exact(nn.Module):
 
 
 def reconstruct(monkeypatch, views, fixed=None, size=160):
-    monkeypatch.setattr(dust3r, "load_network", lambda path: Exact(size))
+    monkeypatch.setattr(dust3r, "load_network", lambda load, path: Exact(size))
     monkeypatch.setattr(dust3r, "find_weights", lambda *names: names)
     return Dust3r(SETTINGS)(views, fixed, draw())
 

@@ -38,7 +38,7 @@ class Exact(nn.Module):
 
 
 def reconstruct(monkeypatch, views, fixed=None):
-    monkeypatch.setattr(vggt, "load_network", lambda path: Exact())
+    monkeypatch.setattr(vggt, "load_network", lambda load, path: Exact())
     monkeypatch.setattr(vggt, "find_weights", lambda *names: names)
     return Vggt(SETTINGS)(views, fixed, draw())
 
