@@ -24,8 +24,9 @@ BENCHMARKS = {
     "alignment": (["benchmarks/alignment.py"], "global alignment by number of views, and against a loop over the edges"),
     "farthest_points": (["benchmarks/farthest_points.py"], "speed of farthest point sampling"),
     "full_size": (["-m", "benchmarks.full_size"], "time and memory of the full-size video network; needs a GPU"),
+    "geometry_networks": (["-m", "benchmarks.geometry_networks"], "time and memory of DUSt3R and VGGT; needs a GPU"),
 }
-ON_REQUEST = ("full_size",)
+ON_REQUEST = ("full_size", "geometry_networks")
 
 
 def run(name: str) -> int:

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from reconx_core.datasets import procedural
 from reconx_core.datasets.raycast import render
-from reconx_core.geometry import camera_rays, rigid, so3_exp, unproject
+from reconx_core.geometry import camera_rays, depth_of, rigid, rotation_angle, so3_exp, unproject
 from reconx_core.settings import ViewsSettings
 from reconx_core.types import Cameras, PointCloud, Pointmaps, Views
 from reconx_core.views import load_views
@@ -42,6 +42,22 @@ def room_pointmaps() -> Pointmaps:
     points = unproject(room_depth(), inputs.cameras)
     xyz, rgb = points.reshape(-1, 3)[::97], inputs.images.reshape(-1, 3)[::97]
     return Pointmaps(points, torch.ones(points.shape[:3]), inputs.cameras, PointCloud(xyz, rgb, torch.ones(len(xyz))))
+
+
+def assert_right_cameras(found: Cameras) -> None:
+    """The room's, in the first one's frame and any units, to a tenth of a degree and half a percent of the focal."""
+    truth = room().inputs().cameras
+    relative = torch.linalg.inv(truth.cam_to_world[:1]) @ truth.cam_to_world
+    assert rotation_angle(found.cam_to_world[:, :3, :3], relative[:, :3, :3]).max() < 0.1
+    assert (found.intrinsics[:, 0, 0] / truth.intrinsics[:, 0, 0] - 1).abs().max() < 0.005
+
+
+def assert_right_depth(pointmaps: Pointmaps, same_units: bool = True) -> None:
+    """The room's to two percent where they are trusted, which is most of it."""
+    good = pointmaps.confidence > 0.5
+    assert good.float().mean() > 0.7
+    ratio = depth_of(pointmaps.points_world, pointmaps.cameras)[good] / room_depth()[good]
+    assert (ratio / (1 if same_units else ratio.median()) - 1).abs().quantile(0.9) < 0.02
 
 
 def draw(seed: int = 0) -> torch.Generator:

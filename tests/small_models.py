@@ -1,8 +1,13 @@
-"""The video model and DUSt3R with a few thousand random weights."""
+"""The video model, DUSt3R and VGGT with a few thousand random weights."""
+
+import json
+from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 
 from reconx_core.pointcloud.dust3r_network import DUSt3R, dust3r_config
+from reconx_core.pointcloud.vggt_network import VGGT, vggt_config
 from reconx_core.video.conditioning import ImageProjector
 from reconx_core.video.latents import PatchLatents
 from reconx_core.video.pipeline import ReconXPipeline
@@ -12,8 +17,11 @@ from reconx_core.video.structure import StructureEncoder
 from reconx_core.video.unet import ReconXUNet
 
 
-def small_pipeline(blends: bool = False, residual: bool = True) -> ReconXPipeline:
-    """Patches as latents, residual to the renders, visibility, all conditions but text; reconx-tiny is one that blends."""
+def small_pipeline(blends: bool = False, residual: bool = True, colours: bool = True) -> ReconXPipeline:
+    """Patches as latents, residual to the renders, visibility, all conditions but text; reconx-tiny is one that blends.
+
+    Without ``colours`` the structure encoder sees points alone, as the paper's does.
+    """
     from transformers import CLIPVisionConfig, CLIPVisionModel
 
     torch.manual_seed(0)
@@ -27,7 +35,7 @@ def small_pipeline(blends: bool = False, residual: bool = True) -> ReconXPipelin
     return ReconXPipeline(
         unet=unet, scheduler=ReconXScheduler(rescale_base=None, set_alpha_to_one=True), vae=PatchLatents(8, 4.0),
         image_encoder=CLIPVisionModel(vision), image_projector=ImageProjector(16, 16, 16, 1, 8, 2, 4),
-        structure_encoder=StructureEncoder(16, heads=2, frequencies=2, feature_dim=3), concat_visibility=True,
+        structure_encoder=StructureEncoder(16, heads=2, frequencies=2, feature_dim=3 * colours), concat_visibility=True,
         residual=residual, sources=sources,
     )  # fmt: skip
 
@@ -40,9 +48,34 @@ def small_dust3r() -> tuple[dict, DUSt3R]:
         "img_size": [64, 48], "enc_embed_dim": 16, "enc_depth": 1, "enc_num_heads": 2, "dec_embed_dim": 8, "dec_depth": 2,
         "dec_num_heads": 2, "dpt": {"feature_dim": 8, "last_dim": 4, "hooks": [0, 1, 1, 2], "layer_dims": [4, 4, 4, 4]},
     }  # fmt: skip
+    return config, varied(DUSt3R(dust3r_config(config)))
+
+
+def small_vggt() -> tuple[dict, VGGT]:
+    """The settings as upstream names them, and the network, whose cameras are cameras."""
+    config = {
+        "img_size": 70, "patch_size": 14, "embed_dim": 16, "depth": 1, "num_heads": 2, "dino": {"depth": 1, "num_heads": 2},
+        "camera_head": {"trunk_depth": 1, "num_heads": 2},
+        "dpt": {"features": 8, "out_channels": [4, 4, 4, 4], "intermediate_layer_idx": [0, 0, 0, 0]},
+    }  # fmt: skip
+    network = varied(VGGT(vggt_config(config)))
+    # The camera is a sum of four rounds; of a field of view below 0 there is no camera.
+    network.camera_head.pose_branch.fc2.weight.data *= 1e-3
+    network.camera_head.pose_branch.fc2.bias.data = torch.tensor([0.02, -0.03, 0.1, 0.05, 0.1, -0.05, 1.0, 0.25, 0.3])
+    return config, network
+
+
+def varied(network: torch.nn.Module) -> torch.nn.Module:
+    """With weights under which the results differ from pixel to pixel."""
     torch.manual_seed(0)
-    network = DUSt3R(dust3r_config(config)).eval()
     for value in network.parameters():
         if value.ndim > 1:
             torch.nn.init.kaiming_normal_(value, nonlinearity="linear")
-    return config, network
+    return network.eval()
+
+
+def save_hub(folder: Path, config: dict, network: torch.nn.Module) -> None:
+    """The network in the layout of the Hugging Face Hub."""
+    folder.mkdir(parents=True)
+    save_file({name: value.contiguous() for name, value in network.state_dict().items()}, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(config))

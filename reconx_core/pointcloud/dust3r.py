@@ -9,12 +9,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from reconx_core.errors import UserError
 from reconx_core.pointcloud.checkpoints import load_dust3r
 from reconx_core.pointcloud.dust3r_network import PATCH, DUSt3R, Encoded, Prediction
 from reconx_core.pointcloud.graph import COMPLETE_UP_TO, nearest_pairs, overlap_pairs, pair_graph, token_overlap
 from reconx_core.pointcloud.predictions import align, both_orders, choose_window, find_weights, lift, load_network, see
-from reconx_core.pointcloud.sfm import SAME_LENS
+from reconx_core.pointcloud.sfm import SAME_LENS, require_two
 from reconx_core.settings import PointcloudSettings
 from reconx_core.types import Cameras, Pointmaps, Views
 
@@ -34,8 +33,7 @@ class Dust3r:
         Raises:
             UserError: fewer than two photos, or the weights are not there or cannot be read.
         """
-        if len(views) < 2:
-            raise UserError("A reconstruction needs at least two photos that show the same place.")
+        require_two(views)
         network = load_network(load_dust3r, find_weights("dust3r", self.settings.weights, WEIGHTS))
         window = choose_window(views.masks.shape[1:], network.config.image_size, PATCH)
         pairs, points, confidence = predict(network, see(views.images, window), fixed, self.settings)

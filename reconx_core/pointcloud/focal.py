@@ -8,8 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pycolmap
-from jaxtyping import Float
-from numpy.typing import NDArray
+from jaxtyping import Float64
 
 from reconx_core.pointcloud.mapper import Problem, bundle_options, reconstruct
 
@@ -49,7 +48,7 @@ def solve_focals(problem: Problem, priors: list[FocalPrior]) -> pycolmap.Reconst
     return _weigh(problem, best, priors)
 
 
-def _refined(problem: Problem, guess: list[Float[NDArray[np.float64], "3 3"]]) -> pycolmap.Reconstruction | None:
+def _refined(problem: Problem, guess: list[Float64[np.ndarray, "3 3"]]) -> pycolmap.Reconstruction | None:
     found = reconstruct(problem, guess, True)
     long_side = max(problem.size)
     if found is None or all(SANE[0] < camera.focal_length / long_side < SANE[1] for camera in found.cameras.values()):
@@ -57,7 +56,7 @@ def _refined(problem: Problem, guess: list[Float[NDArray[np.float64], "3 3"]]) -
     return reconstruct(problem, guess, False)
 
 
-def _pinhole(focal: float, size: tuple[int, int]) -> Float[NDArray[np.float64], "3 3"]:
+def _pinhole(focal: float, size: tuple[int, int]) -> Float64[np.ndarray, "3 3"]:
     return np.array([[focal, 0.0, size[1] / 2], [0.0, focal, size[0] / 2], [0.0, 0.0, 1.0]])
 
 

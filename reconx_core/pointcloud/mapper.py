@@ -8,8 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pycolmap
-from jaxtyping import Float
-from numpy.typing import NDArray
+from jaxtyping import Float64
 from scipy.spatial import cKDTree
 
 from reconx_core.pointcloud.matching import Matches
@@ -27,17 +26,17 @@ MIN_START = 8  # points below which a pair is no start and a photo's pose is not
 class Problem:
     """Keypoints and verified matches of n photos of one size, and which photos share a lens (``lens``: index per photo)."""
 
-    keypoints: list[Float[NDArray[np.float64], "k 2"]]
+    keypoints: list[Float64[np.ndarray, "k 2"]]
     matches: Mapping[Pair, Matches]
     lens: tuple[int, ...]
     size: tuple[int, int]  # height, width
-    fixed_poses: Mapping[int, Float[NDArray[np.float64], "4 4"]]  # world-to-camera of photos that must not move
+    fixed_poses: Mapping[int, Float64[np.ndarray, "4 4"]]  # world-to-camera of photos that must not move
     seed: int
     max_error: float  # pixels
 
 
 def reconstruct(
-    problem: Problem, intrinsics: list[Float[NDArray[np.float64], "3 3"]], refine_focal: bool
+    problem: Problem, intrinsics: list[Float64[np.ndarray, "3 3"]], refine_focal: bool
 ) -> pycolmap.Reconstruction | None:
     """Poses and points of as many photos as can be registered; None where not even a first pair can.
 
@@ -61,7 +60,7 @@ def reconstruct(
     return reconstruction
 
 
-def _cache(problem: Problem, intrinsics: list[Float[NDArray[np.float64], "3 3"]]) -> pycolmap.DatabaseCache:
+def _cache(problem: Problem, intrinsics: list[Float64[np.ndarray, "3 3"]]) -> pycolmap.DatabaseCache:
     cache = pycolmap.DatabaseCache()
     for index, matrix in enumerate(intrinsics):
         camera = make_camera(matrix, problem.size, index + 1)
@@ -80,7 +79,7 @@ def _cache(problem: Problem, intrinsics: list[Float[NDArray[np.float64], "3 3"]]
     return cache
 
 
-def _add_image(cache: pycolmap.DatabaseCache, view: int, lens: int, keypoints: Float[NDArray[np.float64], "k 2"]) -> None:
+def _add_image(cache: pycolmap.DatabaseCache, view: int, lens: int, keypoints: Float64[np.ndarray, "k 2"]) -> None:
     image = pycolmap.Image(name=f"{view:04d}", keypoints=keypoints, camera_id=lens + 1, image_id=view + 1)
     image.frame_id = view + 1
     frame = pycolmap.Frame(frame_id=view + 1, rig_id=lens + 1)
@@ -89,7 +88,7 @@ def _add_image(cache: pycolmap.DatabaseCache, view: int, lens: int, keypoints: F
     cache.add_image(image)
 
 
-def make_camera(intrinsics: Float[NDArray[np.float64], "3 3"], size: tuple[int, int], camera_id: int = 1) -> pycolmap.Camera:
+def make_camera(intrinsics: Float64[np.ndarray, "3 3"], size: tuple[int, int], camera_id: int = 1) -> pycolmap.Camera:
     """A COLMAP camera; one focal where both axes agree, so that refinement keeps them equal."""
     (fx, _, cx), (_, fy, cy), _ = intrinsics.tolist()
     model, params = ("SIMPLE_PINHOLE", [fx, cx, cy]) if fx == fy else ("PINHOLE", [fx, fy, cx, cy])
@@ -155,7 +154,7 @@ def _cameras(problem: Problem, reconstruction: pycolmap.Reconstruction, pair: Pa
     return reconstruction.camera(problem.lens[pair[0]] + 1), reconstruction.camera(problem.lens[pair[1]] + 1)
 
 
-def matched_pixels(problem: Problem, pair: Pair) -> tuple[Float[NDArray[np.float64], "m 2"], Float[NDArray[np.float64], "m 2"]]:
+def matched_pixels(problem: Problem, pair: Pair) -> tuple[Float64[np.ndarray, "m 2"], Float64[np.ndarray, "m 2"]]:
     """Positions of the verified matches in both photos; the pair may be asked for in either order."""
     i, j = pair
     rows = problem.matches[pair] if pair in problem.matches else problem.matches[j, i][:, ::-1]
@@ -206,7 +205,7 @@ def nearest_angle(reconstruction: pycolmap.Reconstruction, image_id: int) -> flo
     return float(np.rad2deg(np.median(angles)))
 
 
-def _unit(vector: Float[NDArray[np.float64], " 3"]) -> Float[NDArray[np.float64], " 3"]:
+def _unit(vector: Float64[np.ndarray, " 3"]) -> Float64[np.ndarray, " 3"]:
     return vector / np.linalg.norm(vector)
 
 

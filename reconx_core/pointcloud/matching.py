@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 import pycolmap
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Float64, Int, Int64
 from numpy.typing import NDArray
 from PIL import Image
 from scipy.spatial import cKDTree
 from torch import Tensor
 
-Matches = Int[NDArray[np.int64], "m 2"]  # rows of indices into the keypoints of two photos
+Matches = Int64[np.ndarray, "m 2"]  # rows of indices into the keypoints of two photos
 
 RATIO = 0.8  # nearest over second nearest descriptor angle
 MAX_ANGLE = 0.9  # radians between descriptors; beyond it the nearest one is no match even where it is distinctive
@@ -31,7 +31,7 @@ SIFT = {"peak_threshold": 0.004}
 class Features:
     """SIFT features of one photo. A keypoint has several descriptors where it is seen in several orientations or tilts."""
 
-    keypoints: Float[NDArray[np.float64], "k 2"]  # pixels, first pixel centre at 0.5
+    keypoints: Float64[np.ndarray, "k 2"]  # pixels, first pixel centre at 0.5
     descriptors: Float[Tensor, "d 128"]  # RootSIFT; integers 0..255, so that their products are exact in float32
     owner: Int[Tensor, " d"]  # keypoint of each descriptor
     plain: int  # so many descriptors, the first ones, are of the photo as it is; the others of tilted copies
@@ -62,7 +62,7 @@ def add_tilted(features: Features, image: Float[Tensor, "h w 3"], mask: Bool[Ten
     return Features(features.keypoints, features.descriptors, features.owner, plain)
 
 
-def _merge(features: Features, xy: Float[NDArray[np.float64], "k 2"], descriptors: NDArray[np.uint8]) -> Features:
+def _merge(features: Features, xy: Float64[np.ndarray, "k 2"], descriptors: NDArray[np.uint8]) -> Features:
     """Add descriptors; a position within a pixel of a keypoint that is there is that keypoint."""
     known = len(features.keypoints)
     distance, owner = cKDTree(features.keypoints).query(xy) if known else (np.full(len(xy), np.inf), np.zeros(len(xy), int))
@@ -79,7 +79,7 @@ def _grey(image: Float[Tensor, "h w 3"]) -> NDArray[np.uint8]:
     return np.ascontiguousarray((luma * 255).round().clamp(0, 255).to(torch.uint8).numpy())
 
 
-def _sift(grey: NDArray[np.uint8], options: dict) -> tuple[Float[NDArray[np.float64], "k 2"], NDArray[np.uint8]]:
+def _sift(grey: NDArray[np.uint8], options: dict) -> tuple[Float64[np.ndarray, "k 2"], NDArray[np.uint8]]:
     extraction = pycolmap.FeatureExtractionOptions(num_threads=1, use_gpu=False)
     extraction.sift.mergedict(options)
     extractor = pycolmap.FeatureExtractor.create(extraction, pycolmap.Device.cpu)
@@ -87,9 +87,7 @@ def _sift(grey: NDArray[np.uint8], options: dict) -> tuple[Float[NDArray[np.floa
     return pycolmap.keypoints_to_matrix(keypoints)[:, :2].astype(np.float64), np.array(descriptors.data)
 
 
-def _tilted_sift(
-    grey: NDArray[np.uint8], tilt: float, angle: float
-) -> tuple[Float[NDArray[np.float64], "k 2"], NDArray[np.uint8]]:
+def _tilted_sift(grey: NDArray[np.uint8], tilt: float, angle: float) -> tuple[Float64[np.ndarray, "k 2"], NDArray[np.uint8]]:
     """Features of the photo turned by ``angle`` and squeezed by ``tilt`` along x, at their positions in the photo."""
     height, width = grey.shape
     turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
@@ -103,7 +101,7 @@ def _tilted_sift(
     return (xy * [turned.width / squeezed.width, 1.0] + low) @ turn, descriptors
 
 
-def _inside(xy: Float[NDArray[np.float64], "k 2"], mask: Bool[NDArray[np.bool_], "h w"]) -> Bool[NDArray[np.bool_], " k"]:
+def _inside(xy: Float64[np.ndarray, "k 2"], mask: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, " k"]:
     """Whether each position is allowed, and not at the rim, where a turned copy has corners of its own."""
     height, width = mask.shape
     column, row = np.floor(xy.T).astype(int)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import pycolmap
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Float64, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -51,14 +51,19 @@ class Sfm:
     inlier_counts: Int[Tensor, " e"]
 
 
+def require_two(views: Views) -> None:
+    """Raise UserError for fewer than two photos."""
+    if len(views) < 2:
+        raise UserError(f"One photo is not enough: give at least two photos of the same place (got {len(views)}).")
+
+
 def solve_cameras(views: Views, fixed: Cameras | None, generator: torch.Generator) -> Sfm:
     """Cameras of input views. ``fixed``: cameras of all or of the first views, which keep their pose and intrinsics.
 
     Raises:
         UserError: fewer than two photos, or no two that overlap.
     """
-    if len(views) < 2:
-        raise UserError(f"One photo is not enough: give at least two photos of the same place (got {len(views)}).")
+    require_two(views)
     seed = int(torch.randint(2**31 - 1, (), generator=generator))
     features = _each(extract_features, views.images, views.masks)
     posed = fixed is not None and len(fixed) == len(views)
@@ -128,7 +133,7 @@ def _max_error(views: Views) -> float:
 
 def _lenses(
     views: Views, fixed: Cameras | None
-) -> tuple[tuple[int, ...], list[Float[NDArray[np.float64], "3 3"]], list[FocalPrior] | None]:
+) -> tuple[tuple[int, ...], list[Float64[np.ndarray, "3 3"]], list[FocalPrior] | None]:
     """(lens of each view, intrinsics per lens, what is believed of the focals or None where they are known)."""
     known = fixed.intrinsics if fixed is not None else views.given_intrinsics
     if known is None:

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pycolmap
-from jaxtyping import Float
-from numpy.typing import NDArray
+from jaxtyping import Float64
 
 FULL_PARALLAX = 6.0  # degrees; more than this between two rays adds nothing to how well a pair can start a scene
 
@@ -22,8 +21,8 @@ class RelativePose:
 
 
 def relative_pose(
-    camera1: pycolmap.Camera, camera2: pycolmap.Camera, xy1: Float[NDArray[np.float64], "m 2"],
-    xy2: Float[NDArray[np.float64], "m 2"], max_error: float, seed: int,
+    camera1: pycolmap.Camera, camera2: pycolmap.Camera, xy1: Float64[np.ndarray, "m 2"],
+    xy2: Float64[np.ndarray, "m 2"], max_error: float, seed: int,
 ) -> RelativePose | None:  # fmt: skip
     """LO-RANSAC on the essential matrix, refined on its inliers; None where nothing agrees. ``max_error`` is in pixels."""
     options = pycolmap.RANSACOptions(
@@ -44,7 +43,7 @@ def relative_pose(
     return RelativePose(pose, int(mask.sum()), float(np.median(angle[mask])), support, float(np.minimum(error**2, 1).sum()))
 
 
-def rays(camera: pycolmap.Camera, xy: Float[NDArray[np.float64], "m 2"]) -> Float[NDArray[np.float64], "m 3"]:
+def rays(camera: pycolmap.Camera, xy: Float64[np.ndarray, "m 2"]) -> Float64[np.ndarray, "m 3"]:
     """Unit directions in the camera's frame."""
     directions = np.concatenate([camera.cam_from_img(xy), np.ones((len(xy), 1))], 1)
     return directions / np.linalg.norm(directions, axis=1, keepdims=True)
@@ -52,8 +51,8 @@ def rays(camera: pycolmap.Camera, xy: Float[NDArray[np.float64], "m 2"]) -> Floa
 
 def parallax(
     cam2_from_cam1: pycolmap.Rigid3d, camera1: pycolmap.Camera, camera2: pycolmap.Camera,
-    xy1: Float[NDArray[np.float64], "m 2"], xy2: Float[NDArray[np.float64], "m 2"],
-) -> Float[NDArray[np.float64], " m"]:  # fmt: skip
+    xy1: Float64[np.ndarray, "m 2"], xy2: Float64[np.ndarray, "m 2"],
+) -> Float64[np.ndarray, " m"]:  # fmt: skip
     """Angle in degrees between the two rays of each match."""
     rotated = rays(camera1, xy1) @ cam2_from_cam1.rotation.matrix().T
     other = rays(camera2, xy2)
@@ -62,8 +61,8 @@ def parallax(
 
 def sampson_error(
     cam2_from_cam1: pycolmap.Rigid3d, camera1: pycolmap.Camera, camera2: pycolmap.Camera,
-    xy1: Float[NDArray[np.float64], "m 2"], xy2: Float[NDArray[np.float64], "m 2"],
-) -> Float[NDArray[np.float64], " m"]:  # fmt: skip
+    xy1: Float64[np.ndarray, "m 2"], xy2: Float64[np.ndarray, "m 2"],
+) -> Float64[np.ndarray, " m"]:  # fmt: skip
     """First-order distance in pixels of each match from the epipolar geometry."""
     essential = pycolmap.essential_matrix_from_pose(cam2_from_cam1)
     inverse1, inverse2 = (np.linalg.inv(c.calibration_matrix()) for c in (camera1, camera2))
@@ -76,8 +75,8 @@ def sampson_error(
 
 def triangulated_depth(
     cam2_from_cam1: pycolmap.Rigid3d, camera1: pycolmap.Camera, camera2: pycolmap.Camera,
-    xy1: Float[NDArray[np.float64], "m 2"], xy2: Float[NDArray[np.float64], "m 2"],
-) -> Float[NDArray[np.float64], " m"]:  # fmt: skip
+    xy1: Float64[np.ndarray, "m 2"], xy2: Float64[np.ndarray, "m 2"],
+) -> Float64[np.ndarray, " m"]:  # fmt: skip
     """z in the first camera of each match's point, in units of the translation: where the rays are closest, least squares."""
     ray1 = rays(camera1, xy1)
     turned = ray1 @ cam2_from_cam1.rotation.matrix().T

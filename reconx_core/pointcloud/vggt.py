@@ -8,11 +8,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from reconx_core.errors import UserError
 from reconx_core.geometry import transform, unproject
 from reconx_core.pointcloud.checkpoints import load_vggt
 from reconx_core.pointcloud.graph import pair_graph
 from reconx_core.pointcloud.predictions import align, both_orders, choose_window, find_weights, lift, load_network, see
+from reconx_core.pointcloud.sfm import require_two
 from reconx_core.pointcloud.vggt_network import VGGTPrediction, decode_cameras
 from reconx_core.settings import PointcloudSettings
 from reconx_core.types import Cameras, Pointmaps, Views
@@ -32,8 +32,7 @@ class Vggt:
         Raises:
             UserError: fewer than two photos, or the weights are not there or cannot be read.
         """
-        if len(views) < 2:
-            raise UserError("A reconstruction needs at least two photos that show the same place.")
+        require_two(views)
         network = load_network(load_vggt, find_weights("vggt", self.settings.weights, WEIGHTS))
         window = choose_window(views.masks.shape[1:], network.config.image_size, network.config.patch)
         with torch.inference_mode():

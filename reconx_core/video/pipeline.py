@@ -199,7 +199,7 @@ class ReconXPipeline(DiffusionPipeline):
         """The tokens of each condition, in the order of guidance, with those that stand for its absence.
 
         ``photo`` is in [-1, 1]. Mid-grey stands for no image, zeros for no structure, the empty prompt for no text. What the
-        model has no encoder for has no tokens.
+        model has no encoder for has no tokens, and an encoder of points alone (the paper's) is given nothing else.
         """
         nothing = photo.new_zeros(len(photo), 0, self.unet.config.cross_attention_dim)
         tokens: dict[str, Tokens] = {"image": (nothing, None), "text": (nothing, None)}
@@ -208,6 +208,8 @@ class ReconXPipeline(DiffusionPipeline):
             grey = image_tokens(self.image_encoder, self.image_projector, torch.zeros_like(photo[:1]))
             tokens["image"] = shown, grey.expand_as(shown)
         if points is not None:
+            if self.structure_encoder.config["feature_dim"] == 0:
+                point_features = None
             features = None if point_features is None else point_features.to(photo.device)
             structure = self.structure_encoder(points.to(photo.device), features)
             tokens["structure"] = structure, torch.zeros_like(structure)

@@ -124,8 +124,8 @@ def find_vace(source: str | Path) -> Path:
     folder = next((place for place in places if place is not None and (place / "model_index.json").is_file()), None)
     if folder is None:
         raise UserError(
-            f"There are no Wan VACE weights '{name}'; fetch them (4.3 GB, and 11.4 GB for the text encoder, Apache-2.0) with: "
-            f"hf download {MODEL} --local-dir {weights_folder() / Path(MODEL).name}"
+            f"There are no Wan VACE weights '{name}'; fetch them (4.3 GB, and 11.4 GB for the text encoder, Apache-2.0) with "
+            f"`reconx weights fetch wan-vace`, which puts {MODEL} into {weights_folder()}."
         )
     kind = json.loads((folder / "model_index.json").read_text()).get("_class_name")
     if kind != "WanVACEPipeline":
@@ -237,7 +237,8 @@ def _explained(folder: Path) -> Iterator[None]:
     except Exception as error:  # missing, cut-off and foreign files lead the libraries to all kinds of errors
         what = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
-            f"Cannot read the Wan VACE weights in {folder} ({what}); it should hold all that 'hf download {MODEL}' fetches."
+            f"Cannot read the Wan VACE weights in {folder} ({what}); it should hold all that "
+            "`reconx weights fetch wan-vace` fetches."
         ) from error
 
 

@@ -3,8 +3,7 @@
 import json
 
 import pytest
-from safetensors.torch import save_file
-from small_models import small_dust3r, small_pipeline
+from small_models import save_hub, small_dust3r, small_pipeline
 
 from reconx_core.datasets import procedural, write
 
@@ -19,11 +18,8 @@ def photos(tmp_path):
 @pytest.fixture
 def weights(tmp_path):
     """DUSt3R as on the Hub, and the paper's video model."""
-    config, network = small_dust3r()
-    (tmp_path / "dust3r").mkdir()
-    save_file({name: value.contiguous() for name, value in network.state_dict().items()}, tmp_path / "dust3r/model.safetensors")
-    (tmp_path / "dust3r/config.json").write_text(json.dumps(config))
-    small_pipeline(residual=False).save_pretrained(tmp_path / "video")
+    save_hub(tmp_path / "dust3r", *small_dust3r())
+    small_pipeline(residual=False, colours=False).save_pretrained(tmp_path / "video")
     return {"pointcloud": tmp_path / "dust3r", "video": tmp_path / "video"}
 
 

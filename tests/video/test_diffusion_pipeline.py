@@ -230,6 +230,14 @@ def test_points_matter_but_not_their_order(pipeline):
     assert not torch.allclose(moved, frames, atol=1e-4)
 
 
+def test_an_encoder_of_points_alone_is_given_no_colours():
+    torch.manual_seed(0)
+    pipeline, given = small_pipeline(structure_encoder=StructureEncoder(8, heads=2, frequencies=2).eval()), inputs()
+    frames = pipeline(**given, generator=seeds(1)).frames
+    del given["point_features"]
+    assert torch.equal(pipeline(**given, generator=seeds(1)).frames, frames)
+
+
 @pytest.mark.parametrize(
     ("scales", "batches"),
     [

@@ -227,7 +227,7 @@ def no_network(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("name", ["", "/no/such/folder", "nobody/nothing"])
 def test_missing_weights_say_what_to_fetch_and_where_to_put_it(no_network, tmp_path, name):
-    command = f"hf download Wan-AI/Wan2.1-VACE-1.3B-diffusers --local-dir {tmp_path}/weights/Wan2.1-VACE-1.3B-diffusers"
+    command = f"reconx weights fetch wan-vace.*Wan-AI/Wan2.1-VACE-1.3B-diffusers.*{tmp_path}/weights"
     with pytest.raises(UserError, match=f"{name}.*4.3 GB.*11.4 GB.*Apache-2.0.*{command}"):
         generate(name)
     assert no_network == []
@@ -267,7 +267,7 @@ def test_a_missing_tensor_is_named_rather_than_made_up(weights, tmp_path, part):
     tensors = load_file(file)
     lost = min(name for name in tensors if name != "shared.weight")
     save_file({name: tensor for name, tensor in tensors.items() if name != lost}, file, metadata={"format": "pt"})
-    with pytest.raises(UserError, match=f"{lost} is not in {part}.*hf download"):
+    with pytest.raises(UserError, match=f"{lost} is not in {part}.*reconx weights fetch wan-vace"):
         generate(folder)
 
 
