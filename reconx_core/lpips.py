@@ -62,14 +62,16 @@ class Lpips(nn.Module):
         return x
 
 
-def load_lpips() -> Lpips | None:
+def load_lpips(device: str = "cpu") -> Lpips | None:
     """LPIPS with the weights in the weights folder, or None where they are not (see :func:`lpips_missing_reason`).
+
+    Each device has a network of its own: one that is moved would be moved under whoever uses it elsewhere.
 
     Raises:
         UserError: a file is there but is not what it should be.
     """
     files = lpips_files()
-    return None if files is None else _load(*files)
+    return None if files is None else _load(*files, device)
 
 
 def lpips_files() -> tuple[Path, Path] | None:
@@ -98,9 +100,9 @@ def _find(names: tuple[str, ...]) -> Path | None:
 
 
 @cache
-def _load(vgg: Path, heads: Path) -> Lpips:
+def _load(vgg: Path, heads: Path, device: str) -> Lpips:
     try:
-        return Lpips(_state_dict(vgg), _state_dict(heads)).eval()
+        return Lpips(_state_dict(vgg), _state_dict(heads)).eval().to(device)
     except Exception as error:  # torch.load raises whatever a damaged file leads it to
         what = f"{type(error).__name__}: {error}".splitlines()[0]
         raise UserError(f"Cannot read LPIPS weights from {vgg} and {heads} ({what}); download them again.") from None

@@ -88,6 +88,16 @@ def test_weights_are_found_in_the_folder(vgg, heads, tmp_path, monkeypatch):
     assert torch.equal(found, direct)
 
 
+def test_another_device_leaves_the_first_alone(vgg, heads, tmp_path, monkeypatch):
+    """The `splats` stage optimises on the GPU while `metrics` scores another scene."""
+    monkeypatch.setenv("RECONX_WEIGHTS", str(tmp_path))
+    torch.save(state(vgg), tmp_path / "vgg16-397923af.pth")
+    torch.save(heads, tmp_path / "vgg.pth")
+    here, there = load_lpips(), load_lpips("meta")
+    assert {value.device.type for value in here.buffers()} == {"cpu"}
+    assert {value.device.type for value in there.buffers()} == {"meta"}
+
+
 @pytest.mark.parametrize("damage", ["truncated", "other keys"])
 def test_damaged_weights_are_named(heads, tmp_path, monkeypatch, damage):
     monkeypatch.setenv("RECONX_WEIGHTS", str(tmp_path))

@@ -92,7 +92,7 @@ def _score(
     gaussians: Gaussians, views: Views, cameras: Cameras, confidence: Tensor | None = None, refined: bool = False
 ) -> list[tuple[ViewScore, Picture]]:
     """Score and picture of each view seen by its camera."""
-    lpips = load_lpips()
+    lpips = load_lpips("cuda" if torch.cuda.is_available() else "cpu")
     results = []
     for i, name in enumerate(views.names):
         rendering = rasterize(gaussians, cameras[i : i + 1])

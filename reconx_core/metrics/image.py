@@ -63,7 +63,8 @@ def lpips_distance(
     lpips: Lpips, render: Float[Tensor, "h w 3"], photo: Float[Tensor, "h w 3"], mask: Bool[Tensor, "h w"]
 ) -> float:
     """LPIPS of the whole image, the render replaced by the photo outside the mask."""
-    return lpips(fill(render, photo, mask).clamp(0, 1)[None], photo[None]).item()
+    images = (image[None].to(lpips.shift.device) for image in (fill(render, photo, mask).clamp(0, 1), photo))
+    return lpips(*images).item()
 
 
 def fill(render: Float[Tensor, "h w 3"], photo: Float[Tensor, "h w 3"], mask: Bool[Tensor, "h w"]) -> Float[Tensor, "h w 3"]:

@@ -39,7 +39,7 @@ def start_from_cameras(
     """T_e is the first camera's pose, sigma_e lays the second map on the second camera's rays."""
     height, width = points.shape[2:4]
     sample = _sample(height, width)
-    rays = camera_rays(cameras.intrinsics, height, width).flatten(1, 2)[pairs[:, 1]][:, sample]
+    rays = camera_rays(cameras.intrinsics, height, width).flatten(1, 2)[:, sample][pairs[:, 1]]
     to_first = cameras.world_to_cam[pairs[:, 0]] @ cameras.cam_to_world[pairs[:, 1]]
     rays = rays @ to_first[:, :3, :3].mT
     second = points[:, 1].flatten(1, 2)[:, sample]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from reconx_core.pointcloud.checkpoints import load_dust3r
-from reconx_core.pointcloud.dust3r_network import PATCH, DUSt3R, Encoded, Prediction
+from reconx_core.pointcloud.dust3r_network import PATCH, DUSt3R, Encoded
 from reconx_core.pointcloud.graph import COMPLETE_UP_TO, nearest_pairs, overlap_pairs, pair_graph, token_overlap
 from reconx_core.pointcloud.predictions import align, both_orders, choose_window, find_weights, lift, load_network, see
 from reconx_core.pointcloud.sfm import SAME_LENS, require_two
@@ -52,18 +51,15 @@ def predict(
     device = next(network.parameters()).device
     encoded = [network.encode(part.to(device) * 2 - 1) for part in images.split(settings.batch)]
     tokens, grid = torch.cat([part.tokens for part in encoded]), encoded[0].grid
-    both = both_orders(choose_pairs(tokens, fixed, settings))
-    decoded = list(decode(network, tokens, grid, both.to(device), settings.batch))
-    points = torch.cat([torch.stack([first.points, second.points], 1) for first, second in decoded])
-    confidence = torch.cat([torch.stack([first.confidence, second.confidence], 1) for first, second in decoded])
-    return both.to(device), points.float(), confidence.float()
-
-
-def decode(
-    network: DUSt3R, tokens: Float[Tensor, "n t c"], grid: tuple[int, int], pairs: Int[Tensor, "e 2"], batch: int
-) -> Iterator[tuple[Prediction, Prediction]]:
-    for first, second in (part.unbind(1) for part in pairs.split(batch)):
-        yield network.decode(Encoded(tokens[first], grid), Encoded(tokens[second], grid))
+    pairs = both_orders(choose_pairs(tokens, fixed, settings)).to(device)
+    # Written in place: of many frames the maps take gigabytes, and there is no room for them twice.
+    points = torch.empty(len(pairs), 2, *images.shape[2:], 3, device=device)
+    confidence = torch.empty(points.shape[:-1], device=device)
+    for at in torch.arange(len(pairs), device=device).split(settings.batch):
+        first, second = pairs[at].unbind(1)
+        for side, found in enumerate(network.decode(Encoded(tokens[first], grid), Encoded(tokens[second], grid))):
+            points[at, side], confidence[at, side] = found.points.float(), found.confidence.float()
+    return pairs, points, confidence
 
 
 def choose_pairs(tokens: Float[Tensor, "n t c"], fixed: Cameras | None, settings: PointcloudSettings) -> list[tuple[int, int]]:

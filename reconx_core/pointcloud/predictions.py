@@ -58,8 +58,8 @@ def load_network(load: Callable[[Path], Any], path: Path) -> Any:
 
 
 def both_orders(pairs: Sequence[tuple[int, int]]) -> Int[Tensor, "e 2"]:
-    """The pairs, then each the other way round: a network's two views of a pair are not alike."""
-    return torch.tensor([*pairs, *((j, i) for i, j in pairs)])
+    """The pairs and each the other way round, sorted: a network's two views of a pair are not alike."""
+    return torch.tensor(sorted([*pairs, *((j, i) for i, j in pairs)]))
 
 
 def choose_window(shape: Sequence[int], long_side: int, patch: int) -> Window:
@@ -89,9 +89,11 @@ def align(
     cameras = None if fixed is None else _move(to_window(fixed, window), points.device)
     everything = cameras is not None and len(cameras) == len(views)
     usable = see(views.masks[..., None].float(), window)[:, 0].to(points.device)[pairs] > 0.5
-    sure, weight = (torch.where(usable, values, 0.0) for values in (1 - 1 / confidence, confidence.log()))
+    steps = 0 if everything else iterations
+    sure = torch.where(usable, 1 - 1 / confidence, 0.0)
+    weight = torch.where(usable, confidence.log(), 0.0) if steps else None
     aligned = align_pointmaps(
-        pairs, points, sure, cameras, known, 0 if everything else iterations, weight=weight,
+        pairs, points, sure, cameras, known, steps, weight=weight,
         shared_focal=shared_focal and not everything and known is None,
     )  # fmt: skip
     cameras = _move(aligned.cameras, torch.device("cpu"))

@@ -19,6 +19,8 @@ def rasterize_gsplat(
     """
     from gsplat import rasterization
 
+    if len(gaussians) == 0:  # gsplat's kernels divide by it, which ends the process
+        return _nothing(gaussians, cameras, background)
     home, gpu = gaussians.means.device, gaussians.means.device if gaussians.means.is_cuda else torch.device("cuda")
     colour_depth, alpha, _ = rasterization(
         gaussians.means.to(gpu),
@@ -41,3 +43,9 @@ def rasterize_gsplat(
         render_mode="RGB+D",
     )
     return colour_depth[..., :3].to(home), colour_depth[..., 3].to(home), alpha[..., 0].to(home)
+
+
+def _nothing(gaussians: Gaussians, cameras: Cameras, background: Float[Tensor, " 3"]) -> tuple[Tensor, Tensor, Tensor]:
+    empty = background.new_zeros(len(cameras), cameras.height, cameras.width)
+    # The sum over no Gaussian is a zero that has a gradient.
+    return background.expand(*empty.shape, 3) + gaussians.sh.sum(), empty, empty

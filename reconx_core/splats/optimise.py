@@ -31,8 +31,7 @@ def optimise(
     optimiser = torch.optim.Adam(_rates(parameters, scene_size(frames.cameras, start.means)), eps=1e-15, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: 0.1 ** (step / max(1, settings.steps)))
     weight = frame_weights(frames, settings)
-    lpips = load_lpips() if settings.lpips_weight > 0 else None
-    lpips = lpips if lpips is None else lpips.to(device)
+    lpips = load_lpips(device.type) if settings.lpips_weight > 0 else None
     for step, i in enumerate(visiting_order(frames.is_photo, settings.steps, generator)):
         rendered = rasterize(_gaussians(parameters), _to(frames.cameras[[i]], device), backend=backend).rgb[0]
         target, trust = frames.images[i].to(device), weight[i].to(device)

@@ -43,3 +43,12 @@ def test_lower_degree_than_stored():
     cpu, _ = drawn_by("cpu", blobs(500, 3), orbit(1, 64, 64), "cpu", sh_degree=1)
     gpu, _ = drawn_by("gsplat", blobs(500, 3), orbit(1, 64, 64), "cuda", sh_degree=1)
     assert (cpu[0] - gpu[0]).abs().max() < 0.02
+
+
+def test_empty_scene_shows_the_background():
+    *fields, _ = leaves(blobs(0), orbit(1, 20, 20))
+    rendering = rasterize(Gaussians(*fields), orbit(2, 20, 17), backend="gsplat", background=torch.tensor([0.1, 0.2, 0.3]))
+    assert torch.equal(rendering.rgb, torch.tensor([0.1, 0.2, 0.3]).expand(2, 17, 20, 3))
+    assert rendering.alpha.abs().max() == rendering.depth.abs().max() == 0
+    pull(rendering).backward()
+    assert fields[4].grad.shape == (0, 16, 3)
