@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from functools import partial
 from pathlib import Path
 
@@ -11,10 +10,20 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from reconx_core.datasets import colmap
 from reconx_core.datasets.capture import Capture, Photo, Split, every_eighth, pinhole
-from reconx_core.datasets.photos import find_mask, find_photos, unique_names
+from reconx_core.datasets.photos import find_mask, find_photos, image_folders, unique_names
 from reconx_core.errors import UserError
 from reconx_core.images import read_focal, read_image, read_mask
+
+
+def is_scene(path: Path) -> bool:
+    """Whether there is LLFF's file, and no COLMAP model without distortion, which says more.
+
+    Mip-NeRF 360's scenes hold both, and LLFF's own a model with the distortion that the file leaves out, as the field does.
+    """
+    model = colmap.find_model(path)
+    return (path / "poses_bounds.npy").is_file() and (model is None or colmap.holds_distortion(model))
 
 
 def read(path: Path) -> Capture:
@@ -30,6 +39,11 @@ def read(path: Path) -> Capture:
         for file, name, pose, h, w, f in zip(files, unique_names(files), poses, heights, widths, focals)
     )
     return Capture(path.resolve().name, photos, _splits(len(photos)), "every_8th")
+
+
+def check(path: Path) -> None:
+    """Raises UserError where the poses cannot be read, or where there is no picture for each."""
+    _find_images(path, len(_load(path / "poses_bounds.npy")[0]))
 
 
 def opencv_from_llff(poses: Float[Tensor, "n 3 4"]) -> Float[Tensor, "n 4 4"]:
@@ -53,9 +67,8 @@ def _load(file: Path) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 def _find_images(path: Path, count: int) -> list[Path]:
     """The largest version of the images of which there is one for each pose, in LLFF's (plain alphabetical) order."""
-    reduced = sorted(path.glob("images_*"), key=lambda p: int(re.sub(r"\D", "", p.name) or 1))
-    for folder in (path / "images", *reduced):
-        files = sorted(find_photos(folder), key=lambda p: p.name) if folder.is_dir() else []
+    for folder in image_folders(path):
+        files = sorted(find_photos(folder), key=lambda p: p.name)
         if len(files) == count:
             return files
     raise UserError(f"'{path}' has {count} poses, but neither images nor any images_N folder has as many photos.")
