@@ -30,8 +30,9 @@ def read(path: Path) -> Capture:
     """Photos in the order of the poses, with the splits ``every_8th`` (default) and ``train_3``, ``train_6``, ``train_9``.
 
     Raises:
-        UserError: the file is no LLFF array, or no folder has one image for each pose.
+        UserError: the file is no LLFF array, no folder has one image for each pose, or the COLMAP model beside it is not whole.
     """
+    _refuse_half_a_model(path)
     poses, heights, widths, focals = _load(path / "poses_bounds.npy")
     files = _find_images(path, len(poses))
     photos = tuple(
@@ -42,7 +43,8 @@ def read(path: Path) -> Capture:
 
 
 def check(path: Path) -> None:
-    """Raises UserError where the poses cannot be read, or where there is no picture for each."""
+    """Raises UserError where the poses cannot be read, there is no picture for each, or half a COLMAP model beside them."""
+    _refuse_half_a_model(path)
     _find_images(path, len(_load(path / "poses_bounds.npy")[0]))
 
 
@@ -51,6 +53,14 @@ def opencv_from_llff(poses: Float[Tensor, "n 3 4"]) -> Float[Tensor, "n 4 4"]:
     down, right, backwards, origin = poses.unbind(-1)
     top = torch.stack([right, down, -backwards, origin], -1)
     return torch.cat([top, top.new_tensor([0.0, 0.0, 0.0, 1.0]).expand(len(top), 1, 4)], 1)
+
+
+def _refuse_half_a_model(path: Path) -> None:
+    """A whole one would decide which cameras are read."""
+    if (path / "sparse").is_dir() and colmap.find_model(path) is None:
+        raise UserError(
+            f"The COLMAP model in {path / 'sparse'} is not whole; fetch it, or remove sparse to use poses_bounds.npy."
+        )
 
 
 def _load(file: Path) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from small_captures import cameras_of, tiny_hall, write_greys
 
-from reconx_core.datasets import colmap, detect, files_of, read
+from reconx_core.datasets import colmap, detect, files_of, read, scene_names
 from reconx_core.datasets.write import write_photos
 from reconx_core.errors import UserError
 from reconx_core.export import write_colmap
@@ -167,6 +167,16 @@ def test_a_damaged_model_is_not_passed_over_for_poses(tmp_path):
     file.write_bytes(file.read_bytes()[:20])
     with pytest.raises(UserError, match=r"cameras\.bin is truncated"):
         read(tmp_path)
+
+
+def test_half_a_model_is_not_passed_over_either(tmp_path):
+    poses_bounds(write(tmp_path / "garden", NAMES), 3)
+    poses_bounds(write(tmp_path / "stump", NAMES), 3)
+    (tmp_path / "garden" / "sparse" / "0" / "images.bin").unlink()
+    with pytest.raises(UserError, match="remove sparse to use"):
+        read(tmp_path / "garden")
+    with pytest.warns(UserWarning, match="1 of 2 scenes.*garden/sparse is not whole"):
+        assert [name for name, _ in scene_names(tmp_path)] == ["stump"]
 
 
 def test_what_3dgs_leaves_beside_its_scene_is_no_matter(tmp_path):
