@@ -5,7 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 from reconx_core.datasets.capture import Capture, Split
-from reconx_core.datasets.nerfstudio import make_photos, read_frames
+from reconx_core.datasets.nerfstudio import make_photos, read_frames, require_pictures
+
+
+def is_scene(path: Path) -> bool:
+    """Whether a folder holds the training views' file."""
+    return (path / "transforms_train.json").is_file()
+
+
+def check(path: Path) -> None:
+    """Raises UserError where a file is malformed or none of its pictures is there."""
+    for file in sorted(path.glob("transforms_t*.json")):
+        require_pictures(file)
 
 
 def read(path: Path) -> Capture:

@@ -25,6 +25,7 @@ class Photo:
     size: tuple[int, int] | None = None  # (height, width) that the intrinsics refer to; None: the photo's own
     distortion: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)  # OPENCV k1 k2 p1 p2
     cam_to_world: Float[Tensor, "4 4"] | None = None  # OpenCV axes
+    load_object_mask: Callable[[], Bool[Tensor, "h w"]] | None = None  # True on the object that is scored; of any size
     load_depth: Callable[[], Float[Tensor, "h w"]] | None = None  # exact z-depth, where the scene is procedural
 
 

@@ -1,18 +1,22 @@
-"""A COLMAP model (text or binary) with its images: ``SCENE/sparse/0`` and ``SCENE/images``, or the model's own folder."""
+"""A COLMAP model (text or binary) with its images: ``SCENE/sparse/0`` and ``SCENE/images``, or the model's own folder.
+
+This is how 3D Gaussian Splatting publishes Tanks and Temples, and Mip-NeRF 360 its scenes, with ``images_2``, ``images_4`` ...
+"""
 
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 import pycolmap
 import torch
 
-from reconx_core.datasets.capture import Capture, Photo, pinhole
-from reconx_core.datasets.photos import find_mask, natural_key, unique_names
+from reconx_core.datasets.capture import Capture, Photo, Split, every_eighth, pinhole
+from reconx_core.datasets.photos import files_within, find_mask, image_folders, natural_key, unique_names
 from reconx_core.errors import UserError
-from reconx_core.images import read_focal, read_image, read_mask
+from reconx_core.images import is_image, read_focal, read_image, read_mask
 
 # where each model's fx fy cx cy k1 k2 p1 p2 stand among its parameters; None is zero
 _PARAMETERS: dict[str, tuple[int | None, ...]] = {
@@ -30,15 +34,39 @@ def find_model(path: Path) -> Path | None:
     return next((c for c in candidates if _is_model(c)), None)
 
 
+def holds_distortion(model: Path) -> bool:
+    """Whether a camera of a model has any distortion; of a file that cannot be read, False, so that :func:`read` says so."""
+    try:
+        return any(name not in ("SIMPLE_PINHOLE", "PINHOLE") for name in _camera_models(model))
+    except (struct.error, ValueError, IndexError):
+        return False
+
+
+def check(path: Path) -> None:
+    """Raises UserError where the model is missing or truncated, or where there is no picture at all."""
+    model = _require_model(path)
+    _check_lengths(model)
+    if not any(is_image(file) for folder in (*_image_folders(path, model), path) for file in folder.rglob("*")):
+        raise UserError(f"The COLMAP model in {model} has no pictures beside it, in images or images_N; fetch them, too.")
+
+
+def files_of(path: Path) -> dict[str, Path]:
+    """All files below, and the pictures and masks that lie beside a model which is given by its own folder."""
+    place = path.resolve()
+    beside = [f for f in _image_folders(path, _require_model(path)) if not f.resolve().is_relative_to(place)]
+    return files_within(path, *beside, *(folder.parent / "masks" for folder in beside))
+
+
 def read(path: Path) -> Capture:
-    """Registered images in natural order of their names.
+    """Registered images in natural order of their names, from the folder that has most of them, the largest of equals.
+
+    The split ``every_8th`` holds out every eighth image in the alphabetical order of their names. It is the default of scenes
+    with a ``poses_bounds.npy`` beside the model, which are Mip-NeRF 360's; of other scenes every image is an input.
 
     Raises:
         UserError: no model, a broken one, a fisheye or other unsupported camera model, or no folder of images.
     """
-    model = find_model(path)
-    if model is None:
-        raise UserError(f"There is no COLMAP model (cameras.bin or .txt) in '{path}', its sparse/0 or its sparse folder.")
+    model = _require_model(path)
     _check_lengths(model)
     try:
         reconstruction = pycolmap.Reconstruction(str(model))
@@ -47,10 +75,25 @@ def read(path: Path) -> Capture:
     images = sorted((i for i in reconstruction.images.values() if i.has_pose), key=lambda i: natural_key(i.name))
     if not images:
         raise UserError(f"The COLMAP model in {model} has no registered images.")
-    folder = _find_images(path, model, images[0].name)
+    folder = _find_images(path, model, [image.name for image in images])
     names = unique_names([Path(image.name) for image in images])
     photos = (_photo(image, reconstruction.cameras[image.camera_id], folder / image.name, n) for image, n in zip(images, names))
-    return Capture(path.resolve().name, tuple(photos))
+    splits = {"every_8th": _every_eighth([image.name for image in images])}
+    scored = (path / "poses_bounds.npy").is_file()
+    return Capture(path.resolve().name, tuple(photos), splits, "every_8th" if scored else None)
+
+
+def _require_model(path: Path) -> Path:
+    model = find_model(path)
+    if model is None:
+        raise UserError(f"There is no COLMAP model (cameras.bin or .txt) in '{path}', its sparse/0 or its sparse folder.")
+    return model
+
+
+def _every_eighth(names: list[str]) -> Split:
+    """The field counts in alphabetical order (9 after 10), whatever the order of the capture."""
+    order = sorted(range(len(names)), key=lambda i: names[i])
+    return Split(*(tuple(sorted(order[i] for i in part)) for part in every_eighth(len(names))))
 
 
 def _is_model(folder: Path) -> bool:
@@ -74,6 +117,18 @@ def _check_lengths(model: Path) -> None:
             raise UserError(f"The COLMAP file {file} is truncated or damaged; copy it again or export the model anew.")
 
 
+def _camera_models(model: Path) -> list[str]:
+    """The camera models by name. Raises struct.error, ValueError or IndexError where the file is damaged."""
+    if not (model / "cameras.bin").is_file():
+        lines = (model / "cameras.txt").read_text(errors="replace").splitlines()
+        return [line.split()[1] for line in lines if line.strip() and not line.startswith("#")]
+    data, place, names = (model / "cameras.bin").read_bytes(), 8, []
+    for _ in range(struct.unpack_from("<Q", data)[0]):
+        names.append(pycolmap.CameraModelId(struct.unpack_from("<i", data, place + 4)[0]).name)
+        place = _after_camera(data, place)
+    return names
+
+
 def _after_camera(data: bytes, place: int) -> int:
     """Id, model, width, height, parameters."""
     model = struct.unpack_from("<i", data, place + 4)[0]
@@ -91,11 +146,16 @@ def _after_point(data: bytes, place: int) -> int:
     return place + 51 + 8 * struct.unpack_from("<Q", data, place + 43)[0]
 
 
-def _find_images(path: Path, model: Path, name: str) -> Path:
-    candidates = [folder / "images" for folder in (path, model, *model.resolve().parents[:3])] + [path]
-    found = next((c for c in candidates if (c / name).is_file()), None)
-    if found is None:
-        raise UserError(f"The images of the COLMAP model in {model} (such as {name}) are not in {candidates[0]}.")
+def _image_folders(path: Path, model: Path) -> list[Path]:
+    """Where pictures may be: ``images`` and ``images_N`` of the scene, beside the model and above it."""
+    return [folder for root in dict.fromkeys((path, model, *model.resolve().parents[:3])) for folder in image_folders(root)]
+
+
+def _find_images(path: Path, model: Path, names: Sequence[str]) -> Path:
+    counts = {f: sum((f / name).is_file() for name in names) for f in (*_image_folders(path, model), path)}
+    found = max(counts, key=lambda folder: counts[folder])  # the first of equals
+    if not counts[found]:
+        raise UserError(f"The images of the COLMAP model in {model} (such as {names[0]}) are not in {path / 'images'}.")
     return found
 
 

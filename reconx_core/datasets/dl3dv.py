@@ -9,7 +9,7 @@ from typing import Any
 
 from reconx_core.datasets.capture import Capture
 from reconx_core.datasets.nerfstudio import make_photos, read_frames
-from reconx_core.datasets.photos import natural_key
+from reconx_core.datasets.photos import image_folders, natural_key
 from reconx_core.errors import UserError
 
 _HASH = re.compile(r"[0-9a-f]{64}")
@@ -21,13 +21,23 @@ def is_scene(path: Path) -> bool:
     folder = _folder(path)
     if not (folder / "transforms.json").is_file():
         return False
-    named = folder == path / "nerfstudio" or _HASH.fullmatch(folder.absolute().name) is not None
-    return named or (not any((folder / "images").glob("*")) and len(_image_folders(folder)) > 0)
+    named = folder == path / "nerfstudio" or is_hash(folder.absolute().name)
+    return named or (not any((folder / "images").glob("*")) and len(image_folders(folder)) > 0)
 
 
 def is_subset(folder: Path) -> bool:
     """Whether a folder is one of those (``1K``, ``2K``, ...) into which the archive sorts its scenes."""
     return folder.is_dir() and _SUBSET.fullmatch(folder.name) is not None
+
+
+def is_hash(name: str) -> bool:
+    """Whether a folder's name is one of the archive's scenes'."""
+    return _HASH.fullmatch(name) is not None
+
+
+def check(path: Path) -> None:
+    """Raises UserError where the file is malformed or there is none of its pictures."""
+    _there(path, read_frames(_folder(path) / "transforms.json"))
 
 
 def read(path: Path) -> Capture:
@@ -39,10 +49,7 @@ def read(path: Path) -> Capture:
     folder = _folder(path)
     file = folder / "transforms.json"
     frames = sorted(read_frames(file), key=lambda frame: natural_key(frame["file_path"]))
-    versions = ([_moved(frame, images) for frame in frames] for images in _image_folders(folder))
-    there = next((kept for moved in versions if (kept := [f for f in moved if (folder / f["file_path"]).is_file()])), [])
-    if not there:
-        raise UserError(f"None of the {len(frames)} pictures of '{path}' is in its images or images_N folder; unpack one.")
+    there = _there(path, frames)
     images = Path(there[0]["file_path"]).parent
     if images.name != "images" and any("fl_x" in frame and not ("w" in frame and "h" in frame) for frame in there):
         raise UserError(f"{file} does not give the size (w, h) of the full pictures, so those in {images} have no camera.")
@@ -59,10 +66,14 @@ def _folder(path: Path) -> Path:
     return path / "nerfstudio" if (path / "nerfstudio" / "transforms.json").is_file() else path
 
 
-def _image_folders(folder: Path) -> list[Path]:
-    """``images``, ``images_2``, ``images_4``, ...: the largest pictures first."""
-    found = {re.fullmatch(r"images(?:_(\d+))?", p.name): p for p in folder.glob("images*") if p.is_dir()}
-    return [found[match] for match in sorted(filter(None, found), key=lambda match: int(match[1] or 1))]
+def _there(path: Path, frames: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The frames whose picture is in the largest ``images_N`` that has any. Raises UserError where none has."""
+    folder = _folder(path)
+    versions = ([_moved(frame, images) for frame in frames] for images in image_folders(folder))
+    there = next((kept for moved in versions if (kept := [f for f in moved if (folder / f["file_path"]).is_file()])), [])
+    if not there:
+        raise UserError(f"None of the {len(frames)} pictures of '{path}' is in its images or images_N folder; unpack one.")
+    return there
 
 
 def _moved(frame: dict[str, Any], images: Path) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from functools import partial
 from pathlib import Path
 
@@ -11,18 +10,29 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from reconx_core.datasets import colmap
 from reconx_core.datasets.capture import Capture, Photo, Split, every_eighth, pinhole
-from reconx_core.datasets.photos import find_mask, find_photos, unique_names
+from reconx_core.datasets.photos import find_mask, find_photos, image_folders, unique_names
 from reconx_core.errors import UserError
 from reconx_core.images import read_focal, read_image, read_mask
+
+
+def is_scene(path: Path) -> bool:
+    """Whether there is LLFF's file, and no COLMAP model without distortion, which says more.
+
+    Mip-NeRF 360's scenes hold both, and LLFF's own a model with the distortion that the file leaves out, as the field does.
+    """
+    model = colmap.find_model(path)
+    return (path / "poses_bounds.npy").is_file() and (model is None or colmap.holds_distortion(model))
 
 
 def read(path: Path) -> Capture:
     """Photos in the order of the poses, with the splits ``every_8th`` (default) and ``train_3``, ``train_6``, ``train_9``.
 
     Raises:
-        UserError: the file is no LLFF array, or no folder has one image for each pose.
+        UserError: the file is no LLFF array, no folder has one image for each pose, or the COLMAP model beside it is not whole.
     """
+    _refuse_half_a_model(path)
     poses, heights, widths, focals = _load(path / "poses_bounds.npy")
     files = _find_images(path, len(poses))
     photos = tuple(
@@ -32,11 +42,25 @@ def read(path: Path) -> Capture:
     return Capture(path.resolve().name, photos, _splits(len(photos)), "every_8th")
 
 
+def check(path: Path) -> None:
+    """Raises UserError where the poses cannot be read, there is no picture for each, or half a COLMAP model beside them."""
+    _refuse_half_a_model(path)
+    _find_images(path, len(_load(path / "poses_bounds.npy")[0]))
+
+
 def opencv_from_llff(poses: Float[Tensor, "n 3 4"]) -> Float[Tensor, "n 4 4"]:
     """LLFF's camera axes are (down, right, backwards)."""
     down, right, backwards, origin = poses.unbind(-1)
     top = torch.stack([right, down, -backwards, origin], -1)
     return torch.cat([top, top.new_tensor([0.0, 0.0, 0.0, 1.0]).expand(len(top), 1, 4)], 1)
+
+
+def _refuse_half_a_model(path: Path) -> None:
+    """A whole one would decide which cameras are read."""
+    if (path / "sparse").is_dir() and colmap.find_model(path) is None:
+        raise UserError(
+            f"The COLMAP model in {path / 'sparse'} is not whole; fetch it, or remove sparse to use poses_bounds.npy."
+        )
 
 
 def _load(file: Path) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -53,9 +77,8 @@ def _load(file: Path) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 def _find_images(path: Path, count: int) -> list[Path]:
     """The largest version of the images of which there is one for each pose, in LLFF's (plain alphabetical) order."""
-    reduced = sorted(path.glob("images_*"), key=lambda p: int(re.sub(r"\D", "", p.name) or 1))
-    for folder in (path / "images", *reduced):
-        files = sorted(find_photos(folder), key=lambda p: p.name) if folder.is_dir() else []
+    for folder in image_folders(path):
+        files = sorted(find_photos(folder), key=lambda p: p.name)
         if len(files) == count:
             return files
     raise UserError(f"'{path}' has {count} poses, but neither images nor any images_N folder has as many photos.")

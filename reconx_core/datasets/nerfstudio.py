@@ -15,12 +15,17 @@ from typing import Any
 import torch
 
 from reconx_core.datasets.capture import Capture, Photo, Split, opencv_from_opengl, pinhole
-from reconx_core.datasets.photos import find_mask, natural_key, unique_names
+from reconx_core.datasets.photos import files_within, find_mask, natural_key, unique_names
 from reconx_core.errors import UserError
 from reconx_core.images import SUFFIXES, ImageError, read_focal, read_image, read_mask, read_size
 
 _UNSUPPORTED = ("k3", "k4", "k5", "k6")
 _PINHOLE_MODELS = ("OPENCV", "PINHOLE", "SIMPLE_PINHOLE", "SIMPLE_RADIAL", "RADIAL")
+
+
+def is_scene(path: Path) -> bool:
+    """Whether a path is ``transforms.json`` or a folder that holds one."""
+    return path.name == "transforms.json" or (path / "transforms.json").is_file()
 
 
 def read(path: Path) -> Capture:
@@ -29,13 +34,30 @@ def read(path: Path) -> Capture:
     Raises:
         UserError: malformed JSON, no frames, or a camera model other than OPENCV's.
     """
-    file = path / "transforms.json" if path.is_dir() else path
+    file = _file(path)
     frames = read_frames(file)
     # Files list frames in any order; the video stage pairs neighbours, so capture order is that of the names.
     order = sorted(range(len(frames)), key=lambda i: natural_key(frames[i]["file_path"]))
     photos = make_photos([frames[i] for i in order], file)
     splits = _splits(file.with_name("split.json"), order) | _file_splits([frames[i] for i in order])
     return Capture(file.parent.resolve().name, photos, splits, _default(splits))
+
+
+def check(path: Path) -> None:
+    """Raises UserError where the file is malformed or none of its pictures is there."""
+    require_pictures(_file(path))
+
+
+def require_pictures(file: Path) -> None:
+    """Raises UserError where ``file`` is malformed or none of the pictures that it lists is there."""
+    frames = read_frames(file)
+    if not any(_find(file.parent, frame["file_path"]).is_file() for frame in frames):
+        raise UserError(f"None of the {len(frames)} pictures that {file} lists is there; fetch them, too.")
+
+
+def files_of(path: Path) -> dict[str, Path]:
+    """The files in the folder of ``transforms.json``."""
+    return files_within(path.parent if path.is_file() else path)
 
 
 def read_frames(file: Path) -> list[dict[str, Any]]:
@@ -59,6 +81,10 @@ def read_json(file: Path) -> Any:
         return json.loads(file.read_text())
     except (OSError, ValueError) as error:
         raise UserError(f"Cannot read {file}: {error}.") from None
+
+
+def _file(path: Path) -> Path:
+    return path / "transforms.json" if path.is_dir() else path
 
 
 def _find(folder: Path, file_path: str) -> Path:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
 from reconx_core.datasets.capture import Capture, Photo
 from reconx_core.images import is_image, read_focal, read_image, read_mask
+
+_IMAGES = re.compile(r"images(?:_(\d+))?")
 
 
 def natural_key(path: Path | str) -> list[tuple[int, int, str]]:
@@ -22,6 +25,12 @@ def find_photos(folder: Path) -> list[Path]:
     return sorted((p for p in folder.iterdir() if p.is_file() and is_image(p) and not _is_mask(p)), key=natural_key)
 
 
+def image_folders(scene: Path) -> list[Path]:
+    """``images``, ``images_2``, ``images_4``, ... of a scene: the largest pictures first."""
+    found = {match: p for p in scene.glob("images*") if p.is_dir() and (match := _IMAGES.fullmatch(p.name))}
+    return [found[match] for match in sorted(found, key=lambda match: int(match[1] or 1))]
+
+
 def holds_photos(path: Path) -> bool:
     """Whether there are photos in a folder or in its ``images`` folder."""
     return path.is_dir() and bool(_find(path))
@@ -30,9 +39,7 @@ def holds_photos(path: Path) -> bool:
 def find_mask(photo: Path) -> Path | None:
     """The mask that belongs to a photo, if there is one."""
     names = (f"{photo.stem}.png", f"{photo.name}.png", f"{photo.stem}.jpg")
-    folders = (
-        (photo.parent / "masks", photo.parent.parent / "masks") if photo.parent.name == "images" else (photo.parent / "masks",)
-    )
+    folders = [photo.parent / "masks", *_masks_beside(photo.parent)]
     candidates = [photo.with_name(f"{photo.stem}.mask.png"), *(folder / name for folder in folders for name in names)]
     return next((c for c in candidates if c.is_file()), None)
 
@@ -57,6 +64,30 @@ def read(path: Path) -> Capture:
     return Capture(path.resolve().name, tuple(_photo(f, n) for f, n in zip(files, unique_names(files))))
 
 
+def files_of(path: Path) -> dict[str, Path]:
+    """All files below, and the masks beside a folder that is itself called ``images``."""
+    return files_within(path, *_masks_beside(path.absolute()))
+
+
+def files_within(scene: Path, *beside: Path) -> dict[str, Path]:
+    """The files in a scene's folder and in others, but hidden ones, by their places as seen from the scene."""
+    return names_from(scene, (file for folder in (scene, *beside) for file in _walk(folder) if not file.name.startswith(".")))
+
+
+def names_from(scene: Path, files: Iterable[Path]) -> dict[str, Path]:
+    """Files by their places as seen from the scene, such as ``../masks/a.png``, in alphabetical order."""
+    return dict(sorted((Path(os.path.relpath(file, scene)).as_posix(), file) for file in files))
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """All files below a folder, those behind links to folders, too: pictures are often linked to."""
+    seen: set[str] = set()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        seen.add(os.path.realpath(place))
+        folders[:] = [name for name in folders if os.path.realpath(os.path.join(place, name)) not in seen]
+        yield from (file for name in files if (file := Path(place, name)).is_file())
+
+
 def _find(path: Path) -> list[Path]:
     return find_photos(path) or (find_photos(path / "images") if (path / "images").is_dir() else [])
 
@@ -65,6 +96,10 @@ def _photo(path: Path, name: str) -> Photo:
     mask = find_mask(path)
     load_mask = None if mask is None else partial(read_mask, mask)
     return Photo(name, partial(read_image, path), load_mask, focal=read_focal(path))
+
+
+def _masks_beside(folder: Path) -> list[Path]:
+    return [folder.parent / "masks"] if _IMAGES.fullmatch(folder.name) else []
 
 
 def _is_mask(path: Path) -> bool:

@@ -27,7 +27,7 @@ from reconx_core.datasets.nerfstudio import read_json
 from reconx_core.datasets.photos import find_photos
 from reconx_core.errors import UserError
 from reconx_core.geometry import rigid
-from reconx_core.images import ImageError, read_image, read_size
+from reconx_core.images import ImageError, is_image, read_image, read_size
 
 _INDEX = "index.json"
 _SPLITS = ("test", "train", "val")
@@ -64,6 +64,22 @@ def scenes(folder: Path) -> list[tuple[str, Path]]:
         told = f"{len(broken)} of {len(chunks)} chunks in '{folder}' are missing or half downloaded"
         warnings.warn(f"{told}: {_some(broken)}. Their scenes are left out.", stacklevel=2)
     return [(key, folder / key) for key, chunk in index.items() if chunk in whole]
+
+
+def check(path: Path) -> None:
+    """Raises UserError where no frame was fetched for a camera file."""
+    if path.is_dir() and not any(is_image(file) for file in path.iterdir()):
+        raise UserError(f"The scene '{path}' has no frames; fetch its pictures or choose another scene.")
+
+
+def warn_of_unfetched(dataset: Path) -> None:
+    """A warning names the camera files in a dataset that have no folder of frames."""
+    apart = (dataset / "cameras").is_dir() and (dataset / "frames").is_dir()
+    files, frames = sorted((dataset / "cameras" if apart else dataset).glob("*.txt")), dataset / "frames" if apart else dataset
+    lost = [file.stem for file in files if not (frames / file.stem).is_dir() and _lists_cameras(file)]
+    if lost:
+        told = f"{len(lost)} of the {len(files)} camera files in '{dataset}' have no frames: {_some(lost)}"
+        warnings.warn(f"{told}. Their scenes are left out.", stacklevel=2)
 
 
 def files_of(scene: Path) -> dict[str, Path]:

@@ -1,13 +1,16 @@
+import numpy as np
 import pycolmap
 import pytest
 import torch
 from small_captures import cameras_of, tiny_hall, write_greys
 
-from reconx_core.datasets import colmap, detect
+from reconx_core.datasets import colmap, detect, files_of, read, scene_names
 from reconx_core.datasets.write import write_photos
 from reconx_core.errors import UserError
 from reconx_core.export import write_colmap
+from reconx_core.settings import ViewsSettings
 from reconx_core.types import PointCloud
+from reconx_core.views import load_views
 
 CLOUD = PointCloud(torch.rand(5, 3), torch.rand(5, 3), torch.ones(5))
 
@@ -78,3 +81,115 @@ def test_a_truncated_model_is_named_at_once(tmp_path, name, share):
     file.write_bytes(file.read_bytes()[: int(file.stat().st_size * share)])
     with pytest.raises(UserError, match=f"{name}.bin is truncated"):
         colmap.read(tmp_path)
+
+
+def write(folder, names, images=("images",), model="PINHOLE", parameters=(9.0, 10, 8, 6)):
+    """A scene of one camera at several places, with pictures of any size in the folders of ``images``."""
+    reconstruction = pycolmap.Reconstruction()
+    camera = pycolmap.Camera(camera_id=1, model=model, width=16, height=12, params=list(parameters))
+    reconstruction.add_camera_with_trivial_rig(camera)
+    for i, name in enumerate(names):
+        pose = pycolmap.Rigid3d(pycolmap.Rotation3d([0.0, 0, 0, 1]), np.array([-float(i), 0, 0]))
+        image = pycolmap.Image(name=name, camera_id=1, image_id=i + 1)
+        reconstruction.add_image_with_trivial_frame(image, pose)
+    (folder / "sparse" / "0").mkdir(parents=True)
+    reconstruction.write_binary(str(folder / "sparse" / "0"))
+    for version in images:
+        factor = int(version.removeprefix("images").removeprefix("_") or 1)
+        write_greys(folder / version, names, 12 // factor, 16 // factor)
+    return folder
+
+
+NAMES = ["a.png", "b.png", "c.png"]
+
+
+@pytest.mark.parametrize(
+    ("images", "width"), [(("images", "images_2", "images_4"), 16), (("images_4", "images_2"), 8), (("images_4",), 4)]
+)
+def test_the_largest_pictures_that_are_there(tmp_path, images, width):
+    scene = write(tmp_path, NAMES, images)
+    photo = colmap.read(scene).photos[2]
+    assert photo.load().shape[1] == width
+    assert (photo.size, float(photo.intrinsics[0, 0]), float(photo.cam_to_world[0, 3])) == ((12, 16), 9, 2)
+    views = load_views(scene, ViewsSettings(split="all"))
+    wanted = torch.tensor([[9.0, 0, 8], [0, 10, 6], [0, 0, 16 / width]]) * width / 16
+    torch.testing.assert_close(views.cameras.intrinsics[0], wanted)
+
+
+def test_full_pictures_that_are_half_downloaded_do_not_count(tmp_path):
+    write(tmp_path, NAMES, ("images", "images_2"))
+    (tmp_path / "images" / "b.png").unlink()
+    assert colmap.read(tmp_path).photos[0].load().shape[1] == 8
+    (tmp_path / "images_2" / "b.png").unlink()
+    assert colmap.read(tmp_path).photos[0].load().shape[1] == 16
+    for name in ("a.png", "c.png"):
+        (tmp_path / "images" / name).unlink()
+    assert colmap.read(tmp_path).photos[0].load().shape[1] == 8
+
+
+def test_every_eighth_counts_in_alphabetical_order(tmp_path):
+    """As Mip-NeRF 360 and 3D Gaussian Splatting do; photos stay in the order in which they were taken."""
+    capture = colmap.read(write(tmp_path, [f"{i}.png" for i in range(1, 21)]))
+    assert [p.name for p in capture.photos] == [str(i) for i in range(1, 21)]
+    inputs, targets = capture.splits["every_8th"]
+    alphabetical = sorted(p.name for p in capture.photos)
+    assert {capture.photos[i].name for i in targets} == {alphabetical[0], alphabetical[8], alphabetical[16]} == {"1", "17", "6"}
+    assert sorted((*inputs, *targets)) == list(range(20))
+    assert capture.default_split is None
+
+
+def poses_bounds(folder, count):
+    array = np.tile([0.0, 1, 0, 0, 12, 1, 0, 0, 0, 16, 0, 0, -1, 0, 9, 1, 9], (count, 1))
+    np.save(folder / "poses_bounds.npy", array)
+
+
+def test_mip_nerf_360_is_colmaps_and_scored_on_every_eighth(tmp_path):
+    poses_bounds(write(tmp_path, NAMES, ("images", "images_2")), 3)
+    assert detect(tmp_path).name == "colmap"
+    capture = read(tmp_path)
+    assert (capture.default_split, capture.splits["every_8th"]) == ("every_8th", ((1, 2), (0,)))
+    assert float(capture.photos[0].intrinsics[1, 1]) == 10  # poses_bounds has one focal length
+
+
+def test_llffs_own_model_with_distortion_is_left_for_its_poses(tmp_path):
+    poses_bounds(write(tmp_path, NAMES, model="SIMPLE_RADIAL", parameters=(9.0, 8, 6, 0.1)), 3)
+    assert detect(tmp_path).name == "llff"
+    model = pycolmap.Reconstruction(str(tmp_path / "sparse" / "0"))
+    for file in (tmp_path / "sparse" / "0").iterdir():
+        file.unlink()
+    model.write_text(str(tmp_path / "sparse" / "0"))
+    assert detect(tmp_path).name == "llff"
+
+
+def test_a_damaged_model_is_not_passed_over_for_poses(tmp_path):
+    poses_bounds(write(tmp_path, NAMES), 3)
+    file = tmp_path / "sparse" / "0" / "cameras.bin"
+    file.write_bytes(file.read_bytes()[:20])
+    with pytest.raises(UserError, match=r"cameras\.bin is truncated"):
+        read(tmp_path)
+
+
+def test_half_a_model_is_not_passed_over_either(tmp_path):
+    poses_bounds(write(tmp_path / "garden", NAMES), 3)
+    poses_bounds(write(tmp_path / "stump", NAMES), 3)
+    (tmp_path / "garden" / "sparse" / "0" / "images.bin").unlink()
+    with pytest.raises(UserError, match="remove sparse to use"):
+        read(tmp_path / "garden")
+    with pytest.warns(UserWarning, match="1 of 2 scenes.*garden/sparse is not whole"):
+        assert [name for name, _ in scene_names(tmp_path)] == ["stump"]
+
+
+def test_what_3dgs_leaves_beside_its_scene_is_no_matter(tmp_path):
+    write(tmp_path, NAMES)
+    write_greys(tmp_path / "input", ["raw.png"])
+    (tmp_path / "distorted" / "sparse").mkdir(parents=True)
+    assert [p.name for p in read(tmp_path).photos] == ["a", "b", "c"]
+
+
+def test_files_of_a_model_given_by_its_own_folder(tmp_path):
+    write(tmp_path, NAMES)
+    write_greys(tmp_path / "masks", ["a.png"])
+    files = files_of(tmp_path / "sparse" / "0")
+    assert read(tmp_path / "sparse" / "0").photos[0].load_mask is not None
+    assert {"cameras.bin", "images.bin", "../../images/a.png", "../../masks/a.png"} <= set(files)
+    assert {"sparse/0/cameras.bin", "images/a.png", "masks/a.png"} <= set(files_of(tmp_path))

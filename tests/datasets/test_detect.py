@@ -52,6 +52,8 @@ def test_scene_names(tmp_path):
     for name in ("b", "a10", "a2"):
         write_greys(tmp_path / name, ["x.png"])
     (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "todo.txt").touch()
+    write_greys(tmp_path / ".thumbnails", ["x.png"])
     assert [name for name, _ in scene_names(tmp_path)] == ["a2", "a10", "b"]
     assert scene_names(tmp_path / "b") == [("b", tmp_path / "b")]
     assert scene_names(Path("procedural:room?seed=0..1"))[1] == ("room_1", Path("procedural:room?seed=1"))

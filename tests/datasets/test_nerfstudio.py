@@ -5,7 +5,7 @@ import pytest
 import torch
 from small_captures import cameras_of, tiny_hall, write_greys
 
-from reconx_core.datasets import detect, nerfstudio
+from reconx_core.datasets import detect, files_of, nerfstudio
 from reconx_core.datasets.write import write_photos
 from reconx_core.errors import UserError
 from reconx_core.settings import ViewsSettings
@@ -88,6 +88,12 @@ def test_mask_path(tmp_path):
     a, b = nerfstudio.read(tmp_path).photos
     assert a.load_mask().shape == (12, 16)
     assert b.load_mask is None
+
+
+def test_files_of_the_file_itself_are_those_of_its_folder(tmp_path):
+    write(tmp_path, [frame("images/a.png")], fl_x=10, w=16, h=12)
+    assert files_of(tmp_path / "transforms.json") == files_of(tmp_path)
+    assert set(files_of(tmp_path)) == {"transforms.json", "images/a.png"}
 
 
 def test_intrinsics_without_poses(tmp_path):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from small_captures import tiny_hall, write_greys
 
-from reconx_core.datasets import photos
+from reconx_core.datasets import files_of, photos
 from reconx_core.datasets.write import write_photos
 from reconx_core.images import write_png
 
@@ -34,6 +34,24 @@ def test_masks_beside_an_images_folder(tmp_path):
     write_greys(tmp_path / "images", ["a.png", "b.png"])
     write_greys(tmp_path / "masks", ["b.png"])
     assert [p.load_mask is not None for p in photos.read(tmp_path).photos] == [False, True]
+
+
+@pytest.mark.parametrize("folder", ["images", "images_4"])
+def test_files_of_pictures_given_by_their_own_folder(tmp_path, folder):
+    write_greys(tmp_path / folder, ["a.png", ".hidden.png"])
+    write_greys(tmp_path / "masks", ["a.png"])
+    assert photos.read(tmp_path / folder).photos[0].load_mask is not None
+    assert set(files_of(tmp_path / folder)) == {"a.png", "../masks/a.png"}
+
+
+def test_files_behind_links_count(tmp_path):
+    """pathlib's own walk stops at them, and a changed picture would go unnoticed."""
+    write_greys(tmp_path / "elsewhere", ["a.png"])
+    (tmp_path / "place").mkdir()
+    (tmp_path / "place" / "images").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "loop").symlink_to(tmp_path / "place")
+    assert len(photos.read(tmp_path / "place").photos) == 1
+    assert set(files_of(tmp_path / "place")) == {"images/a.png"}
 
 
 def test_hidden_files_and_other_files_are_no_photos(tmp_path):

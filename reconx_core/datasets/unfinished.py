@@ -1,0 +1,55 @@
+"""Scenes that were downloaded in part: what gives them away in a folder of scenes, and what they lack.
+
+A folder that nothing gives away is either no scene or one of photos alone.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from reconx_core.datasets import dl3dv, dtu
+from reconx_core.images import is_image
+
+_PICTURES = re.compile(r"images?(?:_\d+)?")
+_REDUCED = re.compile(r"images_\d+")
+_CAMERAS = re.compile(r"sparse|colmap|cams|nerfstudio|transforms.*\.json|poses_bounds\.npy|cameras(?:_sphere)?\.npz")
+
+
+def lacking(folder: Path) -> str | None:
+    """A sentence on what is missing from a folder that no reader takes; None where it does not look like a scene at all."""
+    entries = _entries(folder)
+    if not entries:
+        return f"'{folder}' is empty."
+    looks = any(_PICTURES.fullmatch(entry.name) or _CAMERAS.fullmatch(entry.name) for entry in entries)
+    if not (looks or dl3dv.is_hash(folder.name) or dtu.is_scan(folder.name)):
+        return None
+    places = [entry for entry in entries if entry.is_dir() and _PICTURES.fullmatch(entry.name)]
+    pictures = any(is_image(file) for place in places for file in place.iterdir())
+    return f"'{folder}' has {'pictures, but no' if pictures else 'neither pictures nor'} cameras."
+
+
+def lacking_cameras(photos: Path) -> str | None:
+    """A sentence on the cameras that are missing from a folder of photos; None where nothing says that it should have any."""
+    traces = [e.name for e in _entries(photos) if _CAMERAS.fullmatch(e.name) or _REDUCED.fullmatch(e.name)]
+    if traces:
+        return f"'{photos}' has photos and {' and '.join(traces)}, but no whole set of cameras."
+    if dl3dv.is_hash(photos.name) or (photos.parent.name == "frames" and (photos.parent.parent / "cameras").is_dir()):
+        return f"'{photos}' has photos, but no cameras."
+    return None
+
+
+def outvoted(photos: Sequence[Path], posed: Sequence[Path]) -> list[Path]:
+    """Folders of photos in the minority among scenes with cameras which are laid out as they are."""
+    bare, whole = Counter(map(_nests, photos)), Counter(map(_nests, posed))
+    return [folder for folder in photos if whole[_nests(folder)] > bare[_nests(folder)]]
+
+
+def _nests(scene: Path) -> bool:
+    return (scene / "images").is_dir()
+
+
+def _entries(folder: Path) -> list[Path]:
+    return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
