@@ -120,7 +120,7 @@ def _screen_table(table: PaperTable, entries: list[Entry]) -> Table:
     shown = Table(title=escape(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     left = ["row", "".join(switch_letters())] if _is_ablation(table) else []
     for heading in (*(["views"] if len(counts) > 1 else []), "method", *left):
-        shown.add_column(heading, no_wrap=heading in left)
+        shown.add_column(heading, no_wrap=heading in left, overflow="fold")
     for heading in (*_score_titles(), "scenes", "run"):
         shown.add_column(heading, justify="left" if heading == "run" else "right", no_wrap=heading in ("scenes", "run"))
     for views in counts:
