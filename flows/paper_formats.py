@@ -54,7 +54,7 @@ def blocks(table: PaperTable) -> list[Block]:
 
 def views_text(views: int | None) -> str:
     """``2 views``; the number may differ from scene to scene."""
-    return "number of views varies" if views is None else f"{views} views"
+    return "number of views varies" if views is None else f"{views} view{'' if views == 1 else 's'}"
 
 
 def to_markdown(table: PaperTable) -> str:

@@ -136,7 +136,7 @@ def named_runs(name: str, runs: list[str]) -> Iterator[Run]:
         rows = [Path(place) / row.name for row in load_ablation()] if name == "ablation" else []
         folders = [str(folder) for folder in rows if (folder / "run.json").is_file()]
         for each in folders or [place]:
-            yield Run(read_record(each), _id_of(each), each, label or None)
+            yield replace(_read(each), label=label or None)
 
 
 def tracked_runs(name: str, console: Console) -> Iterator[Run]:
@@ -178,14 +178,16 @@ def _search(condition: str) -> Iterator[TrackedRun]:
         raise UserError(f"Cannot read the runs in MLflow at {uri} ({_line(error)}); name folders of runs instead.") from None
 
 
-def _id_of(name: str) -> str | None:
-    """Id in MLflow of a run that `read_record` finds."""
+def _read(name: str) -> Run:
+    """A run by its folder, or by its name (the newest of that name) or id in MLflow."""
     folder = Path(name)
     if (folder / "run.json").is_file():
         tracked = folder / "mlflow.json"
-        return json.loads(tracked.read_text())["run"] if tracked.is_file() else None
-    found = next(_search(f"run_name = '{name}'"), None) or next(_search(f"run_id = '{name}'"))
-    return found.info.run_id
+        return Run(read_record(name), json.loads(tracked.read_text())["run"] if tracked.is_file() else None, name)
+    found = next(_search(f"run_name = '{name}'"), None) or next(_search(f"run_id = '{name}'"), None)
+    if found is None:
+        raise UserError(f"There is no run '{name}': neither a folder with a run.json nor a run of that name or id in MLflow.")
+    return Run(read_record(found.info.run_id), found.info.run_id, found.info.run_name)
 
 
 def _check_place(record: dict[str, Any], name: str) -> None:

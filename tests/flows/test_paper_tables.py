@@ -330,7 +330,9 @@ def test_newest_run_of_every_method_and_column_is_found_in_mlflow(mlflow, tmp_pa
     beside = mlflow(record({"u": scene(23)}, protocol=acid), table="easy")
     mlflow(record({"u": scene(24)}, protocol=MIP | {"views": 3}), table="multiview")
     mlflow(record({"u": scene(25)}, protocol=EASY, row="full"), table="easy", row="full")
-    table("easy", [], tmp_path / "out", quiet())
+    console = quiet()
+    table("easy", [], tmp_path / "out", console)
+    assert "left out" not in console.file.getvalue()
     ours = [line for line in of_ours((tmp_path / "out/easy.csv").read_text()) if line["score"] == "psnr"]
     assert {(line["mlflow_run"], line["set"], line["method"], line["value"]) for line in ours} == {
         (new, "RealEstate10K", "default", "21.0"),
@@ -348,6 +350,9 @@ def test_run_is_named_by_its_name_or_id(mlflow, tmp_path):
     for name in ("night", run):
         table("easy", [f"mine={name}"], tmp_path / "out", quiet())
         assert {line["mlflow_run"] for line in of_ours((tmp_path / "out/easy.csv").read_text())} == {run}
+    for name in ("u", "day"):  # a scene's run has no record of its own
+        with pytest.raises(UserError, match=f"There is no run '{name}'"):
+            table("easy", [name], tmp_path / "out", quiet())
 
 
 def test_run_whose_record_is_lost_is_told_and_left_out(mlflow, tmp_path):
