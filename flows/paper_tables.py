@@ -19,7 +19,7 @@ from flows.run import PRESETS
 from flows.tables import mean_of
 from flows.tracking import EXPERIMENT, make_client, tracking_uri
 from reconx_core.errors import UserError
-from reconx_core.files import require_writable, write_atomic
+from reconx_core.files import explain_disk, require_writable, write_atomic
 from reconx_core.settings import STAGES, load_settings
 
 if TYPE_CHECKING:
@@ -57,8 +57,11 @@ def table(name: str, runs: list[str], out: Path, console: Console) -> None:
     require_writable(out)
     made = add_runs(published, named_runs(name, runs) if runs else tracked_runs(name, console), newest=not runs)
     print_table(made, console)
-    for ending, content in (("md", to_markdown(made)), ("csv", to_csv(made)), ("tex", to_latex(made))):
-        write_atomic(out / f"{name}.{ending}", content.encode())
+    try:
+        for ending, content in (("md", to_markdown(made)), ("csv", to_csv(made)), ("tex", to_latex(made))):
+            write_atomic(out / f"{name}.{ending}", content.encode())
+    except OSError as error:
+        raise explain_disk(error, out) from error
     console.print(f"Saved as {out / name}.md, .csv and .tex", soft_wrap=True)
 
 
@@ -89,7 +92,7 @@ def entry_of(run: Run, published: PaperTable) -> tuple[Entry, list[str]]:
     """A run's cells, and sentences on the scenes that its means are not over.
 
     Raises:
-        UserError: the run belongs to another table, or nothing in it was scored on held-out views.
+        UserError: the run belongs to another table.
     """
     record, ablation = run.record, published.name == "ablation"
     protocol = record.get("protocol") or {}
