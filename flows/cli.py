@@ -114,6 +114,23 @@ def compare(
 
 
 @app.command()
+def table(
+    name: Annotated[str, typer.Argument(help="easy, hard, cross, multiview or ablation.")],
+    runs: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[RUN|LABEL=RUN]...", help="Runs' folders, names or ids; default: of every method the newest in MLflow."
+        ),
+    ] = None,
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for NAME.md, NAME.csv and NAME.tex.")] = Path("tables"),
+) -> None:
+    """A table of the paper, our runs' rows beside the published figures; every cell says which run it is of."""
+    from flows.paper_tables import table as run
+
+    run(name, runs or [], out, console)
+
+
+@app.command()
 def render(
     scene: Annotated[Path, typer.Argument(help="scene.ply, or the folder it is in.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="A clip (.mp4), or a folder for PNGs.")] = Path("render.mp4"),
