@@ -61,8 +61,15 @@ def evaluate(
         Path | None, typer.Option("-o", "--out", help="Folder for the results; default: runs/DATASET-1, -2, ...")
     ] = None,
     split: Annotated[str | None, typer.Option(help="Same as -S views.split=...")] = None,
-    protocol: Annotated[str | None, typer.Option(help="posed, intrinsics or unposed; same as -S views.protocol=...")] = None,
+    protocol: Annotated[
+        str | None,
+        typer.Option(help="A protocol such as easy-re10k or llff (docs/protocols.md); or posed, intrinsics, unposed."),
+    ] = None,
+    views: Annotated[int | None, typer.Option(help="Input views, where the protocol leaves a choice.")] = None,
+    index: Annotated[Path | None, typer.Option(help="Views per scene, in pixelSplat's format.")] = None,
     scenes: Annotated[str | None, typer.Option(help="Only these, separated by commas.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of every scene; adds mean and spread over them.")] = 1,
+    ablation: Annotated[bool, typer.Option("--ablation", help="The seven rows of the paper's Table V.")] = False,
     preset: PresetOption = None,
     set_: SetOption = None,
     store: StoreOption = None,
@@ -70,20 +77,14 @@ def evaluate(
 ) -> None:
     """Reconstruct and score every scene of a dataset; exit code 1 if a scene failed."""
     from flows.evaluate import evaluate as run
-    from flows.evaluate import next_free
-    from flows.run import default_store, load_params, resolve_settings
+    from flows.evaluate import make_request, next_free
+    from flows.run import default_store
 
-    named = {"views.split": split, "views.protocol": protocol}
-    overrides = [f"{key}={value}" for key, value in named.items() if value] + (set_ or [])
-    if dataset is None and preset is None:
-        dataset, settings = load_params(overrides)
-    elif dataset is None:
-        raise UserError("Name the dataset when you name a preset.")
-    else:
-        settings = resolve_settings(preset, overrides)
-    out = out or next_free(Path("runs"), Path(dataset.split("?")[0].replace("procedural:", "")).name)
-    only = [name.strip() for name in scenes.split(",")] if scenes else None
-    if run(dataset, out, settings, store or default_store(), console, only, workers):
+    overrides = ([f"views.split={split}"] if split else []) + (set_ or [])
+    only = tuple(name.strip() for name in scenes.split(",")) if scenes else ()
+    request = make_request(dataset, preset, overrides, protocol, views, index, only, seeds, ablation)
+    out = out or next_free(Path("runs"), Path(request.dataset.split("?")[0].replace("procedural:", "")).name)
+    if run(request, out, store or default_store(), console, workers):
         raise typer.Exit(1)
 
 

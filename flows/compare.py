@@ -51,7 +51,7 @@ def read_record(name: str) -> dict[str, Any]:
     path = Path(name) / "run.json"
     if path.is_file():
         return json.loads(path.read_text())
-    client = make_client(tracking_uri(Path("runs/any")))
+    client = make_client(tracking_uri(Path("runs")))
     found = client.get_experiment_by_name(EXPERIMENT)
     runs = client.search_runs([found.experiment_id], f"run_name = '{name}'", order_by=["start_time DESC"]) if found else []
     runs = runs or (client.search_runs([found.experiment_id], f"run_id = '{name}'") if found else [])

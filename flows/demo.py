@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from flows.evaluate import evaluate
+from flows.evaluate import Request, evaluate
 from flows.run import resolve_settings
 from reconx_core.errors import UserError
 
@@ -20,11 +20,8 @@ def main(folder: Path) -> int:
     """Write the photos into ``folder/photos``, evaluate them into ``folder/run``; returns the exit code."""
     console = Console(highlight=False)
     write_photos(folder / "photos", console)
-    return (
-        1
-        if evaluate(str(folder / "photos"), folder / "run", resolve_settings(None, SETTINGS), folder / "store", console)
-        else 0
-    )
+    request = Request(str(folder / "photos"), resolve_settings(None, SETTINGS))
+    return int(evaluate(request, folder / "run", folder / "store", console) > 0)
 
 
 def write_photos(folder: Path, console: Console) -> None:

@@ -1,47 +1,160 @@
-"""`reconx evaluate`: all scenes of a dataset, one table."""
+"""`reconx evaluate`: all scenes of a dataset under a protocol, for one or several seeds, or for the rows of the ablation."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from flows.run import Scenes, run_stages
+from flows.ablation import load_ablation
+from flows.plan import Planned
+from flows.protocols import Protocol, load_protocol, plan_protocol
+from flows.run import load_params, resolve_settings, run_stages
 from reconx_core.errors import UserError
 from reconx_core.files import require_writable
-from reconx_core.settings import Settings
+from reconx_core.settings import Settings, parse_settings
+
+if TYPE_CHECKING:
+    from flows.pipeline import SceneRun
 
 
-def evaluate(
-    dataset: str, out: Path, settings: Settings, root: Path, console: Console, only: list[str] | None = None, workers: int = 1
-) -> int:
+@dataclass(frozen=True)
+class Request:
+    """What `reconx evaluate` is asked for."""
+
+    dataset: str
+    settings: Settings
+    only: tuple[str, ...] = ()  # scenes; all without any
+    protocol: Protocol | None = None
+    index: Path | None = None  # in place of the protocol's
+    seeds: int = 1  # from the settings' seed on
+    ablation: bool = False
+
+
+def evaluate(request: Request, out: Path, root: Path, console: Console, workers: int = 1) -> int:
     """Run all stages on every scene, write results per scene and for the run; returns how many scenes failed.
 
     Raises:
         UserError: no such dataset or scene, or ``out`` or the store cannot be written to.
     """
     start = time.monotonic()
-    if not dataset.startswith("procedural:") and not Path(dataset).exists():
-        raise UserError(f"There is no '{dataset}'; give a folder of scenes, or 'procedural:room'.")
+    check_dataset(request.dataset)
     require_writable(out)
-    console.print(f"Evaluating {dataset}")
-    runs, taken = run_stages(lambda: find_scenes(dataset, only), settings, root, console, workers=workers)
+    console.print(f"Evaluating {request.dataset}")
+    runs = run_stages(lambda: make_plans(request, out), root, console, workers=workers)
 
-    from flows import results, tables, tracking
     from flows.roots import remember
 
     remember(root, out, [reference for run in runs for reference in run.references.values()])
-    for run in runs:
-        if run.error is None:
-            results.write_scene(run, root, out / run.name)
-    record = results.write_run(out, Path(out).resolve().name, runs, settings, root, taken)
-    tracking.track(record, out, console)
-    tables.print_made(console, record, out, time.monotonic() - start)
+    rows = rows_of(request)
+    for row in rows:
+        write_row(request, row, [run for run in runs if run.plan.row == row], out / row, root, console)
+    told = f" (all {len(rows)} rows)" if request.ablation else ""
+    console.print(f"{time.monotonic() - start:.0f} s in all{told}")
+    if request.ablation:
+        console.print(f"The table: reconx table ablation {out}", soft_wrap=True)
     return sum(run.error is not None for run in runs)
 
 
-def find_scenes(dataset: str, only: list[str] | None) -> Scenes:
+def make_request(
+    dataset: str | None, preset: str | None, overrides: list[str], protocol: str | None = None, views: int | None = None,
+    index: Path | None = None, only: tuple[str, ...] = (), seeds: int = 1, ablation: bool = False,
+) -> Request:  # fmt: skip
+    """What the command line asks for; without a dataset and a preset, that of params.yaml.
+
+    Raises:
+        UserError: no such preset or protocol, or wrong settings.
+    """
+    named = None
+    if protocol in ("posed", "intrinsics", "unposed"):
+        overrides = [f"views.protocol={protocol}", *overrides]
+    elif protocol is not None:
+        named = load_protocol(protocol, views)
+    if views is not None and named is None:
+        raise UserError("--views chooses among those of a protocol; name one by --protocol (docs/protocols.md).")
+    if dataset is None and preset is None:
+        dataset, settings = load_params(overrides)
+    elif dataset is None:
+        raise UserError("Name the dataset when you name a preset.")
+    else:
+        settings = resolve_settings(preset, overrides)
+    if named is not None:
+        settings = named.applied(settings, overrides)
+    if named is None and index is not None:
+        named = Protocol(name=index.stem, title=index.stem, views=(0,), index={0: str(index)})
+    return Request(dataset, settings, only, named, index, seeds, ablation)
+
+
+def check_dataset(dataset: str) -> None:
+    """Raise UserError where nothing is there."""
+    if not dataset.startswith("procedural:") and not Path(dataset).exists():
+        raise UserError(f"There is no '{dataset}'; give a folder of scenes, or 'procedural:room'.")
+
+
+def make_plans(request: Request, out: Path) -> list[Planned]:
+    """Every scene with its settings, for every row and every seed.
+
+    Raises:
+        UserError: no scene is there, or none of that name, or the protocol has none of them.
+    """
+    scenes = find_scenes(request.dataset, request.only)
+    if request.protocol is None:
+        chosen = [(name, source, request.settings) for name, source in scenes]
+    else:
+        chosen = plan_protocol(request.protocol, scenes, request.settings, request.index, out)
+    return [
+        Planned(name, source, altered(settings, overrides_of(row), seed), row, seeded=request.seeds > 1)
+        for row in rows_of(request)
+        for name, source, settings in chosen
+        for seed in range(request.settings.seed, request.settings.seed + request.seeds)
+    ]
+
+
+def rows_of(request: Request) -> list[str]:
+    """The ablation's rows, or one without a name."""
+    return [row.name for row in load_ablation()] if request.ablation else [""]
+
+
+def overrides_of(row: str) -> tuple[str, ...]:
+    return next((known.overrides for known in load_ablation() if known.name == row), ())
+
+
+def altered(settings: Settings, overrides: Iterable[str], seed: int) -> Settings:
+    """The settings with an ablation's overrides and another seed."""
+    return parse_settings(settings.model_dump() | {"seed": seed}, list(overrides))
+
+
+def write_row(request: Request, row: str, runs: list[SceneRun], out: Path, root: Path, console: Console) -> None:
+    """Results of one run: the only one, or a row of the ablation."""
+    from flows import results, tables, tracking
+
+    start = time.monotonic()
+    for run in runs:
+        if run.error is None:
+            results.write_scene(run, root, out / results.scene_folder(run))
+    settings = altered(request.settings, overrides_of(row), request.settings.seed)
+    record = results.write_run(out, title_of(out, row), runs, root, settings, about(request, row))
+    tracking.track(record, out, console)
+    tables.print_made(console, record, out, time.monotonic() - start)
+
+
+def title_of(out: Path, row: str) -> str:
+    """The run's name in reports and MLflow."""
+    folder = out.resolve()
+    return f"{folder.parent.name} · {row}" if row else folder.name
+
+
+def about(request: Request, row: str) -> dict[str, Any]:
+    """What the record of a run says of how it came about."""
+    told = request.protocol and request.protocol.told()
+    return {"dataset": request.dataset, "protocol": told, "row": row or None}
+
+
+def find_scenes(dataset: str, only: Iterable[str] = ()) -> list[tuple[str, str]]:
     """(name, source) of the dataset's scenes, or of those named in ``only``, in its order.
 
     Raises:
@@ -49,12 +162,12 @@ def find_scenes(dataset: str, only: list[str] | None) -> Scenes:
     """
     from reconx_core.datasets import scene_names
 
-    scenes = [(name, str(path)) for name, path in scene_names(Path(dataset))]
+    scenes, wanted = [(name, str(path)) for name, path in scene_names(Path(dataset))], list(only)
     known = [name for name, _ in scenes]
-    for name in only or []:
+    for name in wanted:
         if name not in known:
             raise UserError(f"'{dataset}' has no scene '{name}'; it has {', '.join(known)}.")
-    return [scene for scene in scenes if not only or scene[0] in only]
+    return [scene for scene in scenes if not wanted or scene[0] in wanted]
 
 
 def next_free(folder: Path, name: str) -> Path:

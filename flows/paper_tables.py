@@ -165,7 +165,7 @@ def tracked_runs(name: str, console: Console) -> Iterator[Run]:
 
 def _search(condition: str) -> Iterator[TrackedRun]:
     """Parent runs in MLflow, newest first."""
-    uri = tracking_uri(Path("runs/any"))
+    uri = tracking_uri(Path("runs"))
     if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file():
         return  # MLflow would make the file
     try:

@@ -5,6 +5,7 @@ Import this only inside ``prefect_server``: Prefect reads its settings at import
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,23 +16,31 @@ from prefect.filesystems import WritableFileSystem
 from prefect.futures import PrefectFuture
 from prefect.task_runners import ThreadPoolTaskRunner
 
+from flows.plan import Planned
 from reconx_core import store
 from reconx_core.errors import UserError
 from reconx_core.files import write_atomic
-from reconx_core.settings import STAGES, Settings
+from reconx_core.settings import STAGES
 from reconx_core.store import RECORD, DamagedEntry, Reference
-from tasks.execute import PARENTS, Job, Monitor, execute, key_of, source_digest
+from tasks.execute import PARENTS, Job, Monitor, execute, key_of, resolved_settings, source_digest
+
+Shared = dict[tuple[Any, ...], PrefectFuture]  # tasks by all that they depend on
 
 
 @dataclass
 class SceneRun:
     """What came of a scene: references of the stages that were reached, and the error that ended it, if any."""
 
-    name: str
-    source: str
+    plan: Planned
     references: dict[str, Reference] = field(default_factory=dict)
+    computed: set[str] = field(default_factory=set)  # stages that were not in the store before
     failed_stage: str | None = None
     error: BaseException | None = None
+
+    @property
+    def name(self) -> str:
+        """The scene's."""
+        return self.plan.name
 
 
 def describe_error(error: BaseException) -> str:
@@ -62,16 +71,20 @@ class StoreRecords(WritableFileSystem):
 
 
 def run_scenes(
-    scenes: Iterable[tuple[str, str]], settings: Settings, root: Path, monitor: Monitor, last: str = "metrics", workers: int = 1
+    plans: Iterable[Planned], root: Path, monitor: Monitor, last: str = "metrics", workers: int = 1
 ) -> list[SceneRun]:
-    """Run the stages up to ``last`` for every (name, source); a scene that fails does not stop the others."""
+    """Run the stages up to ``last`` for every scene; one that fails does not stop the others.
+
+    Where plans agree in all that a stage depends on, they share its task.
+    """
     wanted = STAGES[: STAGES.index(last) + 1]
-    runs = [SceneRun(name, str(source)) for name, source in scenes]
+    runs = [SceneRun(plan) for plan in plans]
     runner: Any = ThreadPoolTaskRunner(max_workers=workers)
 
     @flow(name="reconx", task_runner=runner, validate_parameters=False, persist_result=False)
     def reconx() -> None:
-        chains = [(run, _submit(run, wanted, settings, root, monitor)) for run in runs]
+        shared: Shared = {}
+        chains = [(run, _submit(run, wanted, root, monitor, shared)) for run in runs]
         for run, chain in chains:
             _collect(run, chain, root, monitor)
 
@@ -79,22 +92,27 @@ def run_scenes(
     return runs
 
 
-def _submit(
-    run: SceneRun, wanted: tuple[str, ...], settings: Settings, root: Path, monitor: Monitor
-) -> dict[str, PrefectFuture]:
+def _submit(run: SceneRun, wanted: tuple[str, ...], root: Path, monitor: Monitor, shared: Shared) -> dict[str, PrefectFuture]:
+    plan = run.plan
     try:
-        digest = source_digest(run.source)
+        digest = source_digest(plan.source)
     except Exception as error:
         run.failed_stage, run.error = "views", error
         return {}
     records = StoreRecords(root=str(root))
     futures: dict[str, PrefectFuture] = {}
     for stage in wanted:
-        job = Job(stage, run.name, run.source, digest, settings, root, monitor)
-        stage_task = run_stage.with_options(name=stage, task_run_name=f"{stage} {run.name}")
-        # Set afterwards: Prefect wants a storage block that is registered with the server, which this one need not be.
-        stage_task.result_storage = records
-        futures[stage] = stage_task.submit(job, {parent: futures[parent] for parent in PARENTS[stage]})
+        parents: dict[str, Any] = {parent: futures[parent] for parent in PARENTS[stage]}
+        settings = json.dumps(resolved_settings(stage, plan.settings), sort_keys=True)
+        same = (stage, plan.name, plan.source, settings, *map(id, parents.values()))
+        if same not in shared:
+            job = Job(stage, plan.name, plan.source, digest, plan.settings, root, monitor, plan.label)
+            stage_task = run_stage.with_options(name=stage, task_run_name=f"{stage} {plan.label}")
+            # Set afterwards: Prefect wants a storage block that is registered with the server, which this one need not be.
+            stage_task.result_storage = records
+            monitor.planned(stage, plan.label)
+            shared[same] = stage_task.submit(job, parents)
+        futures[stage] = shared[same]
     return futures
 
 
@@ -105,12 +123,15 @@ def _collect(run: SceneRun, futures: dict[str, PrefectFuture], root: Path, monit
             continue  # never started, because a stage before it failed
         result: Any = future.state.result(raise_on_failure=False)
         if future.state.is_completed():
-            run.references[stage] = Reference(**result)
-            if future.state.name == "Cached":
-                monitor.finished(stage, run.name, store.measured(root, run.references[stage]), cached=True)
+            run.references[stage] = _reference(result)
+            cached = future.state.name == "Cached"
+            if result["computed"] and not cached:
+                run.computed.add(stage)
+            if cached:
+                monitor.finished(stage, run.plan.label, store.measured(root, run.references[stage]), cached=True)
         elif run.error is None:
             run.failed_stage, run.error = stage, result
-            monitor.failed(run.name)
+            monitor.failed(run.plan.label)
 
 
 def _record_path(context: Any, parameters: dict[str, Any]) -> str:
@@ -118,11 +139,16 @@ def _record_path(context: Any, parameters: dict[str, Any]) -> str:
     return f"{job.stage}/{key_of(job, _references(parameters['parents']))}/{RECORD}"
 
 
-def _references(parents: dict[str, dict[str, str]]) -> dict[str, Reference]:
-    return {stage: Reference(**reference) for stage, reference in parents.items()}
+def _references(parents: dict[str, dict[str, Any]]) -> dict[str, Reference]:
+    return {stage: _reference(told) for stage, told in parents.items()}
+
+
+def _reference(told: dict[str, Any]) -> Reference:
+    return Reference(told["stage"], told["key"], told["digest"])
 
 
 @task(cache_key_fn=_record_path, persist_result=True, result_serializer="json", cache_result_in_memory=False)
-def run_stage(job: Job, parents: dict[str, dict[str, str]]) -> dict[str, str]:
-    """One stage of one scene; hands on a reference, never arrays."""
-    return asdict(execute(job, _references(parents)))
+def run_stage(job: Job, parents: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """One stage of one scene; hands on a reference, never arrays, and whether it was computed."""
+    reference, computed = execute(job, _references(parents))
+    return {**asdict(reference), "computed": computed}

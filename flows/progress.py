@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +25,6 @@ _FIRST_GUESS = {"views": 1, "pointcloud": 30, "condition": 5, "video": 1, "confi
 _RECENT = 5
 
 
-@dataclass(frozen=True)
-class Taken:
-    """What a stage of a scene took; None where it came from elsewhere. ``cached``: in an earlier run."""
-
-    measured: dict[str, Any] | None
-    cached: bool
-
-
 class TimeLeft(ProgressColumn):
     def render(self, task: Task) -> Text:
         seconds = max(0.0, (task.total or 0) - task.completed)
@@ -43,16 +34,20 @@ class TimeLeft(ProgressColumn):
 class Display:
     """Monitor of a run (see ``tasks.execute.Monitor``). Expected times come from the store's recent measurements."""
 
-    def __init__(self, console: Console, root: Path, stages: tuple[str, ...], scenes: list[str]) -> None:
-        self.console, self.many = console, len(scenes) > 1
+    def __init__(self, console: Console, root: Path, many: bool) -> None:
+        self.console, self.many = console, many
         self.expected = expected_seconds(root)
-        self.left = {(stage, scene): self.expected[stage] for stage in stages for scene in scenes}
+        self.left: dict[tuple[str, str], float] = {}
         self.running: dict[tuple[str, str], tuple[float, float]] = {}  # start, and share done as far as it is known
-        self.taken: dict[tuple[str, str], Taken] = {}
+        self.told: set[tuple[str, str]] = set()
         self.lock = threading.Lock()
         columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeLeft()
         self.progress = Progress(*columns, console=console, transient=True, auto_refresh=False)
-        self.bar = self.progress.add_task("starting", total=sum(self.left.values()))
+        self.bar = self.progress.add_task("starting", total=None)
+
+    def planned(self, stage: str, scene: str) -> None:
+        with self.lock:
+            self.left[stage, scene] = self.expected[stage]
 
     def started(self, stage: str, scene: str) -> None:
         with self.lock:
@@ -66,9 +61,9 @@ class Display:
         with self.lock:
             self.running.pop((stage, scene), None)
             self.left.pop((stage, scene), None)
-            if (stage, scene) in self.taken:
+            if (stage, scene) in self.told:
                 return
-            self.taken[stage, scene] = Taken(measured, cached)
+            self.told.add((stage, scene))
         where = f"{scene}  " if self.many else ""
         self.console.print(f"  {where}{stage:<11}{describe(measured, cached)}", highlight=False)
         for note in (measured or {}).get("notes", []) if cached else []:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from flows.run import Scenes, run_stages
+from flows.plan import Planned
+from flows.run import run_stages
 from reconx_core.errors import UserError
 from reconx_core.files import require_writable
 from reconx_core.settings import Settings
@@ -24,7 +25,7 @@ def reconstruct(source: str, out: Path, settings: Settings, root: Path, console:
         raise UserError(f"There is no '{source}'; give a folder of photos, a video or a dataset.")
     require_writable(out)
     console.print(f"Reconstructing {source}")
-    (run,), taken = run_stages(lambda: find_scene(source), settings, root, console)
+    (run,) = run_stages(lambda: [Planned(*find_scene(source), settings)], root, console)
     if run.error is not None:
         raise run.error
 
@@ -32,13 +33,13 @@ def reconstruct(source: str, out: Path, settings: Settings, root: Path, console:
     from flows.roots import remember
 
     results.write_scene(run, root, out)
-    record = results.write_run(out, run.name, [run], settings, root, taken)
+    record = results.write_run(out, run.name, [run], root, settings)
     remember(root, out, run.references.values())
     tables.print_made(console, record, out, time.monotonic() - start)
 
 
-def find_scene(source: str) -> Scenes:
-    """The one scene at ``source``.
+def find_scene(source: str) -> tuple[str, str]:
+    """Name and place of the one scene at ``source``.
 
     Raises:
         UserError: none or several.
@@ -51,4 +52,4 @@ def find_scene(source: str) -> Scenes:
     scenes = [(name, str(scene)) for name, scene in scene_names(path)]
     if len(scenes) > 1:
         raise UserError(f"'{source}' holds {len(scenes)} scenes; name one of them, or run: reconx evaluate {source}")
-    return scenes
+    return scenes[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import statistics
 import subprocess
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -14,18 +15,16 @@ from typing import Any
 import yaml
 
 from flows.pipeline import SceneRun, describe_error
-from flows.progress import Taken
 from reconx_core import __version__, export, store
 from reconx_core.export.cameras import write_cameras
 from reconx_core.files import explain_disk, write_atomic, write_json
 from reconx_core.lpips import lpips_missing_reason
 from reconx_core.report import ReportPicture, RunReport, SceneReport, StageCost, write_report
-from reconx_core.settings import Settings
+from reconx_core.settings import STAGES, Settings
 from reconx_core.types import Scores
-from tasks.execute import machine
+from tasks.execute import code_of, machine, weights_digests
 
 RECORD = "run.json"
-AllTaken = Mapping[tuple[str, str], Taken]  # by (stage, scene)
 
 
 def write_scene(run: SceneRun, root: Path, out: Path) -> None:
@@ -48,27 +47,39 @@ def write_scene(run: SceneRun, root: Path, out: Path) -> None:
         raise explain_disk(error, out) from error
 
 
-def write_run(out: Path, title: str, runs: list[SceneRun], settings: Settings, root: Path, taken: AllTaken) -> dict[str, Any]:
-    """`report.html`, `settings.yaml` and `run.json` of a run, into ``out``; returns what is in `run.json`."""
+def scene_folder(run: SceneRun) -> Path:
+    """Where in a run's folder the scene is laid."""
+    return Path(run.name, f"seed-{run.plan.settings.seed}") if run.plan.seeded else Path(run.name)
+
+
+def write_run(
+    out: Path, title: str, runs: list[SceneRun], root: Path, settings: Settings, about: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """`report.html`, `settings.yaml` and `run.json` of a run, into ``out``; returns what is in `run.json`.
+
+    ``settings``: the run's, from which a scene's may differ in its split. ``about``: how the run came about.
+    """
     resolved = settings.model_dump(mode="json")
-    reports = tuple(scene_report(run, root, taken) for run in runs)
+    reports = tuple(scene_report(run, root) for run in runs)
     files = {"scene.ply": "the Gaussians", "video.mp4": "the clip"} if (out / "scene.ply").exists() else {}
-    missing = lpips_missing_reason()
-    page = RunReport(
-        title, reports, resolved, (settings.seed,), None if missing else "vgg", missing, facts=facts(), files=files
-    )
+    missing, seeds = lpips_missing_reason(), seeds_of(runs)
+    page = RunReport(title, reports, resolved, seeds, None if missing else "vgg", missing, facts=facts(), files=files)
     write_report(out / "report.html", page)
     write_atomic(out / "settings.yaml", yaml.safe_dump(resolved, sort_keys=False).encode())
-    record = run_record(title, runs, reports, resolved)
+    record = run_record(title, runs, reports, resolved) | dict(about or {})
     write_json(out / RECORD, record)
     return record
 
 
-def scene_report(run: SceneRun, root: Path, taken: AllTaken) -> SceneReport:
+def seeds_of(runs: list[SceneRun]) -> tuple[int, ...]:
+    return tuple(sorted({run.plan.settings.seed for run in runs}))
+
+
+def scene_report(run: SceneRun, root: Path) -> SceneReport:
     """A scene as the report shows it: its scores, or the stage and the error that ended it."""
-    costs = _costs(run, taken)
+    costs = _costs(run, root)
     if run.error is not None:
-        return SceneReport(run.name, costs=costs, failed_stage=run.failed_stage, error=describe_error(run.error))
+        return SceneReport(run.plan.label, costs=costs, failed_stage=run.failed_stage, error=describe_error(run.error))
     folder = run.references["metrics"].folder(root)
     about = json.loads((folder / "metrics.json").read_text())
     pictures = tuple(
@@ -78,16 +89,48 @@ def scene_report(run: SceneRun, root: Path, taken: AllTaken) -> SceneReport:
         for i, shot in enumerate(about["pictures"])
     )
     split = json.loads((run.references["views"].folder(root) / "split.json").read_text())["split"]
-    notes = (*_notes(run, taken), *(f"Photo {name} could not be placed and is left out." for name in about["left_out"]))
+    notes = (*_notes(run, root), *(f"Photo {name} could not be placed and is left out." for name in about["left_out"]))
     scores = Scores(store.load(folder, "scores"), about["summary"], about["protocol"])
     video = (folder / "video.mp4").read_bytes()
-    return SceneReport(run.name, split, tuple(about["size"]), scores, pictures, video, costs, notes)
+    return SceneReport(run.plan.label, split, tuple(about["size"]), scores, pictures, video, costs, notes)
 
 
 def run_record(title: str, runs: list[SceneRun], reports: tuple[SceneReport, ...], settings: dict[str, Any]) -> dict[str, Any]:
-    """Everything that `reconx compare` and MLflow need of a run, as JSON."""
-    scenes = {run.name: _scene_record(run, report) for run, report in zip(runs, reports)}
-    return {"title": title, "settings": settings, "facts": facts(), "scenes": scenes}
+    """Everything that `reconx compare`, `reconx table` and MLflow need of a run, as JSON."""
+    scenes: dict[str, dict[int, dict[str, Any]]] = {}
+    for run, report in zip(runs, reports):
+        scenes.setdefault(run.name, {})[run.plan.settings.seed] = _scene_record(run, report)
+    return {
+        "title": title,
+        "settings": settings,
+        "facts": facts(),
+        "seeds": list(seeds_of(runs)),
+        "code": {stage: code_of(stage) for stage in STAGES},
+        "weights": _weights(runs),
+        "scenes": {name: over_seeds(records) for name, records in scenes.items()},
+    }
+
+
+def over_seeds(records: dict[int, dict[str, Any]]) -> dict[str, Any]:
+    """A scene's record of all its seeds: mean and standard deviation of each score; failed if a seed failed."""
+    if len(records) == 1:
+        return next(iter(records.values()))
+    failed = next((record for record in records.values() if record["error"] is not None), None)
+    whole = dict(failed or next(iter(records.values())))
+    whole["costs"] = [cost for record in records.values() for cost in record["costs"]]
+    whole["seeds"] = {str(seed): record["summary"] for seed, record in records.items()}
+    if failed is None:
+        values = {key: [record["summary"].get(key) for record in records.values()] for key in whole["summary"]}
+        known = {key: column for key, column in values.items() if None not in column}
+        whole["summary"] = {key: statistics.fmean(known[key]) if key in known else None for key in values}
+        whole["spread"] = {key: statistics.stdev(column) for key, column in known.items()}
+    return whole
+
+
+def _weights(runs: list[SceneRun]) -> dict[str, dict[str, str]]:
+    """Digests of the weights per stage, as far as a run has any."""
+    found = {stage: weights_digests(stage, runs[0].plan.settings) for stage in STAGES} if runs else {}
+    return {stage: digests for stage, digests in found.items() if digests}
 
 
 def facts() -> dict[str, str]:
@@ -122,14 +165,19 @@ def _scene_record(run: SceneRun, report: SceneReport) -> dict[str, Any]:
     }
 
 
-def _costs(run: SceneRun, taken: AllTaken) -> tuple[StageCost, ...]:
-    known = [(stage, taken[stage, run.name]) for stage in run.references if (stage, run.name) in taken]
-    return tuple(StageCost(stage, t.measured["seconds"], t.measured["peak_mib"], t.cached) for stage, t in known if t.measured)
+def _costs(run: SceneRun, root: Path) -> tuple[StageCost, ...]:
+    known = _measured(run, root).items()
+    return tuple(StageCost(stage, m["seconds"], m["peak_mib"], stage not in run.computed) for stage, m in known)
 
 
-def _notes(run: SceneRun, taken: AllTaken) -> tuple[str, ...]:
-    known = [taken[stage, run.name].measured or {} for stage in run.references if (stage, run.name) in taken]
-    return tuple(note for measured in known for note in measured.get("notes", []))
+def _notes(run: SceneRun, root: Path) -> tuple[str, ...]:
+    return tuple(note for measured in _measured(run, root).values() for note in measured.get("notes", []))
+
+
+def _measured(run: SceneRun, root: Path) -> dict[str, dict[str, Any]]:
+    """What the stages took; nothing where an artifact came from elsewhere."""
+    found = {stage: store.measured(root, reference) for stage, reference in run.references.items()}
+    return {stage: measured for stage, measured in found.items() if measured}
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -22,11 +22,10 @@ from reconx_core.settings import STAGES, Settings, load_settings, parse_settings
 
 if TYPE_CHECKING:
     from flows.pipeline import SceneRun
-    from flows.progress import Taken
+    from flows.plan import Planned
 
 PRESETS = Path(__file__).with_name("presets")
 PARAMS = Path("params.yaml")
-Scenes = list[tuple[str, str]]  # name, source
 
 
 def resolve_settings(preset: str | None, overrides: list[str] | None) -> Settings:
@@ -96,9 +95,9 @@ def stop_at_once(console: Console) -> Iterator[None]:
 
 
 def run_stages(
-    find_scenes: Callable[[], Scenes], settings: Settings, root: Path, console: Console, last: str = "metrics", workers: int = 1
-) -> tuple[list[SceneRun], dict[tuple[str, str], Taken]]:
-    """Run the stages up to ``last``; returns the scenes, failures included, and what each stage took in this run.
+    make_plans: Callable[[], list[Planned]], root: Path, console: Console, last: str = "metrics", workers: int = 1
+) -> list[SceneRun]:
+    """Run the stages up to ``last``; returns what came of every plan, failures included.
 
     Raises:
         UserError: the store cannot be written to, no scenes, or Prefect's server does not answer.
@@ -114,12 +113,14 @@ def run_stages(
 
         with in_use(root):
             store.clear_abandoned(root)
-            stages = STAGES[: STAGES.index(last) + 1]
-            load_stages(stages)
-            scenes = find_scenes()
-            display = Display(console, root, stages, [name for name, _ in scenes])
+            load_stages(STAGES[: STAGES.index(last) + 1])
+            with warnings.catch_warnings(record=True) as noticed:
+                plans = make_plans()
+            display = Display(console, root, many=len(plans) > 1)
+            for notice in noticed:
+                display.warned(notice.message, notice.category, notice.filename)
             with display.live(), warnings.catch_warnings():
                 warnings.filterwarnings("always", module=r"reconx_core\.")
                 warnings.showwarning = display.warned  # type: ignore[assignment]
                 wait_for_server()
-                return run_scenes(scenes, settings, root, display, last, workers), display.taken
+                return run_scenes(plans, root, display, last, workers)

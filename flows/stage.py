@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from flows.evaluate import find_scenes
+from flows.plan import Planned
 from flows.run import load_params, run_stages
 from reconx_core.errors import UserError
 from reconx_core.settings import STAGES
@@ -29,11 +30,11 @@ def run_stage(stage: str, root: Path, console: Console, artifacts: Path = ARTIFA
         raise UserError(f"There is no stage '{stage}'; there are {', '.join(STAGES)}.")
     dataset, settings = load_params()
 
-    def scenes() -> list[tuple[str, str]]:
+    def plans() -> list[Planned]:
         adopt(artifacts, root)
-        return find_scenes(dataset, None)
+        return [Planned(name, source, settings) for name, source in find_scenes(dataset)]
 
-    runs, _ = run_stages(scenes, settings, root, console, last=stage)
+    runs = run_stages(plans, root, console, last=stage)
 
     from flows.pipeline import describe_error
     from flows.roots import remember

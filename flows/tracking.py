@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.markup import escape
 
+from reconx_core.files import write_json
+
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 EXPERIMENT = "reconx"
+IDS = "mlflow.json"  # in the run's folder: where MLflow has it
 
 
 def track(record: dict[str, Any], out: Path, console: Console) -> None:
@@ -27,9 +30,14 @@ def track(record: dict[str, Any], out: Path, console: Console) -> None:
         console.print(f"[yellow]MLflow did not take the run ({reason}); the results in {out} are complete.[/]")
 
 
-def tracking_uri(out: Path) -> str:
-    """``MLFLOW_TRACKING_URI``, else a SQLite file beside the run's folder, so that sibling runs share it."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{out.resolve().parent / 'mlflow.db'}"
+def tracking_uri(home: Path) -> str:
+    """``MLFLOW_TRACKING_URI``, else a SQLite file in ``home``, the folder that holds the runs, so that they share it."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home.resolve() / 'mlflow.db'}"
+
+
+def home_of(record: dict[str, Any], out: Path) -> Path:
+    """The folder that holds the runs: that of ``out``; a row of the ablation lies a level deeper."""
+    return out.resolve().parents[1 if record.get("row") else 0]
 
 
 def make_client(uri: str) -> MlflowClient:
@@ -48,36 +56,48 @@ def make_client(uri: str) -> MlflowClient:
 
 
 def _log(record: dict[str, Any], out: Path) -> None:
-    client = make_client(tracking_uri(out))
-    experiment = open_experiment(client, out, EXPERIMENT)
-    tags = {f"reconx.{key}": value for key, value in record["facts"].items()}
+    home = home_of(record, out)
+    uri = tracking_uri(home)
+    client = make_client(uri)
+    experiment = open_experiment(client, home, EXPERIMENT)
+    tags = {f"reconx.{key}": str(value) for key, value in {**record["facts"], **_place(record)}.items()}
     parent = client.create_run(experiment, run_name=record["title"], tags=tags).info.run_id
     _log_batch(client, parent, _means(record), {"scenes": len(record["scenes"]), **_flat(record["settings"])})
     for name in ("run.json", "settings.yaml", "report.html"):
         client.log_artifact(parent, str(out / name))
-    for name, scene in record["scenes"].items():
-        _log_scene(client, experiment, parent, name, scene, out / name)
+    scenes = {name: _log_scene(client, experiment, parent, name, scene, out / name) for name, scene in record["scenes"].items()}
+    write_json(out / IDS, {"uri": uri, "run": parent, "scenes": scenes})
     client.set_terminated(parent, "FAILED" if any(scene["error"] for scene in record["scenes"].values()) else "FINISHED")
 
 
-def open_experiment(client: MlflowClient, out: Path, name: str) -> str:
-    """Id of the experiment, made where it is not there yet, with its artifacts beside the run's folder."""
+def _place(record: dict[str, Any]) -> dict[str, Any]:
+    """Where in the paper's tables the run belongs."""
+    protocol = record.get("protocol") or {}
+    place = {"protocol": protocol.get("name"), **{key: protocol.get(key) for key in ("views", "table", "set")}}
+    if record.get("row"):
+        place |= {"row": record["row"], "table": "ablation"}
+    return {key: value for key, value in {**place, "dataset": record.get("dataset")}.items() if value is not None}
+
+
+def open_experiment(client: MlflowClient, home: Path, name: str) -> str:
+    """Id of the experiment, made where it is not there yet, with its artifacts in the folder that holds the runs."""
     found = client.get_experiment_by_name(name)
     if found is not None:
         return found.experiment_id
-    local = None if os.environ.get("MLFLOW_TRACKING_URI") else (out.resolve().parent / "mlartifacts").as_uri()
+    local = None if os.environ.get("MLFLOW_TRACKING_URI") else (home.resolve() / "mlartifacts").as_uri()
     return client.create_experiment(name, artifact_location=local)
 
 
-def _log_scene(client: MlflowClient, experiment: str, parent: str, name: str, scene: dict[str, Any], folder: Path) -> None:
+def _log_scene(client: MlflowClient, experiment: str, parent: str, name: str, scene: dict[str, Any], folder: Path) -> str:
     child = client.create_run(experiment, run_name=name, tags={"mlflow.parentRunId": parent}).info.run_id
     costs = {f"{c['stage']}.{what}": c[what] for c in scene["costs"] for what in ("seconds", "peak_mib")}
     digests = {f"{stage}.digest": artifact["digest"] for stage, artifact in scene["artifacts"].items()}
     facts = {key: scene[key] for key in ("protocol", "split", "error") if scene[key]}
     _log_batch(client, child, {**_named(scene["summary"]), **costs}, {"scene": name, **facts, **digests})
-    if (folder / "pictures").is_dir():
-        client.log_artifacts(child, str(folder / "pictures"), "pictures")
+    for pictures in sorted([*folder.glob("pictures"), *folder.glob("seed-*/pictures")]):
+        client.log_artifacts(child, str(pictures), pictures.relative_to(folder).as_posix())
     client.set_terminated(child, "FAILED" if scene["error"] else "FINISHED")
+    return child
 
 
 def _log_batch(client: MlflowClient, run: str, metrics: dict[str, float], params: dict[str, Any]) -> None:

@@ -41,6 +41,7 @@ class Quiet:
 
     console: Console
 
+    def planned(self, stage: str, scene: str) -> None: ...
     def started(self, stage: str, scene: str) -> None: ...
     def advanced(self, stage: str, scene: str, done: int, total: int) -> None: ...
     def finished(self, stage: str, scene: str, measured: dict[str, Any] | None, cached: bool) -> None: ...
@@ -142,7 +143,7 @@ def make_clip(name: str, path: str, split: str, settings: TrainSettings, root: P
     digest, references = source_digest(path), dict[str, store.Reference]()
     for stage in STAGES:
         job = Job(stage, f"{name} {split}", path, digest, job_settings, root, Quiet(console))
-        references[stage] = execute(job, references)
+        references[stage], _ = execute(job, references)
     return references["clip"]
 
 
@@ -171,8 +172,8 @@ class Log:
     began: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
-        self.client = make_client(tracking_uri(self.out))
-        experiment = open_experiment(self.client, self.out, "reconx-train")
+        self.client = make_client(tracking_uri(self.out.parent))
+        experiment = open_experiment(self.client, self.out.resolve().parent, "reconx-train")
         self.run = self.client.create_run(experiment, run_name=self.out.name).info.run_id
         for key, value in self.settings.model_dump(mode="json").items():
             self.client.log_param(self.run, key, str(value)[:500])

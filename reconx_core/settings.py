@@ -24,8 +24,14 @@ class Section(BaseModel):
 
 class ViewsSettings(Section):
     size: int = Field(512, ge=64, description="Long side of the images, in pixels.")
+    crop: tuple[int, int] | None = Field(
+        None, description="Height and width: photos are brought to cover it and the middle is cut out, in place of `size`."
+    )
     split: str = Field(
-        "auto", description="auto (dataset's own, else all photos), a name in split.json, or clip:START:SKIP:FRAMES."
+        "auto", description="auto (dataset's own, else all photos), a name in split.json, or a rule such as spread:3."
+    )
+    mask: Literal["usable", "object"] = Field(
+        "usable", description="Where held-out views are scored: wherever they may be used, or on the dataset's object masks."
     )
     protocol: Literal["auto", "posed", "intrinsics", "unposed"] = Field(
         "auto", description="What of the given cameras may be used; auto: all that is there."

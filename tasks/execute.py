@@ -39,6 +39,7 @@ PARENTS: dict[str, tuple[str, ...]] = {
 }
 # The sections that a stage reads: its own; `confidence` also builds the geometry backend that `pointcloud` names.
 SECTIONS = {stage: (stage,) for stage in PARENTS} | {"confidence": ("confidence", "pointcloud"), "clip": ()}
+SEEDLESS = ("views",)  # draws nothing, so that all seeds share it
 _ON_DEVICE = set(PARENTS) - {"views"}  # the stages whose bytes may depend on where torch computes
 
 
@@ -49,6 +50,7 @@ _notes: ContextVar[list[str] | None] = ContextVar("notes", default=None)
 class Monitor(Protocol):
     """Told what happens to each (stage, scene); called from worker threads."""
 
+    def planned(self, stage: str, scene: str) -> None: ...
     def started(self, stage: str, scene: str) -> None: ...
     def advanced(self, stage: str, scene: str, done: int, total: int) -> None: ...
     def finished(self, stage: str, scene: str, measured: dict[str, Any] | None, cached: bool) -> None: ...
@@ -67,12 +69,17 @@ class Job:
     settings: Settings
     root: Path  # of the store
     monitor: Monitor = field(compare=False)
+    label: str = ""  # what the user calls the scene in this run, where that is more than its name
 
     def generator(self) -> torch.Generator:
         return seeds.generator(self.settings.seed, self.stage, self.scene)
 
     def progress(self, done: int, total: int) -> None:
-        self.monitor.advanced(self.stage, self.scene, done, total)
+        self.monitor.advanced(self.stage, self.shown, done, total)
+
+    @property
+    def shown(self) -> str:
+        return self.label or self.scene
 
 
 @dataclass(frozen=True)
@@ -88,56 +95,58 @@ class Inputs:
 
 def resolved_settings(stage: str, settings: Settings) -> dict[str, Any]:
     """The part of the settings that the stage's artifact depends on."""
-    return {"seed": settings.seed, **{name: getattr(settings, name).model_dump(mode="json") for name in SECTIONS[stage]}}
+    seed = {} if stage in SEEDLESS else {"seed": settings.seed}
+    return {**seed, **{name: getattr(settings, name).model_dump(mode="json") for name in SECTIONS[stage]}}
+
+
+def key_parts(job: Job, parents: Mapping[str, Reference]) -> dict[str, Any]:
+    """All that the job's artifact depends on. A parent counts by its bytes, not by how they came about."""
+    return {
+        "settings": resolved_settings(job.stage, job.settings),
+        "parents": {stage: reference.digest for stage, reference in parents.items()},
+        "code": code_of(job.stage),
+        "weights": weights_digests(job.stage, job.settings),
+        "device": device_class() if job.stage in _ON_DEVICE else "cpu",
+        "source": job.source_digest if job.stage == "views" else "",
+    }
 
 
 def key_of(job: Job, parents: Mapping[str, Reference]) -> str:
-    """The address of the job's artifact. Outputs chain the keys: a parent counts by its bytes, not by how they came about."""
-    return store.artifact_key(
-        stage=job.stage,
-        scene=job.scene,
-        settings=resolved_settings(job.stage, job.settings),
-        parents={stage: reference.digest for stage, reference in parents.items()},
-        code=_code_of(job.stage),
-        weights=weights_digests(job.stage, job.settings),
-        device=device_class() if job.stage in _ON_DEVICE else "cpu",
-        source=job.source_digest if job.stage == "views" else "",
-    )
+    """The address of the job's artifact."""
+    return store.artifact_key(stage=job.stage, scene=job.scene, **key_parts(job, parents))
 
 
 def load_stages(stages: Iterable[str]) -> None:
     """Import the stages and take their code versions now: an edit during a run must not file old results under new code."""
     for stage in stages:
-        _code_of(stage)
+        code_of(stage)
         importlib.import_module(f"tasks.{stage}")
 
 
-def _code_of(stage: str) -> str:
+def code_of(stage: str) -> str:
+    """Digest of the code that the stage can reach."""
     return code_version(f"tasks.{stage}", *([f"reconx_core.{stage}"] if stage in STAGES else []))
 
 
-def execute(job: Job, parents: Mapping[str, Reference]) -> Reference:
-    """The job's artifact, from the store or computed and published.
+def execute(job: Job, parents: Mapping[str, Reference]) -> tuple[Reference, bool]:
+    """The job's artifact, from the store or computed and published; and whether it was computed.
 
     Raises:
         UserError: as the stage does; or the store cannot be written.
     """
-    key = key_of(job, parents)
+    parts = key_parts(job, parents)
+    key = store.artifact_key(stage=job.stage, scene=job.scene, **parts)
     found = find_or_repair(job, key)
     if found is not None:
-        job.monitor.finished(job.stage, job.scene, store.measured(job.root, found), cached=True)
-        return found
-    job.monitor.started(job.stage, job.scene)
+        job.monitor.finished(job.stage, job.shown, store.measured(job.root, found), cached=True)
+        return found, False
+    job.monitor.started(job.stage, job.shown)
     run = importlib.import_module(f"tasks.{job.stage}").run
     outputs, measured = measure(lambda: run(job, Inputs(job.root, parents)))
-    about = {
-        "scene": job.scene,
-        "settings": resolved_settings(job.stage, job.settings),
-        "parents": {stage: {"key": parent.key, "digest": parent.digest} for stage, parent in parents.items()},
-    }
+    about = {"scene": job.scene, **parts, "parent_keys": {stage: parent.key for stage, parent in parents.items()}}
     reference = store.publish(job.root, job.stage, key, about, outputs, measured)
-    job.monitor.finished(job.stage, job.scene, measured, cached=False)
-    return reference
+    job.monitor.finished(job.stage, job.shown, measured, cached=False)
+    return reference, True
 
 
 def find_or_repair(job: Job, key: str) -> Reference | None:
@@ -145,7 +154,7 @@ def find_or_repair(job: Job, key: str) -> Reference | None:
     try:
         return store.find(job.root, job.stage, key)
     except store.DamagedEntry as damage:
-        job.monitor.repaired(job.stage, job.scene, str(damage))
+        job.monitor.repaired(job.stage, job.shown, str(damage))
         store.remove(job.root, job.stage, key)
         return None
 

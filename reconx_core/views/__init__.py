@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -18,6 +18,7 @@ from reconx_core.geometry import size_for
 from reconx_core.images import ImageError, resize, resize_mask
 from reconx_core.settings import ViewsSettings
 from reconx_core.types import Cameras, Protocol_, Views
+from reconx_core.views.splits import is_rule, split_by_rule
 from reconx_core.views.undistort import undistort
 
 __all__ = ["load_views", "resolve_protocol", "scene_names", "select_photos", "split_name", "thin", "views_of"]
@@ -32,6 +33,7 @@ class _View:
     focal: float
     intrinsics: Float[Tensor, "3 3"] | None
     cam_to_world: Float[Tensor, "4 4"] | None
+    object_mask: Bool[Tensor, "h w"] | None = None
 
 
 def load_views(source: str | Path, settings: ViewsSettings) -> Views:
@@ -50,7 +52,7 @@ def load_views(source: str | Path, settings: ViewsSettings) -> Views:
 def views_of(capture: Capture, settings: ViewsSettings) -> Views:
     """As :func:`load_views`, of a scene whose dataset has been read already."""
     inputs, targets = select_photos(capture, settings)
-    loaded = {i: view for i in (*inputs, *targets) if (view := _try_load(capture.photos[i], settings.size)) is not None}
+    loaded = {i: view for i in (*inputs, *targets) if (view := _try_load(capture.photos[i], settings)) is not None}
     inputs, targets = [i for i in inputs if i in loaded], [i for i in targets if i in loaded]
     if len(inputs) < 2:
         raise UserError(
@@ -59,40 +61,27 @@ def views_of(capture: Capture, settings: ViewsSettings) -> Views:
     order = [*inputs, *targets]
     protocol = resolve_protocol([capture.photos[i] for i in order], settings.protocol)
     is_target = torch.tensor([False] * len(inputs) + [True] * len(targets))
-    return _assemble([loaded[i] for i in order], tuple(capture.photos[i].name for i in order), is_target, protocol)
+    chosen = [loaded[i] for i in inputs] + [_on_object(loaded[i], settings.mask) for i in targets]
+    return _assemble(chosen, tuple(capture.photos[i].name for i in order), is_target, protocol)
 
 
 def select_photos(capture: Capture, settings: ViewsSettings) -> tuple[list[int], list[int]]:
-    """Indices of inputs and targets under the chosen split, the inputs thinned to ``max_inputs``."""
+    """Indices of inputs and targets under the chosen split, the inputs in capture order and thinned to ``max_inputs``."""
     name = split_name(capture, settings)
     if name == "all":
         inputs, targets = Split(tuple(range(len(capture.photos))), ())
-    elif name.startswith("clip:"):
-        inputs, targets = clip_split(name, len(capture.photos))
+    elif is_rule(name):
+        inputs, targets = split_by_rule(name, len(capture.photos))
     elif name in capture.splits:
         inputs, targets = capture.splits[name]
     else:
         raise UserError(f"'{capture.name}' has no split '{name}'; it has {', '.join(['all', *capture.splits])}.")
-    if leaked := set(inputs) & set(targets):
+    inputs = tuple(sorted(inputs))
+    # Published pairs have targets among their inputs (575 of 6,474 of RealEstate10K), and are taken as they are listed.
+    if not name.startswith("views:") and (leaked := set(inputs) & set(targets)):
         raise UserError(f"'{capture.name}': split '{name}' has photo {min(leaked)} among its inputs and its targets.")
     kept = thin([capture.photos[i].sharpness for i in inputs], settings.max_inputs)
     return [inputs[k] for k in kept], list(targets)
-
-
-def clip_split(name: str, photos: int) -> Split:
-    """``clip:START:SKIP:FRAMES``: every SKIP-th photo from START on; the first and the last are inputs, those between targets.
-
-    Raises:
-        UserError: not of that form, or beyond the last photo.
-    """
-    try:
-        start, skip, frames = map(int, name.split(":")[1:])
-        chosen = range(photos)[start : start + skip * (frames - 1) + 1 : skip]
-    except ValueError:
-        raise UserError(f"The split '{name}' should look like clip:START:SKIP:FRAMES, for example clip:0:2:16.") from None
-    if start < 0 or frames < 2 or len(chosen) != frames:
-        raise UserError(f"The split '{name}' needs at least 2 frames and none beyond the last of {photos} photos.")
-    return Split((chosen[0], chosen[-1]), tuple(chosen[1:-1]))
 
 
 def split_name(capture: Capture, settings: ViewsSettings) -> str:
@@ -124,20 +113,21 @@ def resolve_protocol(photos: Sequence[Photo], wanted: str) -> Protocol_:
     return wanted  # type: ignore[return-value]
 
 
-def _try_load(photo: Photo, size: int) -> _View | None:
+def _try_load(photo: Photo, settings: ViewsSettings) -> _View | None:
     try:
-        return _load(photo, size)
+        return _load(photo, settings)
     except ImageError as error:
         warnings.warn(f"{error} It is left out.", stacklevel=2)
         return None
 
 
-def _load(photo: Photo, size: int) -> _View:
+def _load(photo: Photo, settings: ViewsSettings) -> _View:
     image = photo.load()
     stored = (image.shape[0], image.shape[1])
-    height, width = stored if max(stored) <= size else size_for(size, *stored)
+    height, width = _size(stored, settings)
     mask = torch.ones(stored, dtype=torch.bool) if photo.load_mask is None else photo.load_mask()
     image, mask = resize(image, height, width), resize_mask(mask, height, width)
+    object_mask = None if photo.load_object_mask is None else resize_mask(photo.load_object_mask(), height, width)
     intrinsics = photo.intrinsics
     if intrinsics is not None:
         calibrated = photo.size or stored
@@ -145,7 +135,42 @@ def _load(photo: Photo, size: int) -> _View:
         intrinsics = intrinsics * torch.tensor([width / calibrated[1], height / calibrated[0], 1.0])[:, None]
         image, inside = undistort(image, intrinsics, photo.distortion)
         mask = undistort(mask[..., None].expand(-1, -1, 3).float(), intrinsics, photo.distortion)[0][..., 0].gt(0.99) & inside
-    return _View(image, mask, photo.focal * max(height, width) / max(stored), intrinsics, photo.cam_to_world)
+    focal = photo.focal * max(height, width) / max(stored)
+    view = _View(image, mask, focal, intrinsics, photo.cam_to_world, object_mask)
+    return view if settings.crop is None else _cropped(view, *settings.crop)
+
+
+def _size(stored: tuple[int, int], settings: ViewsSettings) -> tuple[int, int]:
+    """Height and width to which a photo is brought: never enlarged, but where it has to cover the crop."""
+    if settings.crop is not None:
+        scale = max(settings.crop[0] / stored[0], settings.crop[1] / stored[1])
+        return max(settings.crop[0], round(stored[0] * scale)), max(settings.crop[1], round(stored[1] * scale))
+    return stored if max(stored) <= settings.size else size_for(settings.size, *stored)
+
+
+def _cropped(view: _View, height: int, width: int) -> _View:
+    """The middle of the view."""
+    top, left = (view.mask.shape[0] - height) // 2, (view.mask.shape[1] - width) // 2
+    window = (slice(top, top + height), slice(left, left + width))
+    shift = torch.tensor([[0.0, 0, left], [0, 0, top], [0, 0, 0]])
+    return replace(
+        view, image=view.image[window], mask=view.mask[window],
+        intrinsics=None if view.intrinsics is None else view.intrinsics - shift,
+        object_mask=None if view.object_mask is None else view.object_mask[window],
+    )  # fmt: skip
+
+
+def _on_object(view: _View, mask: str) -> _View:
+    """A held-out view, scored on the object alone where that is asked for.
+
+    Raises:
+        UserError: the dataset has no mask of the object.
+    """
+    if mask == "usable":
+        return view
+    if view.object_mask is None:
+        raise UserError("views.mask=object needs masks of the objects, and a held-out photo has none; fetch them, too.")
+    return replace(view, mask=view.mask & view.object_mask)
 
 
 def _check_aspect(photo: Photo, stored: Sequence[int], calibrated: Sequence[int]) -> None:

@@ -214,7 +214,7 @@ def test_a_clip_has_its_ends_as_inputs_and_the_frames_between_as_targets():
 
 @pytest.mark.parametrize("split", ["clip:4:2:4", "clip:-1:1:3", "clip:0:1", "clip:0:0:3", "clip:a:1:3", "clip:0:1:1"])
 def test_a_clip_that_is_not_there_is_refused(split):
-    with pytest.raises(UserError, match=r"split 'clip:.*(should look like|none beyond the last of 10)"):
+    with pytest.raises(UserError, match=r"split 'clip:.*(should look like|no view beyond the last of 10)"):
         select_photos(capture(10), ViewsSettings(split=split))
 
 
