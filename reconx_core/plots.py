@@ -77,18 +77,22 @@ def axis(values: Sequence[float]) -> tuple[float, float, list[tuple[float, str]]
     return first * step, last * step, [(i * step, f"{i * step:.{decimals}f}") for i in range(first, last + 1)]
 
 
-def whisker(mean: float, bounds: tuple[float, float] | None, spread: float | None) -> Whisker:
-    """Where a difference, its interval and the spread over seeds lie on an axis from -1 to 1 of the largest of them."""
+def reach(mean: float, bounds: tuple[float, float] | None, spread: float | None) -> float:
+    """How far from zero a difference, its interval and the spread over seeds reach."""
+    return max(map(abs, (mean, spread or 0.0, *(bounds or ()))))
+
+
+def whisker(mean: float, bounds: tuple[float, float] | None, spread: float | None, furthest: float) -> Whisker:
+    """Where they lie on an axis on which ``furthest``, on either side of zero, is near the end."""
     low, high = bounds or (mean, mean)
-    reach = 1.15 * max(abs(mean), abs(low), abs(high), spread or 0.0) or 1.0
-    at, low, high = (50 + 50 * value / reach for value in (mean, low, high))
-    return Whisker(at, low, high, 50 * (spread or 0.0) / reach)
+    at, low, high = (50 + 43 * value / (furthest or 1.0) for value in (mean, low, high))
+    return Whisker(at, low, high, 43 * (spread or 0.0) / (furthest or 1.0))
 
 
-def _step(reach: float) -> float:
-    """The smallest of 1, 2, 5 times a power of ten that divides ``reach`` into at most five."""
-    power = 10.0 ** math.floor(math.log10(reach / 5))
-    return next(factor * power for factor in (1, 2, 5, 10) if reach / (factor * power) <= 5 * (1 + 1e-9))
+def _step(length: float) -> float:
+    """The smallest of 1, 2, 5 times a power of ten that divides ``length`` into at most six."""
+    power = 10.0 ** math.floor(math.log10(length / 6))
+    return next(factor * power for factor in (1, 2, 5, 10) if length / (factor * power) <= 6 * (1 + 1e-9))
 
 
 def _percent(value: float, low: float, high: float) -> float:
