@@ -171,7 +171,9 @@ def sentences(pair: Pair) -> list[str]:
     told = [
         _named(f"{letter} is better:", [d for d in pair.differences if verdict(d) == "better"]),
         _named(f"{letter} is worse:", [d for d in pair.differences if verdict(d) == "worse"]),
-        _named("No difference shown (the interval holds 0):", [d for d in pair.differences if d.bounds and verdict(d) == "open"]),
+        _named(
+            "No difference shown (the interval holds 0):", [d for d in pair.differences if d.bounds and verdict(d) == "open"]
+        ),
         _named("Smaller than the spread over seeds:", [d for d in pair.differences if within_seeds(d)]),
         _about_scenes(len(pair.scenes)),
         _about_seeds(pair),
@@ -200,7 +202,9 @@ def changes(first: Run, second: Run) -> list[tuple[str, list[tuple[str, Any, Any
         else:
             rows = [] if silent else differing(first.record[section], second.record[section])
         unknown = silent and section != "rest"
-        told.append((f"{section.capitalize()} not recorded in {' and '.join(silent)}." if unknown else differ if rows else same, rows))
+        told.append(
+            (f"{section.capitalize()} not recorded in {' and '.join(silent)}." if unknown else differ if rows else same, rows)
+        )
     return told
 
 
@@ -306,7 +310,7 @@ def _print_pair(console: Console, pair: Pair) -> None:
     console.print(f"{a.letter}: {escape(a.record['title'])}    {b.letter}: {escape(b.record['title'])}", soft_wrap=True)
     caption = f"{b.letter} - {a.letter}, paired over {len(pair.scenes)} scene(s); 95 % bootstrap interval"
     seeded = any(d.spread is not None for d in pair.differences)
-    caption += "; seeds: spread (1 σ) of a difference of single-seed runs" if seeded else ""
+    caption += "; seeds: standard deviation of such a difference of single-seed runs" if seeded else ""
     table = Table(caption=caption, caption_justify="left")
     for column in ("score", a.letter, b.letter, "difference", "95 % interval", *(["seeds ±"] if seeded else [])):
         table.add_column(column, justify="left" if column == "score" else "right")

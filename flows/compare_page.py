@@ -235,7 +235,7 @@ def _gains(key: str, pairs: list[Pair]) -> dict[str, str]:
 
 def signed(difference: float) -> str:
     """A difference of scores as the page shows it."""
-    return f"{difference:+.3f}".replace("-", "−")
+    return f"{difference:+.3f}".replace("-", "\N{MINUS SIGN}")
 
 
 def _costs(run: Run) -> list[StageCost]:
