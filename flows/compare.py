@@ -103,6 +103,15 @@ def read_run(name: str, letter: str = "A") -> Run:
     return Run(letter, json.loads(Path(found[1]).read_text()), None, (uri, found[0]))
 
 
+def read_record(name: str) -> dict[str, Any]:
+    """The record of a run, found as `read_run` finds it.
+
+    Raises:
+        UserError: nothing is there.
+    """
+    return read_run(name).record
+
+
 def pair_up(first: Run, second: Run) -> Pair:
     """What the two runs say of the scenes that both finished.
 
