@@ -107,11 +107,13 @@ def train(
 def compare(
     a: Annotated[str, typer.Argument(help="A run's folder, or its name or id in MLflow.")],
     b: Annotated[str, typer.Argument(help="The other run.")],
+    more: Annotated[list[str] | None, typer.Argument(metavar="[C ...]", help="Further runs; each is compared with A.")] = None,
+    out: Annotated[Path | None, typer.Option("-o", "--out", metavar="PAGE.html", help="Also as a page, with pictures.")] = None,
 ) -> None:
-    """The difference between two runs, paired by scene, with 95 % intervals, and the settings that differ."""
+    """The difference between runs, paired by scene, with 95 % intervals, and what differs in settings, weights and code."""
     from flows.compare import compare as run
 
-    run(a, b, console)
+    run([a, b, *(more or [])], console, out)
 
 
 @app.command()

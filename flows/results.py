@@ -83,16 +83,13 @@ def scene_report(run: SceneRun, root: Path) -> SceneReport:
     folder = run.references["metrics"].folder(root)
     about = json.loads((folder / "metrics.json").read_text())
     pictures = tuple(
-        ReportPicture(
-            shot["view"], shot["is_target"], {n: (folder / f"panels/{i:03d}/{n}.png").read_bytes() for n in shot["panels"]}
-        )
+        ReportPicture(shot["view"], shot["is_target"], {n: folder / f"panels/{i:03d}/{n}.png" for n in shot["panels"]})
         for i, shot in enumerate(about["pictures"])
     )
     split = json.loads((run.references["views"].folder(root) / "split.json").read_text())["split"]
     notes = (*_notes(run, root), *(f"Photo {name} could not be placed and is left out." for name in about["left_out"]))
     scores = Scores(store.load(folder, "scores"), about["summary"], about["protocol"])
-    video = (folder / "video.mp4").read_bytes()
-    return SceneReport(run.plan.label, split, tuple(about["size"]), scores, pictures, video, costs, notes)
+    return SceneReport(run.plan.label, split, tuple(about["size"]), scores, pictures, folder / "video.mp4", costs, notes)
 
 
 def run_record(title: str, runs: list[SceneRun], reports: tuple[SceneReport, ...], settings: dict[str, Any]) -> dict[str, Any]:

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jinja2
-from PIL import Image
-
-from reconx_core.files import explain_disk, write_atomic
+from reconx_core.pages import PAGE_BYTES, data_uri, format_duration, open_picture, picture_uri, render_page, write_page
+from reconx_core.plots import ScenePlot, scene_plot
 from reconx_core.types import Scores, ViewScore
 
-PAGE_BYTES = 15_000_000  # of pictures and videos as they stand in the page, where base64 adds a third
-VIDEO_BYTES = 8_000_000  # all videos of a page together, as files
-PANEL_WIDTH = 640  # pixels
+VIDEO_BYTES = 8_000_000  # all videos of a page together, as files; half of it where there are several scenes
+PICTURED = 24  # scenes of which the page shows pictures, where there are more
 
 # key in Scores.summary -> column title, format, unit or direction, what it is
 COLUMNS = {
@@ -54,12 +50,23 @@ class StageCost:
 
 
 @dataclass(frozen=True)
+class StageTotal:
+    """What a stage took over all scenes of a run."""
+
+    stage: str
+    scenes: int  # in which it ended
+    seconds: float  # all scenes together
+    peak_mib: float  # of the scene that needed most
+    cached: int  # scenes whose result an earlier run had computed
+
+
+@dataclass(frozen=True)
 class ReportPicture:
-    """One view's panels (`photo`, `render`, ...) as the bytes of picture files."""
+    """One view's panels (`photo`, `render`, ...): picture files, or their bytes."""
 
     view: str
     is_target: bool
-    panels: dict[str, bytes]
+    panels: dict[str, bytes | Path]
 
 
 @dataclass(frozen=True)
@@ -71,11 +78,12 @@ class SceneReport:
     size: tuple[int, int] | None = None  # width, height of the scored images
     scores: Scores | None = None
     pictures: tuple[ReportPicture, ...] = ()
-    video: bytes | None = None  # MP4
+    video: bytes | Path | None = None  # MP4
     costs: tuple[StageCost, ...] = ()
     notes: tuple[str, ...] = ()  # sentences worth knowing, such as photos that could not be placed
     failed_stage: str | None = None
     error: str | None = None
+    spread: dict[str, float] = field(default_factory=dict)  # of the scores: standard deviation over several seeds
 
 
 @dataclass(frozen=True)
@@ -96,34 +104,35 @@ def write_report(path: Path, run: RunReport) -> None:
     """Write the page at ``path``, atomically; it refers to nothing outside itself but ``run.files``, by relative links.
 
     Raises:
-        OSError: the folder cannot be written or the disk is full.
+        UserError: the folder cannot be written or the disk is full.
     """
-    try:
-        write_atomic(path, render_report(run).encode())
-    except OSError as error:
-        raise explain_disk(error, path.parent) from error
+    write_page(path, render_report(run))
 
 
 def render_report(run: RunReport) -> str:
     """The page's HTML."""
-    videos = _inline_videos(run.scenes)
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("reconx_core"), autoescape=True, trim_blocks=True, lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )  # fmt: skip
     done = [scene for scene in run.scenes if scene.scores is not None]
-    return environment.get_template("report.html.jinja").render(
+    headlines = _headlines(done)
+    shown = pictured(run.scenes, headlines[0] if headlines else None)
+    videos = _inline_videos(shown)
+    return render_page(
+        "report",
         run=run,
         done=done,
         failed=[scene for scene in run.scenes if scene.error is not None],
+        shown={scene.name for scene in shown},
         columns=used_columns(done),
         all_columns=COLUMNS,
-        headlines=_headlines(done),
+        headlines=headlines,
         mean=mean_summary(done),
+        spread=mean_spread(done),
+        plots=[_plot(key, done) for key in headlines[:3]] if len(done) > 1 else [],
+        totals=stage_totals(cost for scene in run.scenes for cost in scene.costs),
         number=format_score,
+        duration=format_duration,
         score_of=_view_score,
         context=_context(run, done),
-        pictures=_inline_pictures(run.scenes, PAGE_BYTES - sum(map(len, videos.values()))),
+        pictures=_inline_pictures(shown, PAGE_BYTES - sum(map(len, videos.values()))),
         videos=videos,
         slowest=max((cost.seconds for scene in run.scenes for cost in scene.costs), default=0.0),
     )
@@ -143,6 +152,45 @@ def mean_summary(scenes: Iterable[SceneReport]) -> dict[str, float | None]:
     return {key: _mean([summary.get(key) for summary in summaries]) for key in keys}
 
 
+def mean_spread(scenes: Iterable[SceneReport]) -> dict[str, float | None]:
+    """How far the mean over scenes varies from one seed to the next, for every score."""
+    scenes = list(scenes)
+    return {key: pooled_spread([scene.spread.get(key) for scene in scenes]) for key in COLUMNS}
+
+
+def pooled_spread(spreads: list[float | None]) -> float | None:
+    """Standard deviation over seeds of a mean over scenes, from each scene's; None where one is not known.
+
+    Scenes draw independently of each other from the same seed, so their variances add up. This estimate rests on all scenes'
+    seeds and is far steadier than the deviation of two or three means.
+    """
+    known = [spread for spread in spreads if spread is not None]
+    if not known or len(known) < len(spreads):
+        return None
+    return math.sqrt(math.fsum(spread**2 for spread in known)) / len(known)
+
+
+def stage_totals(costs: Iterable[StageCost]) -> list[StageTotal]:
+    """The costs of all scenes summed up by stage, in the order in which the stages come first."""
+    by_stage: dict[str, list[StageCost]] = {}
+    for cost in costs:
+        by_stage.setdefault(cost.stage, []).append(cost)
+    return [
+        StageTotal(stage, len(of), math.fsum(c.seconds for c in of), max(c.peak_mib for c in of), sum(c.cached for c in of))
+        for stage, of in by_stage.items()
+    ]
+
+
+def pictured(scenes: tuple[SceneReport, ...], key: str | None) -> tuple[SceneReport, ...]:
+    """The scenes of which the page shows pictures: all, or 24 at even steps from the lowest score ``key`` to the highest."""
+    done = [scene for scene in scenes if scene.pictures]
+    if len(done) <= PICTURED or key is None:
+        return tuple(done[:PICTURED])
+    ranked = sorted(done, key=lambda scene: _score(scene, key))
+    chosen = {ranked[i * (len(ranked) - 1) // (PICTURED - 1)].name for i in range(PICTURED)}
+    return tuple(scene for scene in done if scene.name in chosen)
+
+
 def used_columns(scenes: Iterable[SceneReport]) -> list[str]:
     """Scores that at least one scene has, in the order of the table."""
     summaries = [scene.scores.summary for scene in scenes if scene.scores is not None]
@@ -152,6 +200,16 @@ def used_columns(scenes: Iterable[SceneReport]) -> list[str]:
 def _mean(values: list[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return math.fsum(known) / len(known) if len(known) == len(values) else None
+
+
+def _score(scene: SceneReport, key: str) -> float:
+    value = scene.scores.summary.get(key) if scene.scores else None
+    return -math.inf if value is None else value
+
+
+def _plot(key: str, done: list[SceneReport]) -> ScenePlot:
+    values = {scene.name: [scene.scores.summary.get(key)] for scene in done if scene.scores}
+    return scene_plot(f"{COLUMNS[key][0]} per scene", values, ("",), partial(format_score, key))
 
 
 def _headlines(done: list[SceneReport]) -> list[str]:
@@ -181,12 +239,25 @@ def _inline_pictures(scenes: tuple[SceneReport, ...], budget: int) -> dict[str, 
 
 
 def _within(budget: int, pictures: tuple[ReportPicture, ...]) -> list[tuple[ReportPicture, dict[str, str]]]:
-    encoded = [(picture, {name: _data_uri(panel) for name, panel in picture.panels.items()}) for picture in pictures]
-    total = sum(len(uri) for _, panels in encoded for uri in panels.values())
-    if total <= budget or len(encoded) < 2:
-        return encoded
-    count = max(1, len(encoded) * budget // total)
-    return [encoded[i * len(encoded) // count] for i in range(count)]
+    """As many of the pictures as fit, at even steps, held-out views first, but at least one; only those are encoded."""
+    ranked = sorted(range(len(pictures)), key=lambda i: not pictures[i].is_target)
+    encoded = {ranked[0]: _encode(pictures[ranked[0]])}
+    count = max(1, min(len(pictures), budget // _weight(encoded[ranked[0]])))
+    while True:
+        chosen = sorted(ranked[i * len(ranked) // count] for i in range(count))
+        encoded |= {i: _encode(pictures[i]) for i in chosen if i not in encoded}
+        total = sum(_weight(encoded[i]) for i in chosen)
+        if total <= budget or count == 1:
+            return [(pictures[i], encoded[i]) for i in chosen]
+        count = max(1, min(count - 1, count * budget // total))
+
+
+def _encode(picture: ReportPicture) -> dict[str, str]:
+    return {name: picture_uri(open_picture(panel)) for name, panel in picture.panels.items()}
+
+
+def _weight(panels: dict[str, str]) -> int:
+    return sum(map(len, panels.values()))
 
 
 def _view_score(scores: Scores, picture: ReportPicture) -> ViewScore:
@@ -195,20 +266,18 @@ def _view_score(scores: Scores, picture: ReportPicture) -> ViewScore:
     return max(rows, key=lambda row: row.refined)
 
 
-def _data_uri(picture: bytes) -> str:
-    image = Image.open(io.BytesIO(picture)).convert("RGB")
-    image.thumbnail((PANEL_WIDTH, 4 * PANEL_WIDTH))
-    buffer = io.BytesIO()
-    image.save(buffer, "WEBP", quality=80, method=2)
-    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
 def _inline_videos(scenes: tuple[SceneReport, ...]) -> dict[str, str]:
     """Per scene its clip as a data URI, as long as the page stays light enough."""
     videos: dict[str, str] = {}
-    room = VIDEO_BYTES
+    room = VIDEO_BYTES if len(scenes) < 2 else VIDEO_BYTES // 2
     for scene in scenes:
-        if scene.video is not None and len(scene.video) <= room:
-            room -= len(scene.video)
-            videos[scene.name] = "data:video/mp4;base64," + base64.b64encode(scene.video).decode()
+        size = _size(scene.video)
+        if scene.video is not None and size <= room:
+            room -= size
+            content = scene.video if isinstance(scene.video, bytes) else scene.video.read_bytes()
+            videos[scene.name] = data_uri("video/mp4", content)
     return videos
+
+
+def _size(file: bytes | Path | None) -> int:
+    return file.stat().st_size if isinstance(file, Path) else len(file or b"")

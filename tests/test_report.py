@@ -6,6 +6,7 @@ import io
 import re
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -15,15 +16,20 @@ from reconx_core.errors import UserError
 from reconx_core.images import encode
 from reconx_core.metrics import summarise
 from reconx_core.metrics.pose import AUC_THRESHOLDS
+from reconx_core.pages import format_duration
 from reconx_core.report import (
     COLUMNS,
+    PICTURED,
     VIDEO_BYTES,
     ReportPicture,
     RunReport,
     SceneReport,
     StageCost,
+    StageTotal,
     format_score,
+    pooled_spread,
     render_report,
+    stage_totals,
     write_report,
 )
 from reconx_core.types import Scores, ViewScore
@@ -166,6 +172,71 @@ def test_many_pictures_are_thinned_and_the_page_says_so(monkeypatch):
     assert 1 < shown < 30
     assert f"Shown are {shown} of 30 views." in html
     assert sum(map(len, Page(html).sources)) <= 300_000
+
+
+def test_picture_and_video_files_are_read_where_they_lie(tmp_path):
+    (tmp_path / "photo.png").write_bytes(png(1))
+    (tmp_path / "clip.mp4").write_bytes(VIDEO)
+    pictures = (ReportPicture("b.jpg", True, {"photo": tmp_path / "photo.png"}),)
+    from_files = render_report(run(scene(pictures=pictures, video=tmp_path / "clip.mp4")))
+    pictures = (ReportPicture("b.jpg", True, {"photo": png(1)}),)
+    assert from_files == render_report(run(scene(pictures=pictures)))
+
+
+def test_page_of_two_hundred_scenes_stays_light_and_complete(monkeypatch):
+    monkeypatch.setattr(report, "PAGE_BYTES", 400_000)
+    scenes = []
+    for i in range(200):
+        whole = scene(f"scene_{i:03d}")
+        scores = dataclasses.replace(whole.scores, summary={"psnr": 10.0 + (i * 37 % 200) / 10, "ssim": 0.5})
+        scenes.append(dataclasses.replace(whole, scores=scores))
+    failed = [SceneReport(f"lost_{i}", failed_stage="pointcloud", error=f"Reason {i}.") for i in range(12)]
+    html = render_report(run(*scenes, *failed))
+    page = Page(html)
+    assert html.count('class="mark ') == 200 * 2
+    assert page.cells["scores.psnr"] == [f"{10 + (i * 37 % 200) / 10:.2f}" for i in range(200)] + ["19.95"]
+    assert all(f"Reason {i}." in html for i in range(12))
+    assert len(page.cells["views.psnr"]) == 200 * 3
+    pictured = html.partition("Scenes without pictures here")[0]
+    assert pictured.count('class="scene"') == PICTURED
+    for shown in (10.0, 29.9):  # the worst and the best
+        name = next(s.name for s in scenes if s.scores.summary["psnr"] == shown)
+        assert f">{name}</h2>" in pictured
+    assert sum(len(s) for s in page.sources if s.startswith("data:image/")) <= 400_000
+
+
+def test_time_is_summed_over_scenes_and_memory_is_the_largest():
+    cheap = scene("mill", costs=(StageCost("splats", 150.0, 800), StageCost("metrics", 1.0, 50, True)))
+    totals = stage_totals(cost for of in (scene(), cheap) for cost in of.costs)
+    assert totals == [
+        StageTotal("pointcloud", 1, 12.5, 900, 0), StageTotal("splats", 2, 200.0, 1234, 1), StageTotal("metrics", 1, 1.0, 50, 1)
+    ]  # fmt: skip
+    text = " ".join(" ".join(Page(render_report(run(scene(), cheap))).text).split())
+    assert "splats 1 of 2 from store 3 min 20 s 1 min 40 s 1,234 MiB" in text
+
+
+def test_spread_over_seeds_stands_beside_the_scores():
+    spread = scene(spread={"psnr": 0.25})
+    page = Page(render_report(run(spread, dataclasses.replace(spread, name="mill"), seeds=(0, 1, 2))))
+    assert page.cells["scores.psnr"] == ["21.50 ± 0.25", "21.50 ± 0.25", "21.50 ± 0.18"]
+    assert page.cells["scores.ssim"] == ["0.713"] * 3
+    assert "over the 3 seeds" in " ".join(page.text)
+
+
+def test_pooled_spread_is_that_of_the_mean_over_scenes():
+    rng = np.random.default_rng(0)
+    scores = 20 + rng.normal(0, 3, (1, 40)) + rng.normal(0, 0.5, (3, 40))  # seeds, scenes
+    found = pooled_spread(list(scores.std(0, ddof=1)))
+    assert found == pytest.approx(0.5 / np.sqrt(40), rel=0.15)
+    assert pooled_spread([0.1, None]) is None
+    assert pooled_spread([]) is None
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"), [(9.96, "10.0 s"), (245.2, "4 min 05 s"), (11520, "3 h 12 min"), (3599.9, "1 h 00 min")]
+)
+def test_durations_read_well(seconds, shown):
+    assert format_duration(seconds) == shown
 
 
 def test_infinite_score():

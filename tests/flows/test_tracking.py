@@ -41,12 +41,15 @@ def test_evaluation_is_a_parent_with_a_child_per_scene(reconx, tiny, dataset, tm
 
 
 def check_compare_reads_mlflow(reconx, out, tmp_path, monkeypatch):
-    """By name, with the run's own folder gone."""
+    """By name, with the run's own folder gone; the pictures come from MLflow, too."""
     shutil.rmtree(out)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/runs/mlflow.db")
-    outcome = reconx("compare", "first", "first")
+    outcome = reconx("compare", "first", "first", "-o", tmp_path / "compare.html")
     assert outcome.code == 0
     assert "The settings are the same." in outcome.out
+    page = (tmp_path / "compare.html").read_text()
+    assert page.count('data-name="render"') == 2 * 2 * 2  # runs, scenes, views
+    assert "No pictures" not in page
     assert reconx("compare", "first", "second").err.startswith("reconx: There is no run 'second'")
 
 
