@@ -161,13 +161,14 @@ def _rule_of(scene: str, splits: Mapping[str, str]) -> str | None:
 def _made(protocol: Protocol, scenes: list[tuple[str, str]], settings: Settings, out: Path) -> Chosen:
     """The rule's views of every scene that is long enough, and their list beside the results, in pixelSplat's format."""
     from reconx_core.datasets import read
+    from reconx_core.views import frame_count
     from reconx_core.views.splits import explicit, split_by_rule
 
     rule, chosen = settings.views.split, []
     index: dict[str, dict[str, tuple[int, ...]] | None] = {}
     for name, source in scenes:
         try:
-            split = split_by_rule(rule, len(read(Path(source)).photos))
+            split = split_by_rule(rule, frame_count(read(Path(source))))
         except UserError:
             index[name] = None
             continue

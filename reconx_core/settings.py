@@ -74,7 +74,9 @@ class ConfidenceSettings(Section):
 
 class SplatsSettings(Section):
     backend: Literal["auto", "cpu", "gsplat"] = Field("auto", description="auto: gsplat where CUDA is, else cpu.")
-    init: Literal["pointmaps", "sparse"] = Field("pointmaps", description="Start from the pointmaps or from the SfM points.")
+    init: Literal["pointmaps", "sparse", "random"] = Field(
+        "pointmaps", description="Start from the pointmaps, from the SfM points, or from random depths of the photos' pixels."
+    )
     max_gaussians: int = Field(180_000, ge=100, description="Most Gaussians to start from; pixels are skipped evenly.")
     fill: bool = Field(True, description="Coarse Gaussians where no photo looks, continued from what is around.")
     steps: int = Field(1000, ge=0)

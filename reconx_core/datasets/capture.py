@@ -27,6 +27,7 @@ class Photo:
     cam_to_world: Float[Tensor, "4 4"] | None = None  # OpenCV axes
     load_object_mask: Callable[[], Bool[Tensor, "h w"]] | None = None  # True on the object that is scored; of any size
     load_depth: Callable[[], Float[Tensor, "h w"]] | None = None  # exact z-depth, where the scene is procedural
+    number: int | None = None  # as its dataset counts, where frames before it may be missing; None: its place in the capture
 
 
 class Split(NamedTuple):

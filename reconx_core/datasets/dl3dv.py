@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,10 @@ def read(path: Path) -> Capture:
     if len(there) < len(frames):
         told = f"{len(frames) - len(there)} of {len(frames)} pictures of '{path}' are not in {folder / images}"
         warnings.warn(f"{told}; they are left out.", stacklevel=2)
-    return Capture(path.absolute().name, make_photos(there, file))
+    order = {Path(frame["file_path"]).name: i for i, frame in enumerate(frames)}
+    photos = zip(make_photos(there, file), there)
+    numbered = tuple(replace(photo, number=order[Path(frame["file_path"]).name]) for photo, frame in photos)
+    return Capture(path.absolute().name, numbered)
 
 
 def _folder(path: Path) -> Path:

@@ -20,6 +20,7 @@ import warnings
 import zipfile
 import zlib
 from collections.abc import Iterable, Mapping, Set
+from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import NamedTuple
@@ -95,7 +96,7 @@ def read(path: Path) -> Capture:
     masks = _numbered(_mask_files(path), pictures.keys())
     fitted = {view: _fit(_read_camera(cameras[view], view), size, f"view {view} of '{path}'") for view in pictures}
     photos = tuple(
-        _photo(pictures[view], name, fitted[view], size, masks.get(view))
+        replace(_photo(pictures[view], name, fitted[view], size, masks.get(view)), number=view)
         for view, name in zip(pictures, unique_names(pictures.values()))
     )
     splits = _splits(list(pictures))

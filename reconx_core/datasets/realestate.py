@@ -12,6 +12,7 @@ import pickle
 import warnings
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -262,7 +263,8 @@ def _read_frames(folder: Path, file: Path) -> Iterator[Photo]:
     paths = [pictures[times[i]] for i in there]
     size = _first_size(partial(read_size, path) for path in paths)
     loads = [partial(read_image, path, upright=False) for path in paths]
-    return _photos([path.stem for path in paths], loads, size, cameras[there], str(file))
+    photos = _photos([path.stem for path in paths], loads, size, cameras[there], str(file))
+    return (replace(photo, number=i) for photo, i in zip(photos, there))
 
 
 def _read_cameras(file: Path) -> tuple[list[int], Float[Tensor, "n 18"]]:

@@ -10,7 +10,7 @@ from reconx_core.errors import UserError
 from reconx_core.rasterize import BACKENDS as BACKENDS
 from reconx_core.rasterize import Backend, resolve_backend
 from reconx_core.settings import SplatsSettings
-from reconx_core.splats.initial import add_backdrop, fill_holes, from_pointmaps, from_sparse
+from reconx_core.splats.initial import add_backdrop, fill_holes, from_pointmaps, from_random, from_sparse
 from reconx_core.splats.optimise import optimise
 from reconx_core.types import Frames, Gaussians, Pointmaps
 
@@ -25,11 +25,13 @@ def fit_splats(
         UserError: the rasteriser cannot run here, or there are no points to start from.
     """
     backend = resolve_backend(settings.backend)
-    start = initial_gaussians(frames, pointmaps, settings, backend)
+    start = initial_gaussians(frames, pointmaps, settings, backend, generator)
     return optimise(start, frames, settings, backend, generator, progress)
 
 
-def initial_gaussians(frames: Frames, pointmaps: Pointmaps, settings: SplatsSettings, backend: Backend) -> Gaussians:
+def initial_gaussians(
+    frames: Frames, pointmaps: Pointmaps, settings: SplatsSettings, backend: Backend, generator: torch.Generator
+) -> Gaussians:
     """The start that ``settings.init`` names.
 
     Raises:
@@ -39,6 +41,8 @@ def initial_gaussians(frames: Frames, pointmaps: Pointmaps, settings: SplatsSett
         if len(pointmaps.sparse) < 4:
             raise UserError("splats.init=sparse needs feature points, and the geometry backend gave none; use pointmaps.")
         return from_sparse(pointmaps.sparse, settings.sh_degree)
+    if settings.init == "random":
+        return from_random(frames, pointmaps, settings.max_gaussians, settings.sh_degree, generator)
     start = from_pointmaps(frames, pointmaps, settings.max_gaussians, settings.sh_degree, backend)
     if len(start) == 0:
         raise UserError("The photos gave no point that can be trusted; take them closer together, of something with texture.")

@@ -54,6 +54,17 @@ def from_sparse(points: PointCloud, sh_degree: int) -> Gaussians:
     return gaussians_from_points(points.xyz, points.rgb, scale, torch.full((len(points),), 0.1), sh_degree)
 
 
+def from_random(frames: Frames, pointmaps: Pointmaps, most: int, sh_degree: int, generator: torch.Generator) -> Gaussians:
+    """At most ``most`` pixels of the photos at random depths within the scene's range: a start that no stereo gave."""
+    depth = depth_of(pointmaps.points_world, pointmaps.cameras)
+    known = depth[pointmaps.confidence > KNOWN]
+    near, far = np.quantile(known.numpy() if len(known) else depth.numpy(), (0.01, 0.99)).clip(1e-6).tolist()
+    picked = torch.rand(depth.shape, generator=generator) < most / depth.numel()
+    drawn = near * (far / near) ** torch.rand(depth.shape, generator=generator)
+    step = max(1.0, (depth.numel() / most) ** 0.5)
+    return _pixels(frames.images[frames.is_photo], drawn, pointmaps.cameras, picked, step, 0.1, sh_degree)
+
+
 def from_pointmaps(frames: Frames, pointmaps: Pointmaps, most: int, sh_degree: int, backend: Backend) -> Gaussians:
     """One Gaussian per pixel that is known and not yet held by another view, thinned evenly to at most ``most``.
 

@@ -21,7 +21,7 @@ from reconx_core.types import Cameras, Protocol_, Views
 from reconx_core.views.splits import is_rule, split_by_rule
 from reconx_core.views.undistort import undistort
 
-__all__ = ["load_views", "resolve_protocol", "scene_names", "select_photos", "split_name", "thin", "views_of"]
+__all__ = ["frame_count", "load_views", "resolve_protocol", "scene_names", "select_photos", "split_name", "thin", "views_of"]
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def select_photos(capture: Capture, settings: ViewsSettings) -> tuple[list[int],
     if name == "all":
         inputs, targets = Split(tuple(range(len(capture.photos))), ())
     elif is_rule(name):
-        inputs, targets = split_by_rule(name, len(capture.photos))
+        inputs, targets = _present(split_by_rule(name, frame_count(capture)), capture)
     elif name in capture.splits:
         inputs, targets = capture.splits[name]
     else:
@@ -82,6 +82,24 @@ def select_photos(capture: Capture, settings: ViewsSettings) -> tuple[list[int],
         raise UserError(f"'{capture.name}': split '{name}' has photo {min(leaked)} among its inputs and its targets.")
     kept = thin([capture.photos[i].sharpness for i in inputs], settings.max_inputs)
     return [inputs[k] for k in kept], list(targets)
+
+
+def _numbers(capture: Capture) -> list[int]:
+    """The photos' numbers as their dataset counts them."""
+    return [i if photo.number is None else photo.number for i, photo in enumerate(capture.photos)]
+
+
+def frame_count(capture: Capture) -> int:
+    """How many frames the scene has, those that are missing before its last one included."""
+    return 1 + max(_numbers(capture), default=-1)
+
+
+def _present(split: Split, capture: Capture) -> Split:
+    """The split in places of the capture, which may lack frames; those of the split must be there."""
+    place = {number: i for i, number in enumerate(_numbers(capture))}
+    if absent := sorted({*split.inputs, *split.targets} - set(place)):
+        raise UserError(f"'{capture.name}' lacks frame {absent[0]}, which its split needs; fetch the scene's missing frames.")
+    return Split(tuple(place[i] for i in split.inputs), tuple(place[i] for i in split.targets))
 
 
 def split_name(capture: Capture, settings: ViewsSettings) -> str:

@@ -43,7 +43,9 @@ def made():
 @pytest.fixture(scope="module")
 def fitted(made):
     """(start, result) of a short optimisation."""
-    return initial_gaussians(made, room_pointmaps(), SETTINGS, "cpu"), fit_splats(made, room_pointmaps(), SETTINGS, draw())
+    return initial_gaussians(made, room_pointmaps(), SETTINGS, "cpu", draw()), fit_splats(
+        made, room_pointmaps(), SETTINGS, draw()
+    )
 
 
 def test_photos_are_matched(fitted):
@@ -80,7 +82,7 @@ def test_all_that_comes_out_is_finite(fitted):
 
 def test_no_steps_leave_the_start(made):
     settings = SETTINGS.model_copy(update={"steps": 0})
-    start = initial_gaussians(made, room_pointmaps(), settings, "cpu")
+    start = initial_gaussians(made, room_pointmaps(), settings, "cpu", draw())
     assert torch.equal(fit_splats(made, room_pointmaps(), settings, draw()).means, start.means)
 
 
@@ -106,16 +108,17 @@ def test_progress_counts_the_steps(made):
         ("none", True, {}),
         ("points", False, {}),
         ("points", True, {"init": "sparse"}),
+        ("points", True, {"init": "random"}),
         ("points", True, {"lpips_weight": 0.0}),
         ("points", True, {"ssim_weight": 0.0}),
         ("points", True, {"fill": False, "sh_degree": 2}),
     ],
-    ids=["all", "no video", "no confidence", "sparse", "no lpips", "no ssim", "no filling"],
+    ids=["all", "no video", "no confidence", "sparse", "random", "no lpips", "no ssim", "no filling"],
 )
 def test_every_switch_of_table_v_runs(video, confidence, changes):
     settings = SplatsSettings(steps=6, max_gaussians=1000).model_copy(update=changes)
     judged = frames(video, confidence)
-    start = initial_gaussians(judged, room_pointmaps(), settings, "cpu")
+    start = initial_gaussians(judged, room_pointmaps(), settings, "cpu", draw())
     result = fit_splats(judged, room_pointmaps(), settings, draw())
     assert len(result) == len(start)
     assert psnr(result, room().inputs()) > psnr(start, room().inputs())

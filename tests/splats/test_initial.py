@@ -86,12 +86,12 @@ def test_no_feature_points_is_said():
     none = PointCloud(torch.zeros(0, 3), torch.zeros(0, 3), torch.zeros(0))
     pointmaps = replace(room_pointmaps(), sparse=none)
     with pytest.raises(UserError, match="needs feature points"):
-        initial_gaussians(photos(), pointmaps, SplatsSettings(init="sparse"), "cpu")
+        initial_gaussians(photos(), pointmaps, SplatsSettings(init="sparse"), "cpu", torch.Generator())
 
 
 def test_nothing_to_start_from_is_said():
     with pytest.raises(UserError, match="gave no point that can be trusted"):
-        initial_gaussians(photos(), some(torch.zeros(3, 120, 160)), SplatsSettings(), "cpu")
+        initial_gaussians(photos(), some(torch.zeros(3, 120, 160)), SplatsSettings(), "cpu", torch.Generator())
 
 
 def test_unsure_points_move_behind_what_is_confirmed():
