@@ -47,16 +47,15 @@ def evaluate(request: Request, out: Path, root: Path, console: Console, workers:
     console.print(f"Evaluating {request.dataset}")
     runs = run_stages(lambda: make_plans(request, out), root, console, workers=workers)
 
+    from flows import tables
     from flows.roots import remember
 
     remember(root, out, [reference for run in runs for reference in run.references.values()])
-    rows = rows_of(request)
-    for row in rows:
-        write_row(request, row, [run for run in runs if run.plan.row == row], out / row, root, console)
-    told = f" (all {len(rows)} rows)" if request.ablation else ""
-    console.print(f"{time.monotonic() - start:.0f} s in all{told}")
+    for row in rows_of(request):
+        record = write_row(request, row, [run for run in runs if run.plan.row == row], out / row, root, console)
+        tables.print_made(console, record, out / row, time.monotonic() - start)
     if request.ablation:
-        console.print(f"The table: reconx table ablation {out}", soft_wrap=True)
+        console.print(f"All rows as one table: reconx table ablation {out}", soft_wrap=True)
     return sum(run.error is not None for run in runs)
 
 
@@ -128,18 +127,17 @@ def altered(settings: Settings, overrides: Iterable[str], seed: int) -> Settings
     return parse_settings(settings.model_dump() | {"seed": seed}, list(overrides))
 
 
-def write_row(request: Request, row: str, runs: list[SceneRun], out: Path, root: Path, console: Console) -> None:
-    """Results of one run: the only one, or a row of the ablation."""
-    from flows import results, tables, tracking
+def write_row(request: Request, row: str, runs: list[SceneRun], out: Path, root: Path, console: Console) -> dict[str, Any]:
+    """Results of one run, the only one or a row of the ablation; returns its record."""
+    from flows import results, tracking
 
-    start = time.monotonic()
     for run in runs:
         if run.error is None:
             results.write_scene(run, root, out / results.scene_folder(run))
     settings = altered(request.settings, overrides_of(row), request.settings.seed)
     record = results.write_run(out, title_of(out, row), runs, root, settings, about(request, row))
     tracking.track(record, out, console)
-    tables.print_made(console, record, out, time.monotonic() - start)
+    return record
 
 
 def title_of(out: Path, row: str) -> str:
