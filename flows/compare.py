@@ -15,9 +15,10 @@ from rich.markup import escape
 from rich.table import Table
 from scipy.stats import bootstrap
 
+from flows.tables import spread_of
 from flows.tracking import EXPERIMENT, make_client, tracking_uri
 from reconx_core.errors import UserError
-from reconx_core.report import COLUMNS, HEADLINES, format_score, pooled_spread
+from reconx_core.report import COLUMNS, HEADLINES, format_score
 
 RESAMPLES = 9999
 FEW = 20  # scenes, below which the interval is noticeably too narrow
@@ -158,7 +159,7 @@ def interval(differences: np.ndarray) -> tuple[float, float] | None:
 
 def seed_spread(record: dict[str, Any], scenes: list[str], key: str) -> float | None:
     """Standard deviation over seeds of a run's mean over ``scenes``; None where the run has a single seed."""
-    return pooled_spread([record["scenes"][name].get("spread", {}).get(key) for name in scenes])
+    return spread_of({name: record["scenes"][name] for name in scenes}, key)
 
 
 def verdict(difference: Difference) -> str:

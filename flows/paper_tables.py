@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import statistics
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +15,7 @@ from flows.compare import read_record
 from flows.paper_formats import print_table, to_csv, to_latex, to_markdown, views_text
 from flows.published import SCORES, Entry, PaperTable, load_published
 from flows.run import PRESETS
-from flows.tables import mean_of
+from flows.tables import mean_of, spread_of
 from flows.tracking import EXPERIMENT, make_client, tracking_uri
 from reconx_core.errors import UserError
 from reconx_core.files import explain_disk, require_writable, write_atomic
@@ -106,7 +105,8 @@ def entry_of(run: Run, published: PaperTable) -> tuple[Entry, list[str]]:
         scores={key: mean_of(scored, key) if scored else None for key in SCORES},
         source=f"{run.place}, git revision {record.get('facts', {}).get('git revision', 'unknown')}",
         published=False, scenes=len(scored), switches=switches_of(record["settings"]) if ablation else {},
-        spread=_spread(scored), seeds=tuple(record.get("seeds") or [record["settings"]["seed"]]),
+        spread={key: spread for key in SCORES if (spread := spread_of(scored, key)) is not None},
+        seeds=tuple(record.get("seeds") or [record["settings"]["seed"]]),
         protocol=protocol.get("name") or _few(scene["protocol"] for scene in scored.values()), run=run.id,
         terms=_terms(protocol, scored),
     )  # fmt: skip
@@ -206,19 +206,6 @@ def _unscored(scene: dict[str, Any]) -> str | None:
     if scene["error"] is not None:
         return f"failed in {scene.get('failed_stage') or 'an unknown stage'}: {scene['error']}"
     return "no held-out views" if scene["summary"].get("psnr") is None else None
-
-
-def _spread(scored: dict[str, Any]) -> dict[str, float]:
-    """Standard deviation (n - 1) over the seeds, which every scene has, of the mean over scenes; empty for fewer than two."""
-    seeds = [set(scene.get("seeds") or ()) for scene in scored.values()]
-    common = sorted(set.intersection(*seeds)) if seeds else []
-    spread = {}
-    for key in SCORES:
-        means = [mean_of({name: {"summary": scene["seeds"][seed]} for name, scene in scored.items()}, key) for seed in common]
-        known = [mean for mean in means if mean is not None]
-        if len(known) > 1 and len(known) == len(common):
-            spread[key] = statistics.stdev(known)
-    return spread
 
 
 def _input_views(scored: dict[str, Any]) -> int | None:

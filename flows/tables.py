@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from reconx_core.report import COLUMNS, format_score
+from reconx_core.report import COLUMNS, format_score, pooled_spread
 
 HEADLINE = ("psnr", "ssim", "lpips", "photo_psnr", "photo_ssim", "rotation_error", "auc_30", "gaussians")
 
@@ -53,25 +54,43 @@ def print_scores(console: Console, record: dict[str, Any]) -> None:
         for key in keys:
             table.add_column(_TITLES.get(key, COLUMNS[key][0]), justify="right")
         for name, scene in done.items():
-            table.add_row(name, *(format_score(key, scene["summary"].get(key)) for key in keys))
+            table.add_row(name, *(cell(key, scene["summary"].get(key), scene.get("spread", {}).get(key)) for key in keys))
         if len(done) > 1:
             table.add_section()
-            table.add_row("mean", *(format_score(key, mean_of(done, key)) for key in keys))
+            table.add_row("mean", *(cell(key, mean_of(done, key), spread_of(done, key)) for key in keys))
         console.print(table)
     for name, scene in scenes.items():
         if scene["error"] is not None:
             console.print(f"[red]{name} failed in {scene['failed_stage']}:[/red] {escape(scene['error'])}", soft_wrap=True)
 
 
+def cell(key: str, value: float | None, spread: float | None) -> str:
+    """A score, and where there are several seeds their standard deviation."""
+    return format_score(key, value) + (f" ± {format_score(key, spread)}" if spread is not None and key != "gaussians" else "")
+
+
 def caption(record: dict[str, Any], done: dict[str, Any]) -> str:
-    """Protocol, split, resolution, LPIPS net, scenes and seed."""
+    """Protocol, split, resolution, LPIPS net, scenes and seeds."""
+    named = (record.get("protocol") or {}).get("title")
     protocols = ", ".join(sorted({scene["protocol"] for scene in done.values()}))
-    splits = ", ".join(sorted({scene["split"] for scene in done.values()}))
+    splits = named or few(scene["split"] for scene in done.values())
     sizes = ", ".join(sorted({"x".join(map(str, scene["size"])) for scene in done.values()}))
     lpips = "vgg" if any(scene["summary"].get("photo_lpips") is not None for scene in done.values()) else "not computed"
     count = f"{len(done)} of {len(record['scenes'])}" if len(done) < len(record["scenes"]) else str(len(done))
-    seed = record["settings"]["seed"]
-    return f"protocol {protocols} · split {splits} · {sizes} px · LPIPS {lpips} · scenes {count} · seed {seed}"
+    seeds = record.get("seeds") or [record["settings"]["seed"]]
+    told = f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
+    return f"protocol {protocols} · split {splits} · {sizes} px · LPIPS {lpips} · scenes {count} · {told}"
+
+
+def few(values: Iterable[str]) -> str:
+    """The different values, or how many there are."""
+    different = sorted(set(values))
+    return ", ".join(different) if len(different) <= _SHOWN else f"{len(different)} different ones"
+
+
+def spread_of(scenes: dict[str, Any], key: str) -> float | None:
+    """Standard deviation over seeds of the mean over scenes; None with one seed."""
+    return pooled_spread([scene.get("spread", {}).get(key) for scene in scenes.values()])
 
 
 def mean_of(scenes: dict[str, Any], key: str) -> float | None:
