@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from pathlib import Path
@@ -18,6 +19,7 @@ from reconx_core.settings import STAGES
 
 ARTIFACTS = Path("artifacts")
 INDEX = "index.json"
+SCORES = "scores.json"  # of the whole dataset, in the folder of `metrics`
 
 
 def run_stage(stage: str, root: Path, console: Console, artifacts: Path = ARTIFACTS) -> None:
@@ -46,6 +48,8 @@ def run_stage(stage: str, root: Path, console: Console, artifacts: Path = ARTIFA
     for name, reference in done.items():
         lay(reference.folder(root), folder / name)
     failed = {run.name: f"{run.failed_stage}: {describe_error(run.error)}" for run in runs if run.error is not None}
+    if stage == "metrics":
+        write_json(folder / SCORES, mean_scores([folder / name for name in done]))
     write_json(folder / INDEX, {"scenes": {name: ref.digest for name, ref in done.items()}, "failed": failed})
     # Under the stage's name: the artifacts of the other stages are other runs' to keep.
     remember(root, folder, [reference for run in runs for reference in run.references.values()])
@@ -53,6 +57,13 @@ def run_stage(stage: str, root: Path, console: Console, artifacts: Path = ARTIFA
         console.print(f"[red]{name} failed in {escape(error)}[/red]", soft_wrap=True)
     if not done:
         raise UserError(f"Every scene failed: {'; '.join(failed.values())}")
+
+
+def mean_scores(scenes: list[Path]) -> dict[str, float]:
+    """Means over the scenes of the scores that all of them have, for `dvc metrics` and `dvc exp show`."""
+    summaries = [json.loads((scene / "metrics.json").read_text())["summary"] for scene in scenes]
+    columns = {key: [summary.get(key) for summary in summaries] for key in (summaries[0] if summaries else ())}
+    return {key: math.fsum(values) / len(values) for key, values in columns.items() if None not in values}
 
 
 def lay(entry: Path, view: Path) -> None:

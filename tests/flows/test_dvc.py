@@ -26,9 +26,10 @@ def project(tmp_path):
     folder = tmp_path / "project"
     for name in ("reconx_core", "tasks", "flows", ".dvc"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "cache", "tmp"))
-    for name in ("dvc.yaml", "params.yaml", ".dvcignore"):
+    for name in ("dvc.yaml", "params.yaml", ".dvcignore", ".gitignore"):
         shutil.copy(ROOT / name, folder / name)
-    (folder / ".dvc" / "config.local").write_text("[core]\n    no_scm = true\n")
+    for words in (("init", "-q"), ("add", "-A"), ("commit", "-qm", "copy")):  # experiments are git's
+        subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", *words], cwd=folder, check=True)
     command = tmp_path / "bin" / "reconx"
     command.parent.mkdir()
     command.write_text(f'#!/bin/sh\nPYTHONPATH={folder} exec {sys.executable} {SCRIPT} "$@"\n')
@@ -39,15 +40,19 @@ def project(tmp_path):
 @pytest.mark.timeout(900)
 def test_repro_runs_only_what_changed(project, server, tmp_path):
     log = tmp_path / "computed.log"
-    environment = {**os.environ, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "RECONX_TEST_LOG": str(log)}
+    author = {f"GIT_{who}_{what}": "a@b" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
+    environment = {**os.environ, **author, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "RECONX_TEST_LOG": str(log)}
 
-    def repro():
-        log.write_text("")
-        run = subprocess.run(
-            [sys.executable, "-m", "dvc", "repro"], cwd=project, env=environment, capture_output=True, text=True, timeout=600
-        )
+    def dvc(*words):
+        command = [sys.executable, "-m", "dvc", *words]
+        run = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, timeout=600)
         assert run.returncode == 0, run.stdout + run.stderr
-        return [stage for stage in STAGES if f"Running stage '{stage}'" in run.stdout], log.read_text().split()
+        return run.stdout
+
+    def repro(*words):
+        log.write_text("")
+        told = dvc(*(words or ("repro",)))
+        return [stage for stage in STAGES if f"Running stage '{stage}'" in told], log.read_text().split()
 
     ran, computed = repro()
     assert ran == list(STAGES)
@@ -60,6 +65,12 @@ def test_repro_runs_only_what_changed(project, server, tmp_path):
     assert ran == ["splats", "metrics"]
     assert sorted(computed) == ["metrics", "metrics", "splats", "splats"]
     check_view(project)
+    ran, computed = repro("exp", "run", "-n", "longer", "-S", "splats.steps=4")
+    assert ran == ["splats", "metrics"]
+    assert sorted(computed) == ["metrics", "metrics", "splats", "splats"]
+    scores = json.loads((project / "artifacts" / "metrics" / "scores.json").read_text())
+    shown = json.loads(dvc("exp", "show", "--json"))
+    assert any(f'"psnr": {scores["psnr"]}' in json.dumps(part) and '"longer"' in json.dumps(part) for part in shown)
 
 
 def check_view(project):
