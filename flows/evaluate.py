@@ -45,7 +45,14 @@ def evaluate(request: Request, out: Path, root: Path, console: Console, workers:
     check_dataset(request.dataset)
     require_writable(out)
     console.print(f"Evaluating {request.dataset}")
-    runs = run_stages(lambda: make_plans(request, out), root, console, workers=workers)
+
+    def plans() -> list[Planned]:
+        from flows import tracking
+
+        tracking.load()  # while Prefect's server starts
+        return make_plans(request, out)
+
+    runs = run_stages(plans, root, console, workers=workers)
 
     from flows import tables
     from flows.roots import remember

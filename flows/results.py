@@ -16,6 +16,7 @@ import yaml
 
 from flows.pipeline import SceneRun, describe_error
 from reconx_core import __version__, export, store
+from reconx_core.codeversion import code_version
 from reconx_core.export.cameras import write_cameras
 from reconx_core.files import explain_disk, write_atomic, write_json
 from reconx_core.lpips import lpips_missing_reason
@@ -25,26 +26,53 @@ from reconx_core.types import Scores
 from tasks.execute import code_of, machine, weights_digests
 
 RECORD = "run.json"
+MADE = ".made.json"  # in a scene's folder: what its files were made of, and how they were left
+COPIED = ("video.mp4", "scores.parquet", "metrics.json")
 
 
 def write_scene(run: SceneRun, root: Path, out: Path) -> None:
-    """Scene, clip, cameras and pictures of one finished scene, into ``out``.
+    """Scene, clip, cameras and pictures of one finished scene, into ``out``; nothing where they lie there already.
 
     Raises:
         UserError: the disk is full, or ``out`` cannot be written to.
     """
+    made_of = _made_of(run)
+    if _is_made(out, made_of):
+        return
     folder, geometry = run.references["metrics"].folder(root), run.references["pointcloud"].folder(root)
     try:
         export.write_ply(out / "scene.ply", store.load(run.references["splats"].folder(root), "gaussians"))
         cameras, cloud = store.load(geometry, "pointmaps").cameras, store.load(geometry, "pointcloud")
         photos = store.load(run.references["views"].folder(root), "views").inputs().select(store.load(geometry, "kept"))
         write_cameras(out / "cameras", cameras, photos, cloud)
-        for name in ("video.mp4", "scores.parquet", "metrics.json"):
+        for name in COPIED:
             _copy(folder / name, out / name)
         for picture in (folder / "pictures").iterdir():
             _copy(picture, out / "pictures" / picture.name)
+        write_json(out / MADE, {"of": made_of, "files": _stamps(out)})
     except OSError as error:
         raise explain_disk(error, out) from error
+
+
+def _made_of(run: SceneRun) -> dict[str, str]:
+    """All that the files of a scene depend on: artifacts by their digests, and the code that lays them out."""
+    digests = {stage: run.references[stage].digest for stage in ("views", "pointcloud", "splats", "metrics")}
+    return {**digests, "code": code_version("flows.results", "reconx_core.export")}
+
+
+def _is_made(out: Path, made_of: dict[str, str]) -> bool:
+    """Whether the files were made of this and nobody has touched them since."""
+    try:
+        return json.loads((out / MADE).read_text()) == {"of": made_of, "files": _stamps(out)}
+    except (OSError, ValueError):
+        return False
+
+
+def _stamps(out: Path) -> dict[str, list[int]]:
+    """Size and time of change of every file of a scene."""
+    places = (out / name for name in ("scene.ply", "cameras", "pictures", *COPIED))
+    files = (file for place in places for file in (place, *place.rglob("*")) if file.is_file())
+    return {file.relative_to(out).as_posix(): [file.stat().st_size, file.stat().st_mtime_ns] for file in files}
 
 
 def scene_folder(run: SceneRun) -> Path:

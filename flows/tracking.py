@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import logging
 import os
 import time
@@ -30,6 +32,13 @@ def track(record: dict[str, Any], out: Path, console: Console) -> None:
         console.print(f"[yellow]MLflow did not take the run ({reason}); the results in {out} are complete.[/]")
 
 
+def load() -> None:
+    """Import MLflow, which takes seconds, at a moment that suits; where it cannot be imported, :func:`track` says so."""
+    _quieten()
+    with contextlib.suppress(Exception):
+        importlib.import_module("mlflow.store.tracking.sqlalchemy_store")
+
+
 def tracking_uri(home: Path) -> str:
     """``MLFLOW_TRACKING_URI``, else a SQLite file in ``home``, the folder that holds the runs, so that they share it."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home.resolve() / 'mlflow.db'}"
@@ -42,17 +51,22 @@ def home_of(record: dict[str, Any], out: Path) -> Path:
 
 def make_client(uri: str) -> MlflowClient:
     """MLflow without telemetry, progress bars and notes on database migrations."""
+    _quieten()
+    from mlflow import MlflowClient
+
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def _quieten() -> None:
+    """Before MLflow is imported: it reads the environment then."""
     for name, value in (
         ("MLFLOW_DISABLE_TELEMETRY", "true"),
         ("DO_NOT_TRACK", "1"),
         ("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false"),
     ):
         os.environ.setdefault(name, value)
-    from mlflow import MlflowClient
-
-    for name in ("mlflow", "alembic"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
 def _log(record: dict[str, Any], out: Path) -> None:

@@ -9,6 +9,7 @@ import ast
 import hashlib
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 PACKAGE = "reconx_core"
 # Both have a place of their own in every key: the settings by their values, the format by its schema number.
@@ -20,7 +21,7 @@ def code_version(*modules: str) -> str:
     """SHA-256 over the syntax trees of ``modules`` and of every module of reconx_core that they reach, at any depth."""
     digest = hashlib.sha256()
     for name in sorted(reachable(modules)):
-        digest.update(f"{name}\0{_skeleton(_tree(_locate(name)))}\0".encode())
+        digest.update(f"{name}\0{_parsed(name).skeleton}\0".encode())
     return digest.hexdigest()
 
 
@@ -36,11 +37,26 @@ def reachable(modules: tuple[str, ...]) -> set[str]:
         if name in found or name in _COUNTED_ELSEWHERE or (path := _locate(name)) is None:
             continue
         found.add(name)
-        waiting += _imports(_tree(path), name if path.name == "__init__.py" else name.rpartition(".")[0])
+        waiting += _parsed(name).imports
         waiting += [name.rpartition(".")[0]] if name.startswith(f"{PACKAGE}.") else []
         if path.name == "__init__.py" and name in modules:
             waiting += [f"{name}.{child.stem}" for child in path.parent.glob("*.py") if child.stem != "__init__"]
     return found
+
+
+class _Parsed(NamedTuple):
+    imports: list[str]
+    skeleton: str
+
+
+@cache
+def _parsed(name: str) -> _Parsed:
+    """A module that :func:`_locate` finds; read once, for most are reached by every stage."""
+    path = _locate(name)
+    assert path is not None
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    imports = _imports(tree, name if path.name == "__init__.py" else name.rpartition(".")[0])
+    return _Parsed(imports, _skeleton(tree))
 
 
 def _locate(name: str) -> Path | None:
@@ -62,10 +78,6 @@ def _imports(tree: ast.Module, package: str) -> list[str]:
                 base = ".".join([*parts, *([node.module] if node.module else [])])
             names += [base, *(f"{base}.{alias.name}" for alias in node.names)]
     return [name for name in names if name == PACKAGE or name.startswith(f"{PACKAGE}.")]
-
-
-def _tree(path: Path | None) -> ast.Module:
-    return ast.parse(path.read_text(encoding="utf-8")) if path else ast.Module([], [])
 
 
 def _skeleton(tree: ast.Module) -> str:

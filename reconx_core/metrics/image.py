@@ -23,13 +23,13 @@ def psnr(render: Float[Tensor, "h w 3"], photo: Float[Tensor, "h w 3"], mask: Bo
 def ssim(render: Float[Tensor, "h w 3"], photo: Float[Tensor, "h w 3"], mask: Bool[Tensor, "h w"]) -> float:
     """Structural similarity: Gaussian window of 11 pixels and sigma 1.5, mean over channels and masked pixels.
 
-    As scikit-image (and pixelSplat) take it: the mean leaves out a border of 5 pixels. Outside the mask the render is
-    replaced by the photo, so that windows across the mask's edge see no difference there.
+    As pixelSplat calls scikit-image: sample covariance, and the mean leaves out a border of 5 pixels. Outside the mask the
+    render is replaced by the photo, so that windows across the mask's edge see no difference there.
     """
     filled = fill(render, photo, mask)
     _, per_pixel = structural_similarity(
         photo.clamp(0, 1).numpy(), filled.clamp(0, 1).numpy(), win_size=11, gaussian_weights=True, sigma=1.5,
-        use_sample_covariance=False, data_range=1.0, channel_axis=-1, full=True,
+        use_sample_covariance=True, data_range=1.0, channel_axis=-1, full=True,
     )  # fmt: skip
     inner = torch.from_numpy(per_pixel)[5:-5, 5:-5].double()
     return inner[mask[5:-5, 5:-5]].mean().item()
