@@ -17,14 +17,14 @@ setup: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	@# The reference for LPIPS; its dependency torchvision, which the tests do without, would replace torch.
+	$(BIN)/python -m pip install --quiet --no-deps lpips==0.1.4 || echo "No lpips package: the tests that compare with it are skipped."
 	@touch $@
 
 demo: setup
 	$(BIN)/python -m flows.demo $(DEMO)
 
 test: setup
-	@# The reference for LPIPS; its dependency torchvision, which the tests do without, would replace torch.
-	$(BIN)/python -m pip install --quiet --no-deps lpips==0.1.4 || echo "No lpips package: the tests that compare with it are skipped."
 	$(BIN)/python -m pytest -m "not slow"
 
 lint: setup
