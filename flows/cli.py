@@ -74,6 +74,13 @@ def evaluate(
     set_: SetOption = None,
     store: StoreOption = None,
     workers: WorkersOption = 1,
+    dask: Annotated[
+        str | None,
+        typer.Option(
+            metavar="local|tcp://HOST:PORT",
+            help="Processes instead of threads: --workers of them here, or those of a Dask scheduler (docs/scale.md).",
+        ),
+    ] = None,
 ) -> None:
     """Reconstruct and score every scene of a dataset; exit code 1 if a scene failed."""
     from flows.evaluate import evaluate as run
@@ -84,7 +91,7 @@ def evaluate(
     only = tuple(name.strip() for name in scenes.split(",")) if scenes else ()
     request = make_request(dataset, preset, overrides, protocol, views, index, only, seeds, ablation)
     out = out or next_free(Path("runs"), Path(request.dataset.split("?")[0].replace("procedural:", "")).name)
-    if run(request, out, store or default_store(), console, workers):
+    if run(request, out, store or default_store(), console, workers, dask):
         raise typer.Exit(1)
 
 

@@ -35,8 +35,10 @@ class Request:
     ablation: bool = False
 
 
-def evaluate(request: Request, out: Path, root: Path, console: Console, workers: int = 1) -> int:
+def evaluate(request: Request, out: Path, root: Path, console: Console, workers: int = 1, dask: str | None = None) -> int:
     """Run all stages on every scene, write results per scene and for the run; returns how many scenes failed.
+
+    ``workers``, ``dask``: see :func:`flows.run.run_stages`.
 
     Raises:
         UserError: no such dataset or scene, or ``out`` or the store cannot be written to.
@@ -52,7 +54,7 @@ def evaluate(request: Request, out: Path, root: Path, console: Console, workers:
         tracking.load()  # while Prefect's server starts
         return make_plans(request, out)
 
-    runs = run_stages(plans, root, console, workers=workers)
+    runs = run_stages(plans, root, console, workers=workers, dask=dask)
 
     from flows import tables
     from flows.roots import remember

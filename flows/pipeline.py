@@ -6,14 +6,17 @@ Import this only inside ``prefect_server``: Prefect reads its settings at import
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import os
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any
 
 from prefect import flow, task
 from prefect.filesystems import WritableFileSystem
-from prefect.futures import PrefectFuture
+from prefect.futures import PrefectWrappedFuture
 from prefect.task_runners import ThreadPoolTaskRunner
 from pydantic import PrivateAttr
 
@@ -23,9 +26,13 @@ from reconx_core.errors import UserError
 from reconx_core.files import write_atomic
 from reconx_core.settings import STAGES
 from reconx_core.store import RECORD, DamagedEntry, Reference
-from tasks.execute import PARENTS, Job, Monitor, execute, key_of, resolved_settings, source_digest
+from tasks.execute import PARENTS, Job, Monitor, code_of, execute, key_of, resolved_settings, source_digest
 
-Shared = dict[tuple[Any, ...], PrefectFuture]  # tasks by all that they depend on
+if TYPE_CHECKING:
+    from flows.cluster import Cluster
+
+Future = PrefectWrappedFuture[Any, Any]  # of Prefect, around one of the threads' or of Dask's
+WAITING = 1000  # tasks that are submitted and have not ended; all of a large dataset's would fill the memory
 
 
 @dataclass
@@ -71,6 +78,8 @@ class StoreRecords(WritableFileSystem):
         return content
 
     def write_path(self, path: str, content: bytes, _sync: bool = True) -> None:  # type: ignore[override]
+        if "/" not in path:
+            return  # of a failure, which has no artifact and is never looked up
         write_atomic(Path(self.root) / path, content)
 
     def _resolve_path(self, path: str) -> None:
@@ -78,68 +87,150 @@ class StoreRecords(WritableFileSystem):
         return None
 
 
+class Stay:
+    """A function that stays in this process: Prefect sends the flow along with every task, and no worker calls it."""
+
+    def __init__(self, work: Callable[[], None] | None = None) -> None:
+        self.work = work
+
+    def __call__(self) -> None:
+        assert self.work is not None
+        self.work()
+
+    def __reduce__(self) -> tuple[type[Stay], tuple[()]]:
+        return Stay, ()
+
+
 def run_scenes(
-    plans: Iterable[Planned], root: Path, monitor: Monitor, last: str = "metrics", workers: int = 1
-) -> list[SceneRun]:
-    """Run the stages up to ``last`` for every scene; one that fails does not stop the others.
+    plans: Iterable[Planned], root: Path, monitor: Monitor, last: str = "metrics", workers: int = 1,
+    cluster: Cluster | None = None,
+) -> list[SceneRun]:  # fmt: skip
+    """Run the stages up to ``last`` for every scene, in threads or in the cluster; one that fails does not stop the others.
 
     Where plans agree in all that a stage depends on, they share its task.
     """
     wanted = STAGES[: STAGES.index(last) + 1]
     runs = [SceneRun(plan) for plan in plans]
-    runner: Any = ThreadPoolTaskRunner(max_workers=workers)
+    steps = lay_out(runs, wanted)
+    work = Stay(lambda: _work(steps, root.resolve(), monitor, cluster))
+    runner: Any = cluster.runner() if cluster else ThreadPoolTaskRunner(max_workers=workers)
 
     @flow(name="reconx", task_runner=runner, validate_parameters=False, persist_result=False)
     def reconx() -> None:
-        shared: Shared = {}
-        chains = [(run, _submit(run, wanted, root, monitor, shared)) for run in runs]
-        for run, chain in chains:
-            _collect(run, chain, root, monitor)
+        work()
 
     reconx()
+    for run in runs:
+        run.references = {stage: run.references[stage] for stage in wanted if stage in run.references}
     return runs
 
 
-def _submit(run: SceneRun, wanted: tuple[str, ...], root: Path, monitor: Monitor, shared: Shared) -> dict[str, PrefectFuture]:
-    plan = run.plan
+@dataclass(eq=False)
+class Step:
+    """One stage of one scene, for all runs that agree in what it depends on."""
+
+    stage: str
+    plan: Planned  # the first of those that need it
+    parents: dict[str, Step]
+    runs: list[SceneRun] = field(default_factory=list)
+    future: Future | None = None  # while it waits or runs
+    told: dict[str, Any] | None = None  # by its task, once that has ended
+    failed: bool = False
+
+
+def lay_out(runs: list[SceneRun], wanted: tuple[str, ...]) -> list[Step]:
+    """All the steps of the runs, each once and after those that it depends on."""
+    steps: dict[tuple[Any, ...], Step] = {}
+    for run in runs:
+        chain: dict[str, Step] = {}
+        for stage in wanted:
+            parents = {parent: chain[parent] for parent in PARENTS[stage]}
+            settings = json.dumps(resolved_settings(stage, run.plan.settings), sort_keys=True)
+            same = (stage, run.plan.name, run.plan.source, settings, *map(id, parents.values()))
+            chain[stage] = steps.setdefault(same, Step(stage, run.plan, parents))
+            chain[stage].runs.append(run)
+    return list(steps.values())
+
+
+def _work(steps: list[Step], root: Path, monitor: Monitor, cluster: Cluster | None) -> None:
+    for step in steps:
+        monitor.planned(step.stage, step.plan.label)
+    ended: SimpleQueue[Step] = SimpleQueue()
+    waiting = 0
+    for step in steps:
+        while waiting >= WAITING:
+            _settle(ended.get(), root, monitor, cluster)
+            waiting -= 1
+        step.future = _submit(step, root, monitor, cluster)
+        if step.future is not None:
+            step.future.add_done_callback(lambda _, step=step: ended.put(step))  # type: ignore[misc]
+            waiting += 1
+    for _ in range(waiting):
+        _settle(ended.get(), root, monitor, cluster)
+
+
+def _submit(step: Step, root: Path, monitor: Monitor, cluster: Cluster | None) -> Future | None:
+    """The step's task; None where it cannot be, because the source cannot be read or a step before it has failed."""
+    plan = step.plan
+    step.failed = any(parent.failed for parent in step.parents.values())
     try:
-        digest = source_digest(plan.source)
+        digest = source_digest(plan.source) if step.stage == "views" else ""
     except Exception as error:
-        run.failed_stage, run.error = "views", error
-        return {}
-    records = StoreRecords(root=str(root))
-    futures: dict[str, PrefectFuture] = {}
-    for stage in wanted:
-        parents: dict[str, Any] = {parent: futures[parent] for parent in PARENTS[stage]}
-        settings = json.dumps(resolved_settings(stage, plan.settings), sort_keys=True)
-        same = (stage, plan.name, plan.source, settings, *map(id, parents.values()))
-        if same not in shared:
-            job = Job(stage, plan.name, plan.source, digest, plan.settings, root, monitor, plan.label)
-            stage_task = run_stage.with_options(name=stage, task_run_name=f"{stage} {plan.label}")
-            # Set afterwards: Prefect wants a storage block that is registered with the server, which this one need not be.
-            stage_task.result_storage = records
-            monitor.planned(stage, plan.label)
-            shared[same] = stage_task.submit(job, parents)
-        futures[stage] = shared[same]
-    return futures
+        _fail(step, error, monitor)
+    if step.failed:
+        return None
+    source = os.path.abspath(plan.source) if os.path.exists(plan.source) else plan.source
+    remote: Monitor = cluster.messenger if cluster else monitor
+    job = Job(step.stage, plan.name, source, digest, plan.settings, root, remote, plan.label, code_of(step.stage))
+    stage_task: Any = run_stage.with_options(name=step.stage, task_run_name=f"{step.stage} {plan.label}")
+    # Set afterwards: Prefect wants a storage block that is registered with the server, which this one need not be.
+    stage_task.result_storage = StoreRecords(root=str(root))
+    with cluster.place(step.stage, plan.settings) if cluster else nullcontext():
+        return stage_task.submit(job, {stage: parent.future or parent.told for stage, parent in step.parents.items()})
 
 
-def _collect(run: SceneRun, futures: dict[str, PrefectFuture], root: Path, monitor: Monitor) -> None:
-    for stage, future in futures.items():
-        future.wait()
-        if not future.state.is_final():
-            continue  # never started, because a stage before it failed
-        result: Any = future.state.result(raise_on_failure=False)
-        if future.state.is_completed():
-            run.references[stage] = _reference(result)
-            cached = future.state.name == "Cached"
-            if result["computed"] and not cached:
-                run.computed.add(stage)
-            if cached:
-                monitor.finished(stage, run.plan.label, store.measured(root, run.references[stage]), cached=True)
-        elif run.error is None:
-            run.failed_stage, run.error = stage, result
-            monitor.failed(run.plan.label)
+def _settle(step: Step, root: Path, monitor: Monitor, cluster: Cluster | None) -> None:
+    """Keep what came of a step whose task has ended, tell the monitor, and let go of the task."""
+    assert step.future is not None
+    outcome = _outcome(step.future)
+    step.future = None
+    if isinstance(outcome, BaseException):
+        _fail(step, outcome, monitor)
+        return
+    step.told, step.failed = outcome, outcome is None
+    if outcome is None:
+        return
+    reference = _reference(outcome)
+    for run in step.runs:
+        run.references[step.stage] = reference
+        run.computed |= {step.stage} if outcome["computed"] else set()
+    if cluster or outcome["cached"]:  # else the thread has told it
+        measured = store.measured(root, reference)
+        monitor.finished(step.stage, step.plan.label, measured, cached=not outcome["computed"])
+
+
+def _outcome(future: Future) -> dict[str, Any] | BaseException | None:
+    """What a task told, or the error that ended it; None where it never started, because one before it failed."""
+    try:
+        state = future.wrapped_future.result()
+        if not state.is_final():
+            return None
+        result = state.result(raise_on_failure=False)
+    except Exception as error:
+        # Not the task's own error: its workers died, or its result cannot be read here.
+        return error
+    if not state.is_completed():
+        return result
+    cached = state.name == "Cached"
+    return {**result, "cached": cached, "computed": result["computed"] and not cached}
+
+
+def _fail(step: Step, error: BaseException, monitor: Monitor) -> None:
+    step.failed = True
+    for run in step.runs:
+        if run.failed_stage is None or STAGES.index(step.stage) < STAGES.index(run.failed_stage):
+            run.failed_stage, run.error = step.stage, error
+            monitor.failed(run.plan.label, step.stage, describe_error(error))
 
 
 def _record_path(context: Any, parameters: dict[str, Any]) -> str:

@@ -18,7 +18,6 @@ from rich.text import Text
 
 from reconx_core.settings import STAGES
 from reconx_core.store import MEASURED
-from tasks.execute import take_note
 
 # Seconds per stage of three 800x600 photos on two cores, until the store has measured its own.
 _FIRST_GUESS = {"views": 1, "pointcloud": 30, "condition": 5, "video": 1, "confidence": 15, "splats": 60, "metrics": 20}
@@ -40,6 +39,7 @@ class Display:
         self.left: dict[tuple[str, str], float] = {}
         self.running: dict[tuple[str, str], tuple[float, float]] = {}  # start, and share done as far as it is known
         self.told: set[tuple[str, str]] = set()
+        self.failures: set[str] = set()
         self.lock = threading.Lock()
         columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeLeft()
         self.progress = Progress(*columns, console=console, transient=True, auto_refresh=False)
@@ -73,18 +73,16 @@ class Display:
         """A sentence that the user should read."""
         self.console.print(f"  [yellow]{escape(note)}[/yellow]", highlight=False, soft_wrap=True)
 
-    def warned(self, message: Warning | str, category: type[Warning], filename: str, *_: Any) -> None:
-        """Takes the place of ``warnings.showwarning``: what reconx itself says goes to the user and beside the artifact."""
-        if issubclass(category, UserWarning) and "reconx_core" in filename:
-            take_note(str(message))
-            self.say(str(message))
-
-    def failed(self, scene: str) -> None:
+    def failed(self, scene: str, stage: str, error: str) -> None:
         """The scene's other stages will not run."""
         with self.lock:
+            known = scene in self.failures
+            self.failures.add(scene)
             for pair in [pair for pair in (*self.left, *self.running) if pair[1] == scene]:
                 self.left.pop(pair, None)
                 self.running.pop(pair, None)
+        if self.many and not known:
+            self.console.print(f"  [red]{scene} failed in {stage}:[/red] {escape(error)}", highlight=False, soft_wrap=True)
 
     def repaired(self, stage: str, scene: str, damage: str) -> None:
         self.say(f"The store entry {damage}; it is removed and computed anew.")

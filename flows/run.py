@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import signal
 import sys
@@ -95,13 +96,18 @@ def stop_at_once(console: Console) -> Iterator[None]:
 
 
 def run_stages(
-    make_plans: Callable[[], list[Planned]], root: Path, console: Console, last: str = "metrics", workers: int = 1
-) -> list[SceneRun]:
+    make_plans: Callable[[], list[Planned]], root: Path, console: Console, last: str = "metrics", workers: int = 1,
+    dask: str | None = None,
+) -> list[SceneRun]:  # fmt: skip
     """Run the stages up to ``last``; returns what came of every plan, failures included.
 
+    ``dask``: ``local`` for ``workers`` processes instead of threads, or the address of a scheduler, which has its own workers.
+
     Raises:
-        UserError: the store cannot be written to, no scenes, or Prefect's server does not answer.
+        UserError: the store cannot be written to, no scenes, or Prefect's server or Dask's workers cannot be used.
     """
+    if dask is not None:
+        require_dask()
     require_writable(root)
     with stop_at_once(console), prefect_server(root):
         # Heavy: torch and Prefect load while the server starts.
@@ -109,7 +115,7 @@ def run_stages(
         from flows.progress import Display
         from flows.roots import in_use
         from reconx_core import store
-        from tasks.execute import load_stages
+        from tasks.execute import hear_warnings, is_for_user, load_stages
 
         with in_use(root):
             store.clear_abandoned(root)
@@ -118,9 +124,20 @@ def run_stages(
                 plans = make_plans()
             display = Display(console, root, many=len(plans) > 1)
             for notice in noticed:
-                display.warned(notice.message, notice.category, notice.filename)
+                if is_for_user(notice.category, notice.filename):
+                    display.say(str(notice.message))
             with display.live(), warnings.catch_warnings():
-                warnings.filterwarnings("always", module=r"reconx_core\.")
-                warnings.showwarning = display.warned  # type: ignore[assignment]
+                hear_warnings(display.say)
                 wait_for_server()
-                return run_scenes(plans, root, display, last, workers)
+                if dask is None:
+                    return run_scenes(plans, root, display, last, workers)
+                from flows.cluster import open_cluster
+
+                with open_cluster(dask, workers, root, display) as cluster:
+                    return run_scenes(plans, root, display, last, cluster=cluster)
+
+
+def require_dask() -> None:
+    """Raise UserError where Dask is not installed."""
+    if importlib.util.find_spec("prefect_dask") is None:
+        raise UserError("--dask needs prefect-dask, which is not installed; install it by: pip install 'reconx[dask]'")

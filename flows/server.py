@@ -22,20 +22,20 @@ from pathlib import Path
 from reconx_core.errors import UserError
 
 START_SECONDS = 120.0
-_ENVIRONMENT = {
+ENVIRONMENT = {
     "DO_NOT_TRACK": "1",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false",
     "PREFECT_LOGGING_TO_API_ENABLED": "false",
     "PREFECT_LOGGING_LEVEL": "CRITICAL",  # failures are told by the command line, in one sentence
+    "DASK_LOGGING__DISTRIBUTED": "critical",  # read when Dask is imported
 }
 
 
 @contextmanager
 def prefect_server(root: Path) -> Iterator[None]:
     """Prefect's environment, with its home inside the store ``root``, and a server on a free port that is starting up."""
-    os.environ.update(_ENVIRONMENT)
-    os.environ["PREFECT_HOME"] = str((root / ".prefect").resolve())
+    os.environ.update(ENVIRONMENT, PREFECT_HOME=str((root / ".prefect").resolve()))
     if os.environ.get("PREFECT_API_URL"):
         yield
         return
@@ -65,12 +65,19 @@ def wait_for_server() -> None:
     """
     url, end = os.environ["PREFECT_API_URL"], time.monotonic() + START_SECONDS
     while time.monotonic() < end:
-        try:
-            urllib.request.urlopen(f"{url}/health", timeout=5).close()
+        if answers(url):
             return
-        except OSError:
-            time.sleep(0.05)
+        time.sleep(0.05)
     raise UserError(f"The Prefect server at {url} does not answer; unset PREFECT_API_URL or start it.")
+
+
+def answers(url: str) -> bool:
+    """Whether a Prefect server is there."""
+    try:
+        urllib.request.urlopen(f"{url}/health", timeout=5).close()
+        return True
+    except OSError:
+        return False
 
 
 def _free_port() -> int:

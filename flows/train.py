@@ -27,7 +27,7 @@ from reconx_core.seeds import generator
 from reconx_core.settings import Settings, parse_settings
 from reconx_core.training.settings import ClipSource, TrainSettings, load_train_settings
 from reconx_core.types import Clip
-from tasks.execute import Job, execute, source_digest
+from tasks.execute import Job, Silent, execute, source_digest
 
 PRESETS = RUN_PRESETS / "training"
 STAGES = ("views", "pointcloud", "clip")
@@ -36,16 +36,10 @@ EVERY = 10  # steps between two lines of losses
 
 
 @dataclass
-class Quiet:
+class Quiet(Silent):
     """A monitor that tells only what was repaired."""
 
     console: Console
-
-    def planned(self, stage: str, scene: str) -> None: ...
-    def started(self, stage: str, scene: str) -> None: ...
-    def advanced(self, stage: str, scene: str, done: int, total: int) -> None: ...
-    def finished(self, stage: str, scene: str, measured: dict[str, Any] | None, cached: bool) -> None: ...
-    def failed(self, scene: str) -> None: ...
 
     def repaired(self, stage: str, scene: str, damage: str) -> None:
         self.console.print(f"{stage} of {scene} is made again: {damage}")

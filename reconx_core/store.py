@@ -16,6 +16,7 @@ import shutil
 import socket
 import uuid
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -298,6 +299,17 @@ def clear_abandoned(root: Path) -> int:
             shutil.rmtree(folder, ignore_errors=True)
             removed += 1
     return removed
+
+
+@contextmanager
+def token(root: Path) -> Iterator[Path]:
+    """The absolute path of an empty folder in the store, there as long as the block, by which others may know the store."""
+    folder = _temporary(root).resolve()
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _temporary(root: Path) -> Path:

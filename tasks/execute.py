@@ -8,6 +8,7 @@ import platform
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from reconx_core.codeversion import code_version
 from reconx_core.datasets import files_of
 from reconx_core.errors import UserError
 from reconx_core.lpips import lpips_files
+from reconx_core.pointcloud import BACKENDS as GEOMETRY
 from reconx_core.pointcloud import weights_of as geometry_weights
 from reconx_core.settings import STAGES, Settings
 from reconx_core.store import Reference
@@ -40,11 +42,10 @@ PARENTS: dict[str, tuple[str, ...]] = {
 # The sections that a stage reads: its own; `confidence` also builds the geometry backend that `pointcloud` names.
 SECTIONS = {stage: (stage,) for stage in PARENTS} | {"confidence": ("confidence", "pointcloud"), "clip": ()}
 SEEDLESS = ("views",)  # draws nothing, so that all seeds share it
-_ON_DEVICE = set(PARENTS) - {"views"}  # the stages whose bytes may depend on where torch computes
 
 
-# What a stage that is running in this thread has told its user; kept with the artifact, so that a later run can repeat it.
-_notes: ContextVar[list[str] | None] = ContextVar("notes", default=None)
+# Where a stage that is running in this thread leaves what its user should read.
+_take_note: ContextVar[Callable[[str], None] | None] = ContextVar("take_note", default=None)
 
 
 class Monitor(Protocol):
@@ -54,8 +55,21 @@ class Monitor(Protocol):
     def started(self, stage: str, scene: str) -> None: ...
     def advanced(self, stage: str, scene: str, done: int, total: int) -> None: ...
     def finished(self, stage: str, scene: str, measured: dict[str, Any] | None, cached: bool) -> None: ...
-    def failed(self, scene: str) -> None: ...
+    def failed(self, scene: str, stage: str, error: str) -> None: ...
     def repaired(self, stage: str, scene: str, damage: str) -> None: ...
+    def say(self, note: str) -> None: ...
+
+
+class Silent:
+    """A monitor that tells nothing, for those who look at less than all of it."""
+
+    def planned(self, stage: str, scene: str) -> None: ...
+    def started(self, stage: str, scene: str) -> None: ...
+    def advanced(self, stage: str, scene: str, done: int, total: int) -> None: ...
+    def finished(self, stage: str, scene: str, measured: dict[str, Any] | None, cached: bool) -> None: ...
+    def failed(self, scene: str, stage: str, error: str) -> None: ...
+    def repaired(self, stage: str, scene: str, damage: str) -> None: ...
+    def say(self, note: str) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -70,6 +84,7 @@ class Job:
     root: Path  # of the store
     monitor: Monitor = field(compare=False)
     label: str = ""  # what the user calls the scene in this run, where that is more than its name
+    code: str = ""  # the digest that the run began with; a process whose own is another may not compute
 
     def generator(self) -> torch.Generator:
         return seeds.generator(self.settings.seed, self.stage, self.scene)
@@ -104,9 +119,9 @@ def key_parts(job: Job, parents: Mapping[str, Reference]) -> dict[str, Any]:
     return {
         "settings": resolved_settings(job.stage, job.settings),
         "parents": {stage: reference.digest for stage, reference in parents.items()},
-        "code": code_of(job.stage),
+        "code": job.code or code_of(job.stage),
         "weights": weights_digests(job.stage, job.settings),
-        "device": device_class() if job.stage in _ON_DEVICE else "cpu",
+        "device": device_class() if uses_gpu(job.stage, job.settings) else "cpu",
         "source": job.source_digest if job.stage == "views" else "",
     }
 
@@ -128,11 +143,20 @@ def code_of(stage: str) -> str:
     return code_version(f"tasks.{stage}", *([f"reconx_core.{stage}"] if stage in STAGES else []))
 
 
+def require_code(stage: str, code: str) -> None:
+    """Raise UserError where this process would compute the stage with other code than the run began with."""
+    if code != code_of(stage):
+        raise UserError(
+            f"A worker on {platform.node()} has other code of {stage} than this run began with; restart the workers and run "
+            "the same command again."
+        )
+
+
 def execute(job: Job, parents: Mapping[str, Reference]) -> tuple[Reference, bool]:
     """The job's artifact, from the store or computed and published; and whether it was computed.
 
     Raises:
-        UserError: as the stage does; or the store cannot be written.
+        UserError: as the stage does; the store cannot be written; or this process has other code than the run.
     """
     parts = key_parts(job, parents)
     key = store.artifact_key(stage=job.stage, scene=job.scene, **parts)
@@ -140,9 +164,10 @@ def execute(job: Job, parents: Mapping[str, Reference]) -> tuple[Reference, bool
     if found is not None:
         job.monitor.finished(job.stage, job.shown, store.measured(job.root, found), cached=True)
         return found, False
+    require_code(job.stage, parts["code"])
     job.monitor.started(job.stage, job.shown)
     run = importlib.import_module(f"tasks.{job.stage}").run
-    outputs, measured = measure(lambda: run(job, Inputs(job.root, parents)))
+    outputs, measured = measure(lambda: run(job, Inputs(job.root, parents)), job.monitor.say)
     about = {"scene": job.scene, **parts, "parent_keys": {stage: parent.key for stage, parent in parents.items()}}
     reference = store.publish(job.root, job.stage, key, about, outputs, measured)
     job.monitor.finished(job.stage, job.shown, measured, cached=False)
@@ -159,17 +184,34 @@ def find_or_repair(job: Job, key: str) -> Reference | None:
         return None
 
 
-def take_note(message: str) -> None:
-    """Keep a sentence for the user with the artifact that this thread is making, if any."""
-    notes = _notes.get()
-    if notes is not None:
-        notes.append(message)
+def hear_warnings(say: Callable[[str], None]) -> None:
+    """From now on what reconx warns of goes to its user and, if a stage does, with the artifact; ``say``: outside of stages."""
+
+    def heard(message: Warning | str, category: type[Warning], filename: str, *_: Any) -> None:
+        if is_for_user(category, filename):
+            (_take_note.get() or say)(str(message))
+
+    warnings.filterwarnings("always", module=r"reconx_core\.")
+    warnings.showwarning = heard  # type: ignore[assignment]
 
 
-def measure(work: Callable[[], Any]) -> tuple[Any, dict[str, Any]]:
-    """The result of ``work`` with its wall time (seconds), the process's peak memory meanwhile (MiB) and its notes."""
+def is_for_user(category: type[Warning], filename: str) -> bool:
+    """Whether a warning is reconx's own, and not one that a library means for programmers."""
+    return issubclass(category, UserWarning) and "reconx_core" in filename
+
+
+def measure(work: Callable[[], Any], say: Callable[[str], None] = lambda note: None) -> tuple[Any, dict[str, Any]]:
+    """The result of ``work`` with its wall time (seconds), the process's peak memory meanwhile (MiB) and its notes.
+
+    The notes are what it warns of, told to ``say`` at once and kept, so that a later run can repeat them.
+    """
     notes: list[str] = []
-    token = _notes.set(notes)
+
+    def take_note(note: str) -> None:
+        notes.append(note)
+        say(note)
+
+    token = _take_note.set(take_note)
     process, done = psutil.Process(), threading.Event()
     peak = [process.memory_info().rss]
 
@@ -187,7 +229,7 @@ def measure(work: Callable[[], Any]) -> tuple[Any, dict[str, Any]]:
     finally:
         done.set()
         watcher.join()
-        _notes.reset(token)
+        _take_note.reset(token)
     return result, {
         "notes": notes,
         "seconds": round(time.perf_counter() - start, 3),
@@ -205,6 +247,16 @@ def machine() -> dict[str, str | int]:
         "torch": torch.__version__,
         "cores": psutil.cpu_count(),
     }
+
+
+def uses_gpu(stage: str, settings: Settings) -> bool:
+    """Whether the stage computes on a GPU where there is one; what it makes may then differ from what a CPU makes."""
+    if stage in ("pointcloud", "confidence"):
+        backend = GEOMETRY.get(settings.pointcloud.backend)
+        return backend is not None and backend.needs_gpu
+    if stage == "video":
+        return settings.video.backend not in ("points", "none")
+    return stage == "metrics" or (stage == "splats" and settings.splats.backend != "cpu")
 
 
 def device_class() -> str:

@@ -1,6 +1,8 @@
-"""Tiny stand-ins for the stages, so that tests of the orchestration take no time; as a script: reconx with them.
+"""Tiny stand-ins for the stages, so that tests of the orchestration take no time.
 
-Each call is appended to the file named by RECONX_TEST_LOG; RECONX_TEST_PAUSE names a stage that first waits for a signal.
+As a script: reconx with them, in Dask's local workers, too. As ``dask worker --preload``: a worker with them.
+Each call is appended to the file named by RECONX_TEST_LOG, with RECONX_TEST_WORKER before it, if set. RECONX_TEST_PAUSE names a
+stage that first waits for a signal; RECONX_TEST_VICTIM=STAGE:FILE lets only the first to get there wait, its pid in the file.
 """
 
 import os
@@ -130,10 +132,29 @@ def artifact_bytes(store: Path) -> dict[str, bytes]:
 def _enter(stage):
     if "RECONX_TEST_LOG" in os.environ:
         with Path(os.environ["RECONX_TEST_LOG"]).open("a") as log:
-            log.write(stage + "\n")
+            log.write(os.environ.get("RECONX_TEST_WORKER", "") + stage + "\n")
     if os.environ.get("RECONX_TEST_PAUSE") == stage:
         time.sleep(600)
+    paused, _, file = os.environ.get("RECONX_TEST_VICTIM", "").partition(":")
+    if paused == stage:
+        _wait_to_be_killed(Path(file))
 
+
+def _wait_to_be_killed(file):
+    try:
+        with file.open("x") as victim:
+            victim.write(str(os.getpid()))
+    except FileExistsError:
+        return
+    time.sleep(600)
+
+
+def dask_setup(worker):
+    install()
+
+
+if __name__ == "__mp_main__":  # a worker of the run below
+    install()
 
 if __name__ == "__main__":
     from flows.cli import main

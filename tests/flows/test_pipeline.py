@@ -5,10 +5,10 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+from processes import alive, children, wait_until
 from standins import artifact_bytes, write_folder
 
 from reconx_core.settings import STAGES
@@ -170,21 +170,3 @@ def test_presets_are_valid_settings(name):
     from flows.run import resolve_settings
 
     assert resolve_settings(name, None).seed == 0
-
-
-def wait_until(condition, process=None, seconds=120):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it took too long"
-        assert process is None or process.poll() is None, "the process has ended"
-        time.sleep(0.05)
-
-
-def children(pid):
-    listing = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True).stdout
-    return [int(line) for line in listing.split()]
-
-
-def alive(pid):
-    status = Path(f"/proc/{pid}/status")
-    return status.exists() and "zombie" not in status.read_text()
