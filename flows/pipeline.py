@@ -17,6 +17,7 @@ from prefect.futures import PrefectFuture
 from prefect.task_runners import ThreadPoolTaskRunner
 from pydantic import PrivateAttr
 
+from flows.failures import forget_failure, keep_failure, task_id
 from flows.plan import Planned
 from reconx_core import store
 from reconx_core.errors import UserError
@@ -140,6 +141,10 @@ def _collect(run: SceneRun, futures: dict[str, PrefectFuture], root: Path, monit
         elif run.error is None:
             run.failed_stage, run.error = stage, result
             monitor.failed(run.plan.label)
+    if run.error is not None and run.failed_stage is not None:
+        # Again, since a source that cannot be read and a worker that died have failed without their task.
+        name = task_id(run.failed_stage, run.name, run.plan.source, run.plan.settings)
+        keep_failure(root, run.failed_stage, name, run.plan.label, describe_error(run.error))
 
 
 def _record_path(context: Any, parameters: dict[str, Any]) -> str:
@@ -158,5 +163,11 @@ def _reference(told: dict[str, Any]) -> Reference:
 @task(cache_key_fn=_record_path, persist_result=True, result_serializer="json", cache_result_in_memory=False)
 def run_stage(job: Job, parents: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """One stage of one scene; hands on a reference, never arrays, and whether it was computed."""
-    reference, computed = execute(job, _references(parents))
+    name = task_id(job.stage, job.scene, job.source, job.settings)
+    try:
+        reference, computed = execute(job, _references(parents))
+    except Exception as error:
+        keep_failure(job.root, job.stage, name, job.shown, describe_error(error))
+        raise
+    forget_failure(job.root, job.stage, name)
     return {**asdict(reference), "computed": computed}
