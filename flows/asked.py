@@ -73,7 +73,7 @@ def noted(plans: list[Planned], started: float, source: str, out: Path, root: Pa
     rows: dict[str, Settings] = {}
     for plan in plans:
         rows.setdefault(plan.row, plan.settings)
-    content = {
+    content: dict[str, Any] = {
         "store": str(root.absolute()), "source": source, "started": started, "process": _process(), "workers": workers,
         "place": "" if source.startswith("procedural:") else str(Path(source).absolute()),
         "rows": [(row, settings.model_dump(mode="json")) for row, settings in rows.items()],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ def choose(asked: Asked, root: Path, scene: str, stage: str, row: str | None, se
     Raises:
         UserError: there is no such plan, or there are several.
     """
-    found = [(plan, chain) for plan, chain in chains(asked, root) if plan.name == scene]
+    found = chains(replace(asked, plans=tuple(plan for plan in asked.plans if plan.name == scene)), root)
     if not found:
         raise UserError(f"The run {asked.shown} has no scene '{scene}'{near(scene, {plan.name for plan in asked.plans})}")
     rows, seeds = _options(plan for plan, _ in found)

@@ -147,7 +147,7 @@ def test_time_left_is_told_once_every_stage_has_been_measured(reconx, tiny, stat
         write_folder(data / name)
     plans = make_plans(make_request(str(data), None, []), tmp_path)
     noted(plans, 1.0, str(data), tmp_path / "next", store, workers=2)
-    assert not any("left" in line for line in status("next")[1])
+    assert not any(" are left" in line for line in status("next")[1])
     reconx("reconstruct", data / "attic", "-o", "one", "--store", store)
     for measured in store.glob("*/*/measured.json"):
         measured.write_text(json.dumps(json.loads(measured.read_text()) | {"seconds": 600.0}))
