@@ -194,6 +194,34 @@ def gc(store: StoreOption = None) -> None:
 
 
 @app.command()
+def status(
+    out: Annotated[Path | None, typer.Argument(help="A run's folder; default: the newest run with the store.")] = None,
+    store: StoreOption = None,
+) -> None:
+    """How far a run has come: per stage what is done, failed and to do, and the errors."""
+    from flows.status import status as run
+
+    run(out, store, console)
+
+
+@app.command()
+def why(
+    scene: Annotated[str, typer.Argument(help="A scene's name in the run.")],
+    stage: Annotated[str, typer.Argument(help="views, pointcloud, condition, video, confidence, splats or metrics.")],
+    run: Annotated[
+        Path | None, typer.Option("--run", metavar="OUT", help="The run's folder; default: the newest with the scene.")
+    ] = None,
+    row: Annotated[str | None, typer.Option(help="Of the ablation, where rows do not share the stage.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Where the run has several.")] = None,
+    store: StoreOption = None,
+) -> None:
+    """Why a stage of a scene was computed or reused: what changed in settings, photos, code, weights or earlier stages."""
+    from flows.why import why as explain
+
+    explain(scene, stage, run, store, console, row, seed)
+
+
+@app.command()
 def doctor(store: StoreOption = None) -> None:
     """What works on this machine: CUDA, weights, versions, memory, disk."""
     from flows.run import default_store

@@ -43,16 +43,17 @@ def evaluate(request: Request, out: Path, root: Path, console: Console, workers:
     Raises:
         UserError: no such dataset or scene, or ``out`` or the store cannot be written to.
     """
-    start = time.monotonic()
+    start, started = time.monotonic(), time.time()
     check_dataset(request.dataset)
     require_writable(out)
     console.print(f"Evaluating {request.dataset}")
 
     def plans() -> list[Planned]:
         from flows import tracking
+        from flows.asked import noted
 
         tracking.load()  # while Prefect's server starts
-        return make_plans(request, out)
+        return noted(make_plans(request, out), started, request.dataset, out, root, workers)
 
     runs = run_stages(plans, root, console, workers=workers, dask=dask)
 
@@ -61,7 +62,8 @@ def evaluate(request: Request, out: Path, root: Path, console: Console, workers:
 
     remember(root, out, [reference for run in runs for reference in run.references.values()])
     for row in rows_of(request):
-        record = write_row(request, row, [run for run in runs if run.plan.row == row], out / row, root, console)
+        of_row = [run for run in runs if run.plan.row == row]
+        record = write_row(request, row, of_row, out / row, root, console, started)
         tables.print_made(console, record, out / row, time.monotonic() - start)
     if request.ablation:
         console.print(f"All rows as one table: reconx table ablation {out}", soft_wrap=True)
@@ -136,15 +138,17 @@ def altered(settings: Settings, overrides: Iterable[str], seed: int) -> Settings
     return parse_settings(settings.model_dump() | {"seed": seed}, list(overrides))
 
 
-def write_row(request: Request, row: str, runs: list[SceneRun], out: Path, root: Path, console: Console) -> dict[str, Any]:
-    """Results of one run, the only one or a row of the ablation; returns its record."""
+def write_row(
+    request: Request, row: str, runs: list[SceneRun], out: Path, root: Path, console: Console, started: float
+) -> dict[str, Any]:
+    """Results of one run, the only one or a row of the ablation; returns its record. ``started``: seconds since the epoch."""
     from flows import results, tracking
 
     for run in runs:
         if run.error is None:
             results.write_scene(run, root, out / results.scene_folder(run))
     settings = altered(request.settings, overrides_of(row), request.settings.seed)
-    record = results.write_run(out, title_of(out, row), runs, root, settings, about(request, row))
+    record = results.write_run(out, title_of(out, row), runs, root, settings, about(request, row, started))
     tracking.track(record, out, console)
     return record
 
@@ -155,10 +159,10 @@ def title_of(out: Path, row: str) -> str:
     return f"{folder.parent.name} · {row}" if row else folder.name
 
 
-def about(request: Request, row: str) -> dict[str, Any]:
+def about(request: Request, row: str, started: float) -> dict[str, Any]:
     """What the record of a run says of how it came about."""
     told = request.protocol and request.protocol.told()
-    return {"dataset": request.dataset, "protocol": told, "row": row or None}
+    return {"dataset": request.dataset, "protocol": told, "row": row or None, "started": started}
 
 
 def find_scenes(dataset: str, only: Iterable[str] = ()) -> list[tuple[str, str]]:

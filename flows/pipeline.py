@@ -20,6 +20,7 @@ from prefect.futures import PrefectWrappedFuture
 from prefect.task_runners import ThreadPoolTaskRunner
 from pydantic import PrivateAttr
 
+from flows.failures import forget_failure, keep_failure, task_id
 from flows.plan import Planned
 from reconx_core import store
 from reconx_core.errors import UserError
@@ -176,7 +177,7 @@ def _submit(step: Step, root: Path, monitor: Monitor, cluster: Cluster | None) -
     try:
         digest = source_digest(plan.source) if step.stage == "views" else ""
     except Exception as error:
-        _fail(step, error, monitor)
+        _fail(step, error, root, monitor)
     if step.failed:
         return None
     source = os.path.abspath(plan.source) if os.path.exists(plan.source) else plan.source
@@ -195,7 +196,7 @@ def _settle(step: Step, root: Path, monitor: Monitor, cluster: Cluster | None) -
     outcome = _outcome(step.future)
     step.future = None
     if isinstance(outcome, BaseException):
-        _fail(step, outcome, monitor)
+        _fail(step, outcome, root, monitor)
         return
     step.told, step.failed = outcome, outcome is None
     if outcome is None:
@@ -225,8 +226,11 @@ def _outcome(future: Future) -> dict[str, Any] | BaseException | None:
     return {**result, "cached": cached, "computed": result["computed"] and not cached}
 
 
-def _fail(step: Step, error: BaseException, monitor: Monitor) -> None:
+def _fail(step: Step, error: BaseException, root: Path, monitor: Monitor) -> None:
     step.failed = True
+    # Again, since a source that cannot be read and a worker that died have failed without their task.
+    name = task_id(step.stage, step.plan.name, step.plan.source, step.plan.settings)
+    keep_failure(root, step.stage, name, step.plan.label, describe_error(error))
     for run in step.runs:
         if run.failed_stage is None or STAGES.index(step.stage) < STAGES.index(run.failed_stage):
             run.failed_stage, run.error = step.stage, error
@@ -249,5 +253,11 @@ def _reference(told: dict[str, Any]) -> Reference:
 @task(cache_key_fn=_record_path, persist_result=True, result_serializer="json", cache_result_in_memory=False)
 def run_stage(job: Job, parents: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """One stage of one scene; hands on a reference, never arrays, and whether it was computed."""
-    reference, computed = execute(job, _references(parents))
+    name = task_id(job.stage, job.scene, job.source, job.settings)
+    try:
+        reference, computed = execute(job, _references(parents))
+    except Exception as error:
+        keep_failure(job.root, job.stage, name, job.shown, describe_error(error))
+        raise
+    forget_failure(job.root, job.stage, name)
     return {**asdict(reference), "computed": computed}

@@ -20,12 +20,18 @@ def reconstruct(source: str, out: Path, settings: Settings, root: Path, console:
     Raises:
         UserError: nothing usable at ``source``, or ``out`` or the store cannot be written to.
     """
-    start = time.monotonic()
+    start, started = time.monotonic(), time.time()
     if not source.startswith("procedural:") and not Path(source).exists():
         raise UserError(f"There is no '{source}'; give a folder of photos, a video or a dataset.")
     require_writable(out)
     console.print(f"Reconstructing {source}")
-    (run,) = run_stages(lambda: [Planned(*find_scene(source), settings)], root, console)
+
+    def plans() -> list[Planned]:
+        from flows.asked import noted
+
+        return noted([Planned(*find_scene(source), settings)], started, source, out, root)
+
+    (run,) = run_stages(plans, root, console)
     if run.error is not None:
         raise run.error
 
@@ -33,7 +39,7 @@ def reconstruct(source: str, out: Path, settings: Settings, root: Path, console:
     from flows.roots import remember
 
     results.write_scene(run, root, out)
-    record = results.write_run(out, run.name, [run], root, settings)
+    record = results.write_run(out, run.name, [run], root, settings, {"started": started})
     remember(root, out, run.references.values())
     tables.print_made(console, record, out, time.monotonic() - start)
 

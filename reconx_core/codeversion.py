@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 PACKAGE = "reconx_core"
+_ROOT = Path(__file__).parents[1]
 # Both have a place of their own in every key: the settings by their values, the format by its schema number.
 _COUNTED_ELSEWHERE = {f"{PACKAGE}.settings", f"{PACKAGE}.store"}
 
@@ -23,6 +24,14 @@ def code_version(*modules: str) -> str:
     for name in sorted(reachable(modules)):
         digest.update(f"{name}\0{_parsed(name).skeleton}\0".encode())
     return digest.hexdigest()
+
+
+@cache
+def module_versions(*modules: str) -> dict[str, str]:
+    """The parts of :func:`code_version`: of every file that counts, by its place in the project, a digest (12 hex digits)."""
+    return {
+        _parsed(name).place: hashlib.sha256(_parsed(name).skeleton.encode()).hexdigest()[:12] for name in reachable(modules)
+    }
 
 
 def reachable(modules: tuple[str, ...]) -> set[str]:
@@ -45,6 +54,7 @@ def reachable(modules: tuple[str, ...]) -> set[str]:
 
 
 class _Parsed(NamedTuple):
+    place: str  # in the project
     imports: list[str]
     skeleton: str
 
@@ -56,13 +66,13 @@ def _parsed(name: str) -> _Parsed:
     assert path is not None
     tree = ast.parse(path.read_text(encoding="utf-8"))
     imports = _imports(tree, name if path.name == "__init__.py" else name.rpartition(".")[0])
-    return _Parsed(imports, _skeleton(tree))
+    return _Parsed(path.relative_to(_ROOT).as_posix(), imports, _skeleton(tree))
 
 
 def _locate(name: str) -> Path | None:
     """The source file of a module of this project; None where the name is not a module's (but, say, a function's)."""
     # Not importlib: finding a module imports its parents, and a key must not depend on what happens to be importable.
-    base = Path(__file__).parents[1].joinpath(*name.split("."))
+    base = _ROOT.joinpath(*name.split("."))
     return next((path for path in (base / "__init__.py", base.with_suffix(".py")) if path.is_file()), None)
 
 

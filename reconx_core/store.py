@@ -204,6 +204,20 @@ def _check(folder: Path, stage: str, key: str) -> Reference:
     return Reference(stage, key, _output_digest(expected))
 
 
+def manifest_of(root: Path, stage: str, key: str) -> dict[str, Any] | None:
+    """What an entry says of itself, its files unchecked; None where there is none that can be read."""
+    try:
+        manifest = json.loads((root / stage / key / MANIFEST).read_text())
+    except (OSError, ValueError):
+        return None
+    return manifest if isinstance(manifest, dict) and isinstance(manifest.get("files"), dict) else None
+
+
+def told_reference(manifest: Mapping[str, Any]) -> Reference:
+    """The reference of the entry of which this is the manifest."""
+    return Reference(manifest["stage"], manifest["key"], _output_digest(manifest["files"]))
+
+
 def publish(
     root: Path, stage: str, key: str, about: dict[str, Any], outputs: Mapping[str, Output], measured: dict
 ) -> Reference:

@@ -19,7 +19,7 @@ import psutil
 import torch
 
 from reconx_core import seeds, store
-from reconx_core.codeversion import code_version
+from reconx_core.codeversion import code_version, module_versions
 from reconx_core.datasets import files_of
 from reconx_core.errors import UserError
 from reconx_core.lpips import lpips_files
@@ -116,14 +116,26 @@ def resolved_settings(stage: str, settings: Settings) -> dict[str, Any]:
 
 def key_parts(job: Job, parents: Mapping[str, Reference]) -> dict[str, Any]:
     """All that the job's artifact depends on. A parent counts by its bytes, not by how they came about."""
-    return {
-        "settings": resolved_settings(job.stage, job.settings),
-        "parents": {stage: reference.digest for stage, reference in parents.items()},
-        "code": job.code or code_of(job.stage),
-        "weights": weights_digests(job.stage, job.settings),
-        "device": device_class() if uses_gpu(job.stage, job.settings) else "cpu",
-        "source": job.source_digest if job.stage == "views" else "",
-    }
+    digests = {stage: reference.digest for stage, reference in parents.items()}
+    return parts_of(job.stage, job.settings, digests, surroundings(job.stage, job.settings, job.code), job.source_digest)
+
+
+def parts_of(
+    stage: str, settings: Settings, parents: Mapping[str, str], around: Mapping[str, Any], source: str
+) -> dict[str, Any]:
+    """The parts of a key, from digests of the parents' outputs, :func:`surroundings` and the source's digest."""
+    source = source if stage == "views" else ""
+    return {"settings": resolved_settings(stage, settings), "parents": dict(parents), "source": source, **around}
+
+
+def surroundings(stage: str, settings: Settings, code: str = "") -> dict[str, Any]:
+    """What the artifact depends on beside settings, parents and source: code (this process's if not given), weights and device.
+
+    Raises:
+        UserError: the weights that the settings ask for are not there.
+    """
+    device = device_class() if uses_gpu(stage, settings) else "cpu"
+    return {"code": code or code_of(stage), "weights": weights_digests(stage, settings), "device": device}
 
 
 def key_of(job: Job, parents: Mapping[str, Reference]) -> str:
@@ -135,12 +147,17 @@ def load_stages(stages: Iterable[str]) -> None:
     """Import the stages and take their code versions now: an edit during a run must not file old results under new code."""
     for stage in stages:
         code_of(stage)
+        module_versions(*_modules_of(stage))
         importlib.import_module(f"tasks.{stage}")
 
 
 def code_of(stage: str) -> str:
     """Digest of the code that the stage can reach."""
-    return code_version(f"tasks.{stage}", *([f"reconx_core.{stage}"] if stage in STAGES else []))
+    return code_version(*_modules_of(stage))
+
+
+def _modules_of(stage: str) -> tuple[str, ...]:
+    return (f"tasks.{stage}", *([f"reconx_core.{stage}"] if stage in STAGES else []))
 
 
 def require_code(stage: str, code: str) -> None:
@@ -160,7 +177,7 @@ def execute(job: Job, parents: Mapping[str, Reference]) -> tuple[Reference, bool
     """
     parts = key_parts(job, parents)
     key = store.artifact_key(stage=job.stage, scene=job.scene, **parts)
-    found = find_or_repair(job, key)
+    found, damage = find_or_repair(job, key)
     if found is not None:
         job.monitor.finished(job.stage, job.shown, store.measured(job.root, found), cached=True)
         return found, False
@@ -168,20 +185,22 @@ def execute(job: Job, parents: Mapping[str, Reference]) -> tuple[Reference, bool
     job.monitor.started(job.stage, job.shown)
     run = importlib.import_module(f"tasks.{job.stage}").run
     outputs, measured = measure(lambda: run(job, Inputs(job.root, parents)), job.monitor.say)
-    about = {"scene": job.scene, **parts, "parent_keys": {stage: parent.key for stage, parent in parents.items()}}
+    parent_keys = {stage: parent.key for stage, parent in parents.items()}
+    about = {"scene": job.scene, **parts, "parent_keys": parent_keys, "modules": module_versions(*_modules_of(job.stage))}
+    measured |= {"made": time.time(), "damage": damage}
     reference = store.publish(job.root, job.stage, key, about, outputs, measured)
     job.monitor.finished(job.stage, job.shown, measured, cached=False)
     return reference, True
 
 
-def find_or_repair(job: Job, key: str) -> Reference | None:
-    """The entry at ``key``; one that is damaged is taken out of the store, so that it is computed anew."""
+def find_or_repair(job: Job, key: str) -> tuple[Reference | None, str]:
+    """The entry at ``key``; one that is damaged is taken out of the store, so that it is computed anew, and its damage told."""
     try:
-        return store.find(job.root, job.stage, key)
+        return store.find(job.root, job.stage, key), ""
     except store.DamagedEntry as damage:
         job.monitor.repaired(job.stage, job.shown, str(damage))
         store.remove(job.root, job.stage, key)
-        return None
+        return None, str(damage)
 
 
 def hear_warnings(say: Callable[[str], None]) -> None:
