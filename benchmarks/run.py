@@ -22,6 +22,7 @@ BENCHMARKS = {
         "no frames, renders and reconx-tiny, with and without confidence",
     ),
     "alignment": (["benchmarks/alignment.py"], "global alignment by number of views, and against a loop over the edges"),
+    "overhead": (["-m", "benchmarks.overhead"], "what the orchestration costs beside the work: runs, tasks, memory"),
     "farthest_points": (["benchmarks/farthest_points.py"], "speed of farthest point sampling"),
     "full_size": (["-m", "benchmarks.full_size"], "time and memory of the full-size video network; needs a GPU"),
     "geometry_networks": (["-m", "benchmarks.geometry_networks"], "time and memory of DUSt3R and VGGT; needs a GPU"),
