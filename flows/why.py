@@ -136,16 +136,17 @@ def _part(part: str, first: Manifest, second: Manifest) -> list[str]:
 
 
 def _parents(root: Path, first: Manifest, second: Manifest, told: set[str]) -> list[str]:
-    lines = []
+    lines, again = [], []
     for stage in [stage for stage in STAGES if first["parents"].get(stage) != second["parents"].get(stage)]:
         if stage not in first["parents"] or stage not in second["parents"]:
             lines.append(f"{stage} is {'no longer' if stage in first['parents'] else 'now'} among what it reads")
         elif stage in told:
-            lines.append(f"the bytes of {stage} changed, as told above")
+            again.append(stage)
         else:
             told.add(stage)
             lines += _parent(root, stage, first, second, told)
-    return lines
+    # What has been told is told again only where nothing else says why.
+    return lines or ([f"the bytes of {', '.join(again)} changed, as told above"] if again else [])
 
 
 def _parent(root: Path, stage: str, first: Manifest, second: Manifest, told: set[str]) -> list[str]:
