@@ -15,6 +15,7 @@ from prefect import flow, task
 from prefect.filesystems import WritableFileSystem
 from prefect.futures import PrefectFuture
 from prefect.task_runners import ThreadPoolTaskRunner
+from prefect.utilities.annotations import quote
 from pydantic import PrivateAttr
 
 from flows.plan import Planned
@@ -115,11 +116,12 @@ def _submit(run: SceneRun, wanted: tuple[str, ...], root: Path, monitor: Monitor
         same = (stage, plan.name, plan.source, settings, *map(id, parents.values()))
         if same not in shared:
             job = Job(stage, plan.name, plan.source, digest, plan.settings, root, monitor, plan.label)
-            stage_task = run_stage.with_options(name=stage, task_run_name=f"{stage} {plan.label}")
+            stage_task: Any = run_stage.with_options(name=stage, task_run_name=f"{stage} {plan.label}")
             # Set afterwards: Prefect wants a storage block that is registered with the server, which this one need not be.
             stage_task.result_storage = records
             monitor.planned(stage, plan.label)
-            shared[same] = stage_task.submit(job, parents)
+            # Quoted, or Prefect looks for futures in every setting several times per task, a millisecond each.
+            shared[same] = stage_task.submit(quote(job), parents)
         futures[stage] = shared[same]
     return futures
 
