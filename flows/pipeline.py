@@ -18,6 +18,7 @@ from prefect import flow, task
 from prefect.filesystems import WritableFileSystem
 from prefect.futures import PrefectWrappedFuture
 from prefect.task_runners import ThreadPoolTaskRunner
+from prefect.utilities.annotations import quote
 from pydantic import PrivateAttr
 
 from flows.failures import forget_failure, keep_failure, task_id
@@ -187,7 +188,8 @@ def _submit(step: Step, root: Path, monitor: Monitor, cluster: Cluster | None) -
     # Set afterwards: Prefect wants a storage block that is registered with the server, which this one need not be.
     stage_task.result_storage = StoreRecords(root=str(root))
     with cluster.place(step.stage, plan.settings) if cluster else nullcontext():
-        return stage_task.submit(job, {stage: parent.future or parent.told for stage, parent in step.parents.items()})
+        # Quoted, or Prefect looks for futures in every setting several times per task, a millisecond each.
+        return stage_task.submit(quote(job), {stage: parent.future or parent.told for stage, parent in step.parents.items()})
 
 
 def _settle(step: Step, root: Path, monitor: Monitor, cluster: Cluster | None) -> None:
