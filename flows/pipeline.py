@@ -197,6 +197,8 @@ def _settle(step: Step, root: Path, monitor: Monitor, cluster: Cluster | None) -
     assert step.future is not None
     outcome = _outcome(step.future)
     step.future = None
+    if any(parent.failed for parent in step.parents.values()):
+        outcome = None  # Dask tells a parent's death as that of all that follow
     if isinstance(outcome, BaseException):
         _fail(step, outcome, root, monitor)
         return

@@ -5,6 +5,7 @@ import resource
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,8 +13,10 @@ import numpy as np
 import pytest
 import standins
 from PIL import Image
+from standins import artifact_bytes, write_folder
 
 from reconx_core import views
+from reconx_core.settings import STAGES
 
 SCRIPT = Path(__file__).with_name("standins.py")
 REAL_VIEWS_OF = views.views_of
@@ -121,20 +124,14 @@ def test_output_that_is_a_file(reconx, tiny, tmp_path, photos):
     assert (tmp_path / "out").read_text() == "mine"
 
 
-def test_full_disk_loses_nothing_and_the_next_run_goes_on(server, tmp_path, photos):
-    """The kernel refuses every file above 8 KB: the first artifact that needs one fails, those before it stay."""
+def test_full_disk_loses_nothing_and_the_next_run_goes_on(reconx, tiny, tmp_path):
+    """The kernel refuses every file above 8 KB: what needs one fails and is named, what was made before stays."""
+    for name in ("attic", "barn"):
+        write_folder(tmp_path / "data" / name)
     log = tmp_path / "log"
     environment = {**os.environ, "RECONX_TEST_LOG": str(log)}
-    command = [
-        sys.executable,
-        str(SCRIPT),
-        "reconstruct",
-        str(photos),
-        "-o",
-        str(tmp_path / "out"),
-        "--store",
-        str(tmp_path / "s"),
-    ]
+    evaluate = ("evaluate", str(tmp_path / "data"), "-o", str(tmp_path / "out"), "--store")
+    command = [sys.executable, str(SCRIPT), *evaluate, str(tmp_path / "store")]
 
     def limit():
         resource.setrlimit(resource.RLIMIT_FSIZE, (8192, resource.RLIM_INFINITY))
@@ -144,12 +141,14 @@ def test_full_disk_loses_nothing_and_the_next_run_goes_on(server, tmp_path, phot
     assert "is full; free some space" in failed.stderr
     assert "Traceback" not in failed.stderr
     computed = log.read_text().split()
-    assert computed[0] == "views"
-    assert len(computed) < 7
-    log.write_text("")
+    printed = " ".join(failed.stdout.split())
+    for name in ("attic", "barn"):
+        assert f"{name} failed in {computed[-1]}: The disk under {tmp_path / 'store'} is full" in printed
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
-    assert log.read_text().split()[0] == computed[-1]
+    assert Counter(log.read_text().split()) == dict.fromkeys(STAGES, 2) | {computed[-1]: 4}
+    assert reconx(*evaluate, tmp_path / "calm").code == 0
+    assert artifact_bytes(tmp_path / "store") == artifact_bytes(tmp_path / "calm")
 
 
 def test_viewer_that_is_not_installed(reconx, tmp_path, monkeypatch):

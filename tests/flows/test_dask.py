@@ -13,18 +13,21 @@ from types import SimpleNamespace
 import psutil
 import pytest
 from processes import alive, wait_until
+from rich.console import Console
 from standins import artifact_bytes, write_folder
 
+from flows.plan import Planned
 from reconx_core.errors import UserError
 from reconx_core.settings import STAGES, Settings
 
 SCRIPT = Path(__file__).with_name("standins.py")
+QUICK = ["pointcloud.planes=32", "pointcloud.stereo_size=128", "pointcloud.rounds=1", "condition.frames_per_pair=1"]
 SCENES = ("attic", "barn", "broken", "cellar", "den", "eaves")
 
 
 @dataclass
 class Workers:
-    """Of a scheduler of their own: two, and one that declares a GPU."""
+    """Of a scheduler of their own: two, one of which declares a GPU."""
 
     address: str
     log: Path  # a line per computed stage, after gpu: or cpu:
@@ -56,7 +59,7 @@ def workers(server, tmp_path_factory):
     where += ["--local-directory", str(folder)]
     commands = {
         "": [*dask, "scheduler", "--host", "127.0.0.1", "--port", "0", "--scheduler-file", str(file), "--no-dashboard"],
-        "cpu:": [*dask, "worker", *where, "--nworkers", "2"],
+        "cpu:": [*dask, "worker", *where],
         "gpu:": [*dask, "worker", *where, "--resources", "GPU=1"],
     }
     with open(folder / "printed", "w") as printed:
@@ -66,10 +69,10 @@ def workers(server, tmp_path_factory):
         ]
     wait_until(file.exists, started[0])
     address = json.loads(file.read_text())["address"]
-    wait_for_workers(address, 3)
+    wait_for_workers(address, 2)
     yield Workers(address, log, victim)
-    for process in reversed(started):
-        process.terminate()
+    for process in started:  # a nanny's worker ends with it
+        process.kill()
         process.wait()
 
 
@@ -139,6 +142,30 @@ def test_killed_run_leaves_no_process_and_the_next_goes_on(workers, reconx, tiny
     calm = reconx("evaluate", data, *only, "-o", tmp_path / "calm", "--store", tmp_path / "calm-store")
     assert calm.code == 0
     assert artifact_bytes(tmp_path / "store") == artifact_bytes(tmp_path / "calm-store")
+
+
+@pytest.mark.slow
+def test_models_stay_loaded_between_scenes(server, tmp_path):
+    """The real stages up to the video, on two scenes in one worker process, which reads the video model once."""
+    from distributed import Client, LocalCluster
+
+    from flows.evaluate import find_scenes
+    from flows.run import resolve_settings, run_stages
+
+    settings, scenes = resolve_settings(None, QUICK), find_scenes("procedural:room?seed=0..1&views=3&width=192&height=144")
+    plans = [Planned(name, source, settings) for name, source in scenes]
+    one = {"n_workers": 1, "threads_per_worker": 1, "memory_limit": 0, "dashboard_address": None}
+    with LocalCluster(**one) as cluster, Client(cluster, set_as_default=False) as client:
+        runs = run_stages(lambda: plans, tmp_path, Console(), last="video", dask=cluster.scheduler_address)
+        assert [run.error for run in runs] == [None, None]
+        (uses,) = client.run(uses_of_the_video_model).values()
+    assert uses == {"read": 1, "found in memory": 1}
+
+
+def uses_of_the_video_model():
+    from reconx_core.video.learned import load_pipeline
+
+    return {"read": load_pipeline.cache_info().misses, "found in memory": load_pipeline.cache_info().hits}
 
 
 def test_no_scheduler_is_one_sentence(reconx, tiny, data, tmp_path, monkeypatch):

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -101,6 +102,22 @@ def test_failed_scene_leaves_the_others_running(reconx, tiny, tmp_path):
     assert (out / "attic" / "scene.ply").exists()
     assert (out / "cellar" / "scene.ply").exists()
     assert "broken" in (out / "report.html").read_text()
+    whole = ("evaluate", tmp_path / "data", "--scenes", "attic,cellar")
+    calm = reconx(*whole, "-o", tmp_path / "runs" / "calm", "--store", tmp_path / "calm")
+    assert calm.code == 0
+    assert artifact_bytes(tmp_path / "store") == artifact_bytes(tmp_path / "calm")
+
+
+def test_few_tasks_at_a_time_and_steps_that_runs_share(reconx, tiny, tmp_path, monkeypatch):
+    """Tasks of a large dataset are handed on little by little; what a step shares with an earlier run is known by then."""
+    from flows import pipeline
+
+    for name in ("attic", "broken", "cellar"):
+        write_folder(tmp_path / "data" / name)
+    monkeypatch.setattr(pipeline, "WAITING", 2)
+    outcome = reconx("evaluate", tmp_path / "data", "--seeds", "2", "-o", tmp_path / "out", "--store", tmp_path / "store")
+    assert outcome.code == 1
+    assert Counter(tiny()) == dict.fromkeys(STAGES, 4) | {"views": 3}
 
 
 def test_user_error_of_the_only_scene_is_one_sentence_and_code_2(reconx, tiny, tmp_path):
