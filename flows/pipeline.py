@@ -188,8 +188,9 @@ def _submit(step: Step, root: Path, monitor: Monitor, cluster: Cluster | None) -
     # Set afterwards: Prefect wants a storage block that is registered with the server, which this one need not be.
     stage_task.result_storage = StoreRecords(root=str(root))
     with cluster.place(step.stage, plan.settings) if cluster else nullcontext():
-        # Quoted, or Prefect looks for futures in every setting several times per task, a millisecond each.
-        return stage_task.submit(quote(job), {stage: parent.future or parent.told for stage, parent in step.parents.items()})
+        # Quoted, or Prefect looks for futures in every setting several times per task, at a millisecond each; not for Dask.
+        parents = {stage: parent.future or parent.told for stage, parent in step.parents.items()}
+        return stage_task.submit(job if cluster else quote(job), parents)
 
 
 def _settle(step: Step, root: Path, monitor: Monitor, cluster: Cluster | None) -> None:

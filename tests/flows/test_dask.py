@@ -102,7 +102,9 @@ def test_worker_killed_in_the_middle_and_a_broken_scene_cost_nothing_else(worker
     assert "is gone; what it was doing is done again" in printed
     lines = workers.computed()
     computed = Counter(line.partition(":")[2] for line in lines)
-    assert computed == dict.fromkeys(STAGES, 5) | {"views": 6, "confidence": 6}
+    # What failed is in no store: if it failed in the worker that was killed, it may have been tried again.
+    assert computed.pop("views") in (6, 7)
+    assert computed == dict.fromkeys(STAGES[1:], 5) | {"confidence": 6}
     assert tiny() == [], "the head computes nothing"
     on_cpu = {line.removeprefix("cpu:") for line in lines if line.startswith("cpu:")}
     assert not {"video", "splats", "metrics"} & on_cpu, "these use the GPU, which only one worker declares"
@@ -121,6 +123,7 @@ def kill_when_named(file):
     psutil.Process(int(file.read_text())).kill()
 
 
+@pytest.mark.slow
 def test_killed_run_leaves_no_process_and_the_next_goes_on(workers, reconx, tiny, data, tmp_path):
     log, only = tmp_path / "log", ("--scenes", "attic,barn")
     environment = {k: v for k, v in os.environ.items() if k != "PREFECT_API_URL"}  # with a server of its own
@@ -144,6 +147,7 @@ def test_killed_run_leaves_no_process_and_the_next_goes_on(workers, reconx, tiny
     assert artifact_bytes(tmp_path / "store") == artifact_bytes(tmp_path / "calm-store")
 
 
+@pytest.mark.slow
 @pytest.mark.slow
 def test_models_stay_loaded_between_scenes(server, tmp_path):
     """The real stages up to the video, on two scenes in one worker process, which reads the video model once."""
