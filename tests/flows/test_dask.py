@@ -148,7 +148,6 @@ def test_killed_run_leaves_no_process_and_the_next_goes_on(workers, reconx, tiny
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_models_stay_loaded_between_scenes(server, tmp_path):
     """The real stages up to the video, on two scenes in one worker process, which reads the video model once."""
     from distributed import Client, LocalCluster
