@@ -1,0 +1,70 @@
+"""A run that changes nothing: every artifact is checked once, and what lies in the folder of results is left alone."""
+
+from collections import Counter
+
+import pytest
+
+from reconx_core import store
+from reconx_core.settings import STAGES
+
+
+@pytest.fixture
+def command(photos, tmp_path):
+    return "reconstruct", photos, "-o", tmp_path / "out", "--store", tmp_path / "store"
+
+
+def laid_out(folder):
+    """Inode and bytes of every file of a scene: a file that is written anew gets another inode."""
+    own = ("report.html", "settings.yaml", "run.json", ".made.json")
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name not in own]
+    return {path.relative_to(folder).as_posix(): (path.stat().st_ino, path.read_bytes()) for path in files}
+
+
+def test_every_file_of_the_store_is_hashed_once(reconx, tiny, command, tmp_path, monkeypatch):
+    reconx(*command)
+    hashed, digest = Counter(), store.file_digest
+
+    def counted(path):
+        hashed[path] += 1
+        return digest(path)
+
+    monkeypatch.setattr(store, "file_digest", counted)
+    assert reconx(*command).code == 0
+    outside = {"manifest.json", "measured.json", "prefect.json"}
+    kept = [p for stage in STAGES for p in (tmp_path / "store" / stage).rglob("*") if p.is_file() and p.name not in outside]
+    assert {path: hashed[path] for path in kept} == dict.fromkeys(kept, 1)
+
+
+def test_results_that_are_there_already_are_left_alone(reconx, tiny, command, tmp_path):
+    reconx(*command)
+    before = laid_out(tmp_path / "out")
+    assert {"scene.ply", "video.mp4", "cameras/transforms.json", "pictures/000.jpg"} <= set(before)
+    assert reconx(*command).code == 0
+    assert laid_out(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize("spoil", ["deleted", "longer", "of the same size", "interrupted"])
+def test_results_that_were_touched_are_laid_out_anew(reconx, tiny, command, tmp_path, spoil):
+    reconx(*command)
+    before = {name: content for name, (_, content) in laid_out(tmp_path / "out").items()}
+    victim = tmp_path / "out" / "scene.ply"
+    if spoil == "deleted":
+        victim.unlink()
+    elif spoil == "interrupted":
+        (tmp_path / "out" / ".made.json").write_text('{"of"')
+        victim.unlink()
+    else:
+        content = bytearray(victim.read_bytes())
+        content[-1] ^= 1
+        victim.write_bytes(content + (b"!" if spoil == "longer" else b""))
+    assert reconx(*command).code == 0
+    assert {name: content for name, (_, content) in laid_out(tmp_path / "out").items()} == before
+
+
+def test_another_setting_reaches_the_results(reconx, tiny, command, tmp_path):
+    reconx(*command)
+    before = laid_out(tmp_path / "out")["scene.ply"]
+    assert reconx(*command, "-S", "splats.steps=3").code == 0
+    assert laid_out(tmp_path / "out")["scene.ply"][1] != before[1]
+    assert reconx(*command).code == 0
+    assert laid_out(tmp_path / "out")["scene.ply"][1] == before[1]
