@@ -127,7 +127,9 @@ def test_twenty_procedural_scenes(reconx, tmp_path):
     specification = "procedural:room?seed=0..19&views=2&width=64&height=48"
     outcome = reconx("evaluate", specification, "--ablation", "-o", out, "--store", store, *settings)
     assert outcome.code == 0, outcome.err
-    made = made_tasks(out)
+    # Fewer than the settings ask for: where two rows' frames or Gaussians are the same bytes, what follows is done once.
+    made, wanted = made_tasks(out), wanted_tasks(20)
     assert stored(store) == made
-    assert [made[stage] for stage in ("views", "pointcloud", "condition", "splats")] == [20, 20, 20, 140]
+    assert [made[stage] for stage in STAGES[:4]] == [wanted[stage] for stage in STAGES[:4]] == [20, 20, 20, 60]
+    assert all(made[stage] <= wanted[stage] for stage in STAGES)
     check_table(reconx, out, tmp_path / "tables")

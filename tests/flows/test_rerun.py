@@ -15,8 +15,8 @@ def command(photos, tmp_path):
 
 def laid_out(folder):
     """Inode and bytes of every file of a scene: a file that is written anew gets another inode."""
-    own = ("report.html", "settings.yaml", "run.json", ".made.json")
-    files = [path for path in folder.rglob("*") if path.is_file() and path.name not in own]
+    places = [folder / name for name in ("scene.ply", "video.mp4", "scores.parquet", "metrics.json", "cameras", "pictures")]
+    files = [path for place in places for path in (place, *place.rglob("*")) if path.is_file()]
     return {path.relative_to(folder).as_posix(): (path.stat().st_ino, path.read_bytes()) for path in files}
 
 
