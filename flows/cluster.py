@@ -5,16 +5,19 @@ The workers import this module, which therefore must not import prefect: its set
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import dask
 from distributed import Client, LocalCluster, WorkerPlugin, get_worker
+from distributed.client import FutureCancelledError
+from distributed.comm import CommClosedError
 
 from flows.server import ENVIRONMENT, answers
 from reconx_core import store
@@ -61,6 +64,14 @@ class Cluster:
         """Tasks submitted within go to workers that are fit for the stage."""
         return dask.annotate(resources={"GPU": 1}) if self.has_gpus and uses_gpu(stage, settings) else nullcontext()
 
+    def require_scheduler(self, outcome: Any) -> None:
+        """Raise UserError where a task ended because the scheduler did; all the others would end so, too."""
+        if isinstance(outcome, FutureCancelledError | CommClosedError):
+            raise UserError(
+                f"The Dask scheduler at {self.address} is gone; start it and its workers, and run the same command again to go "
+                "on from here."
+            )
+
 
 @contextmanager
 def open_cluster(setting: str, workers: int, root: Path, monitor: Monitor) -> Iterator[Cluster]:
@@ -75,7 +86,7 @@ def open_cluster(setting: str, workers: int, root: Path, monitor: Monitor) -> It
         token = stack.enter_context(store.token(root))
         messenger = Messenger(token.name)
         stack.enter_context(_relay(client, messenger.topic, monitor))
-        _prepare(client, token, messenger)
+        stack.enter_context(_prepare(client, token, messenger))
         resources = [worker["resources"] for worker in client.scheduler_info(n_workers=-1)["workers"].values()]
         yield Cluster(address, messenger, any(offered.get("GPU") for offered in resources))
 
@@ -86,6 +97,7 @@ def _local(workers: int) -> LocalCluster:
 
 
 def _connect(address: str) -> Client:
+    logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # what matters is told in a sentence
     try:
         client = Client(address, timeout=CONNECT_SECONDS, set_as_default=False)
         client.wait_for_workers(1, timeout=WORKER_SECONDS)
@@ -113,17 +125,25 @@ def _relay(client: Client, topic: str, monitor: Monitor) -> Iterator[None]:
     try:
         yield
     finally:
-        for name in handlers:
+        for name in handlers if client.status == "running" else ():
             client.unsubscribe_topic(name)
 
 
-def _prepare(client: Client, token: Path, messenger: Messenger) -> None:
+@contextmanager
+def _prepare(client: Client, token: Path, messenger: Messenger) -> Iterator[None]:
+    """Have every worker do what this run needs before its first stage, those that join or start again during the block, too."""
     names = [*ENVIRONMENT, "PREFECT_HOME", "PREFECT_API_URL"]
-    preparation = Preparation(token, {name: os.environ[name] for name in names}, _codes(), messenger)
+    environment = {name: os.environ[name] for name in names}
+    preparation = Preparation(messenger.topic, token, environment, _codes(), messenger)
     try:
         client.register_plugin(preparation)
     except (ImportError, AttributeError) as error:
         raise UserError(f"The Dask workers cannot import reconx ({error}); install the same version there as here.") from None
+    try:
+        yield
+    finally:
+        if client.status == "running":
+            client.unregister_worker_plugin(preparation.name)
 
 
 def _codes() -> dict[str, str]:
@@ -132,9 +152,9 @@ def _codes() -> dict[str, str]:
 
 @dataclass
 class Preparation(WorkerPlugin):
-    """What every worker does before its first stage; one that joins or starts again during the run does so, too."""
+    """What every worker does before its first stage."""
 
-    name: ClassVar[str] = "reconx"  # the next run's takes the place of this one
+    name: str  # Dask's for the plugin
     token: Path  # a folder in the store
     environment: dict[str, str]
     codes: dict[str, str]
@@ -154,3 +174,13 @@ class Preparation(WorkerPlugin):
             raise UserError(f"{here} cannot reach the Prefect server at {url}; start one and name it by PREFECT_API_URL.")
         for stage, code in self.codes.items():
             require_code(stage, code)
+        send_events_to(url)
+
+
+def send_events_to(url: str) -> None:
+    """Let Prefect have one sender per server: that of an earlier run would pile up all events for a server that is gone."""
+    from prefect.events.clients import PrefectEventsClient
+    from prefect.events.worker import EventsWorker, emit_events_to_cloud
+
+    if not emit_events_to_cloud():
+        EventsWorker.set_client_override(PrefectEventsClient, api_url=url)

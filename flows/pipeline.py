@@ -53,10 +53,14 @@ class SceneRun:
         return self.plan.name
 
 
+class WorkerError(Exception):
+    """What ended a stage in another process, in the words of ``describe_error``: not every error can be pickled."""
+
+
 def describe_error(error: BaseException) -> str:
     """An error in one line; what is not the user's mistake carries its type."""
     text = " ".join(str(error).split())
-    return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"
+    return text if isinstance(error, UserError | WorkerError) else f"{type(error).__name__}: {text}"
 
 
 class StoreRecords(WritableFileSystem):
@@ -190,7 +194,7 @@ def _submit(step: Step, root: Path, monitor: Monitor, cluster: Cluster | None) -
     with cluster.place(step.stage, plan.settings) if cluster else nullcontext():
         # Quoted, or Prefect looks for futures in every setting several times per task, at a millisecond each; not for Dask.
         parents = {stage: parent.future or parent.told for stage, parent in step.parents.items()}
-        return stage_task.submit(job if cluster else quote(job), parents)
+        return stage_task.submit(job if cluster else quote(job), parents, remote=cluster is not None)
 
 
 def _settle(step: Step, root: Path, monitor: Monitor, cluster: Cluster | None) -> None:
@@ -198,6 +202,8 @@ def _settle(step: Step, root: Path, monitor: Monitor, cluster: Cluster | None) -
     assert step.future is not None
     outcome = _outcome(step.future)
     step.future = None
+    if cluster:
+        cluster.require_scheduler(outcome)
     if any(parent.failed for parent in step.parents.values()):
         outcome = None  # Dask tells a parent's death as that of all that follow
     if isinstance(outcome, BaseException):
@@ -256,13 +262,17 @@ def _reference(told: dict[str, Any]) -> Reference:
 
 
 @task(cache_key_fn=_record_path, persist_result=True, result_serializer="json", cache_result_in_memory=False)
-def run_stage(job: Job, parents: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def run_stage(job: Job, parents: dict[str, dict[str, Any]], remote: bool = False) -> dict[str, Any]:
     """One stage of one scene; hands on a reference, never arrays, and whether it was computed."""
     name = task_id(job.stage, job.scene, job.source, job.settings)
     try:
         reference, computed = execute(job, _references(parents))
     except Exception as error:
-        keep_failure(job.root, job.stage, name, job.shown, describe_error(error))
-        raise
-    forget_failure(job.root, job.stage, name)
-    return {**asdict(reference), "computed": computed}
+        told = describe_error(error)
+        keep_failure(job.root, job.stage, name, job.shown, told)
+        if not remote:
+            raise
+    else:
+        forget_failure(job.root, job.stage, name)
+        return {**asdict(reference), "computed": computed}
+    raise WorkerError(told)  # not where it is caught, or the caught one would travel along

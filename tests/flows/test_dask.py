@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import subprocess
 import sys
 import threading
@@ -202,11 +203,12 @@ def test_worker_that_cannot_do_its_part_refuses(server, tmp_path, monkeypatch, c
 
     monkeypatch.setattr(cluster, "hear_warnings", lambda say: None)
     monkeypatch.setenv("PREFECT_API_URL", server)  # so that what the worker sets here is undone
+    monkeypatch.setattr(cluster, "send_events_to", lambda url: None)
     fit = {"token": tmp_path, "environment": {"PREFECT_API_URL": server}, "codes": cluster._codes()}
-    worker = SimpleNamespace(address="tcp://10.0.0.7:40000")
-    cluster.Preparation(**fit, messenger=cluster.Messenger("topic")).setup(worker)
+    worker, messenger = SimpleNamespace(address="tcp://10.0.0.7:40000"), cluster.Messenger("topic")
+    cluster.Preparation("name", **fit, messenger=messenger).setup(worker)
     with pytest.raises(UserError, match=told):
-        cluster.Preparation(**fit | change, messenger=cluster.Messenger("topic")).setup(worker)
+        cluster.Preparation("name", **fit | change, messenger=messenger).setup(worker)
 
 
 def test_process_with_other_code_looks_up_but_does_not_compute(tmp_path):
@@ -215,6 +217,43 @@ def test_process_with_other_code_looks_up_but_does_not_compute(tmp_path):
     job = Job("views", "attic", "procedural:room", "", Settings(), tmp_path, Silent(), code="of the run")
     with pytest.raises(UserError, match="has other code of views than this run began with"):
         execute(job, {})
+
+
+def test_lost_scheduler_ends_the_run_and_a_scene_that_failed_does_not():
+    from distributed import KilledWorker
+    from distributed.client import FutureCancelledError
+
+    from flows.cluster import Cluster, Messenger
+
+    cluster = Cluster("tcp://10.0.0.1:8786", Messenger("topic"), has_gpus=False)
+    cluster.require_scheduler({"stage": "views"})
+    cluster.require_scheduler(KilledWorker("run_stage", None, 3))
+    with pytest.raises(UserError, match=r"tcp://10.0.0.1:8786 is gone; .* run the same command again"):
+        cluster.require_scheduler(FutureCancelledError("run_stage", "scheduler-connection-lost"))
+
+
+class Awkward(Exception):
+    """One that pickle cannot make again."""
+
+    def __init__(self, *, what):
+        super().__init__(f"not {what}")
+
+
+def test_error_that_cannot_travel_still_says_what_it_said(tmp_path, monkeypatch):
+    from flows import pipeline
+    from tasks.execute import Job, Silent
+
+    def fail(job, parents):
+        raise Awkward(what="today")
+
+    monkeypatch.setattr(pipeline, "execute", fail)
+    job = Job("views", "attic", "procedural:room", "", Settings(), tmp_path, Silent())
+    with pytest.raises(Awkward):
+        pipeline.run_stage.fn(job, {})
+    with pytest.raises(pipeline.WorkerError) as told:
+        pipeline.run_stage.fn(job, {}, remote=True)
+    assert told.value.__context__ is None
+    assert pipeline.describe_error(pickle.loads(pickle.dumps(told.value))) == "Awkward: not today"
 
 
 def test_task_whose_workers_all_died_is_its_scenes_error():
