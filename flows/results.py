@@ -23,7 +23,7 @@ from reconx_core.lpips import lpips_missing_reason
 from reconx_core.report import ReportPicture, RunReport, SceneReport, StageCost, write_report
 from reconx_core.settings import STAGES, Settings
 from reconx_core.types import Scores
-from tasks.execute import code_of, machine, weights_digests
+from tasks.execute import machine
 
 RECORD = "run.json"
 MADE = ".made.json"  # in a scene's folder: what its files were made of, and how they were left
@@ -94,7 +94,7 @@ def write_run(
     page = RunReport(title, reports, resolved, seeds, None if missing else "vgg", missing, facts=facts(), files=files)
     write_report(out / "report.html", page)
     write_atomic(out / "settings.yaml", yaml.safe_dump(resolved, sort_keys=False).encode())
-    record = run_record(title, runs, reports, resolved) | dict(about or {})
+    record = run_record(title, runs, reports, resolved, root) | dict(about or {})
     write_json(out / RECORD, record)
     return record
 
@@ -120,18 +120,21 @@ def scene_report(run: SceneRun, root: Path) -> SceneReport:
     return SceneReport(run.plan.label, split, tuple(about["size"]), scores, pictures, folder / "video.mp4", costs, notes)
 
 
-def run_record(title: str, runs: list[SceneRun], reports: tuple[SceneReport, ...], settings: dict[str, Any]) -> dict[str, Any]:
+def run_record(
+    title: str, runs: list[SceneRun], reports: tuple[SceneReport, ...], settings: dict[str, Any], root: Path
+) -> dict[str, Any]:
     """Everything that `reconx compare`, `reconx table` and MLflow need of a run, as JSON."""
     scenes: dict[str, dict[int, dict[str, Any]]] = {}
     for run, report in zip(runs, reports):
         scenes.setdefault(run.name, {})[run.plan.settings.seed] = _scene_record(run, report)
+    manifests = _manifests(runs, root)
     return {
         "title": title,
         "settings": settings,
         "facts": facts(),
         "seeds": list(seeds_of(runs)),
-        "code": {stage: code_of(stage) for stage in STAGES},
-        "weights": _weights(runs),
+        "code": {stage: manifest["code"] for stage, manifest in manifests.items() if "code" in manifest},
+        "weights": {stage: manifest["weights"] for stage, manifest in manifests.items() if manifest.get("weights")},
         "scenes": {name: over_seeds(records) for name, records in scenes.items()},
     }
 
@@ -152,10 +155,15 @@ def over_seeds(records: dict[int, dict[str, Any]]) -> dict[str, Any]:
     return whole
 
 
-def _weights(runs: list[SceneRun]) -> dict[str, dict[str, str]]:
-    """Digests of the weights per stage, as far as a run has any."""
-    found = {stage: weights_digests(stage, runs[0].plan.settings) for stage in STAGES} if runs else {}
-    return {stage: digests for stage, digests in found.items() if digests}
+def _manifests(runs: list[SceneRun], root: Path) -> dict[str, dict[str, Any]]:
+    """Per stage the manifest of the first scene that reached it: code and weights are the same in all scenes of a run."""
+    first: dict[str, dict[str, Any]] = {}
+    for stage in STAGES:
+        reached = next((run.references[stage] for run in runs if stage in run.references), None)
+        manifest = reached and store.manifest_of(root, stage, reached.key)
+        if manifest:
+            first[stage] = manifest
+    return first
 
 
 def facts() -> dict[str, str]:

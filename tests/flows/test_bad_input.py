@@ -1,5 +1,6 @@
 """Every mistake that a user can make ends in one clear sentence, exit code 2, and without losing what was computed."""
 
+import json
 import os
 import resource
 import shutil
@@ -61,6 +62,19 @@ def test_one_photo(reconx, real_views, tmp_path):
     write_photo(tmp_path / "photos" / "a.png")
     outcome = reconx("reconstruct", tmp_path / "photos", "-o", tmp_path / "out", "--store", tmp_path / "store")
     assert_sentence(outcome, "at least two photos")
+
+
+def test_missing_weights_fail_the_scenes_and_leave_their_record(reconx, tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("RECONX_WEIGHTS", str(tmp_path / "weights"))
+    for name in ("attic", "cellar"):
+        write_folder(tmp_path / "data" / name)
+    out, backend = tmp_path / "out", ("-S", "pointcloud.backend=dust3r")
+    outcome = reconx("evaluate", tmp_path / "data", "-o", out, "--store", tmp_path / "store", *backend)
+    assert outcome.code == 1, outcome.err
+    record = json.loads((out / "run.json").read_text())
+    assert {scene["failed_stage"] for scene in record["scenes"].values()} == {"pointcloud"}
+    assert all("no weights for pointcloud.backend=dust3r" in scene["error"] for scene in record["scenes"].values())
+    assert list(record["code"]) == ["views"]
 
 
 def test_truncated_photo_among_good_ones_is_left_out_and_named(reconx, real_views, tmp_path):
