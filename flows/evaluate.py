@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from flows.ablation import load_ablation
-from flows.plan import Planned
+from flows.plan import Planned, place_of
 from flows.protocols import Protocol, load_protocol, plan_protocol
 from flows.run import load_params, resolve_settings, run_stages
 from reconx_core.errors import UserError
@@ -173,7 +173,7 @@ def find_scenes(dataset: str, only: Iterable[str] = ()) -> list[tuple[str, str]]
     """
     from reconx_core.datasets import scene_names
 
-    scenes, wanted = [(name, str(path)) for name, path in scene_names(Path(dataset))], list(only)
+    scenes, wanted = [(name, place_of(path)) for name, path in scene_names(Path(dataset))], list(only)
     known = [name for name, _ in scenes]
     for name in wanted:
         if name not in known:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import time
 from collections.abc import Container
 from pathlib import Path
@@ -22,7 +21,6 @@ def task_id(stage: str, scene: str, source: str, settings: Settings) -> str:
     Plans that agree in it share the task.
     """
     upto = STAGES[: STAGES.index(stage) + 1]  # a stage's ancestors are all the stages before it
-    source = os.path.abspath(source) if os.path.exists(source) else source
     parts = [stage, scene, source, [resolved_settings(each, settings) for each in upto]]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 

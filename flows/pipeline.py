@@ -6,7 +6,6 @@ Import this only inside ``prefect_server``: Prefect reads its settings at import
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
@@ -185,9 +184,8 @@ def _submit(step: Step, root: Path, monitor: Monitor, cluster: Cluster | None) -
         _fail(step, error, root, monitor)
     if step.failed:
         return None
-    source = os.path.abspath(plan.source) if os.path.exists(plan.source) else plan.source
     remote: Monitor = cluster.messenger if cluster else monitor
-    job = Job(step.stage, plan.name, source, digest, plan.settings, root, remote, plan.label, code_of(step.stage))
+    job = Job(step.stage, plan.name, plan.source, digest, plan.settings, root, remote, plan.label, code_of(step.stage))
     stage_task: Any = run_stage.with_options(name=step.stage, task_run_name=f"{step.stage} {plan.label}")
     # Set afterwards: Prefect wants a storage block that is registered with the server, which this one need not be.
     stage_task.result_storage = StoreRecords(root=str(root))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from flows.plan import Planned
+from flows.plan import Planned, place_of
 from flows.run import run_stages
 from reconx_core.errors import UserError
 from reconx_core.files import require_writable
@@ -55,7 +55,7 @@ def find_scene(source: str) -> tuple[str, str]:
     path = Path(source)
     if path.is_dir() and not any(path.iterdir()):
         detect(path)
-    scenes = [(name, str(scene)) for name, scene in scene_names(path)]
+    scenes = [(name, place_of(scene)) for name, scene in scene_names(path)]
     if len(scenes) > 1:
         raise UserError(f"'{source}' holds {len(scenes)} scenes; name one of them, or run: reconx evaluate {source}")
     return scenes[0]
