@@ -5,7 +5,6 @@ Import this only inside ``prefect_server``: Prefect reads its settings at import
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
@@ -27,7 +26,7 @@ from reconx_core.errors import UserError
 from reconx_core.files import write_atomic
 from reconx_core.settings import STAGES
 from reconx_core.store import RECORD, DamagedEntry, Reference
-from tasks.execute import PARENTS, Job, Monitor, code_of, execute, key_of, resolved_settings, source_digest
+from tasks.execute import PARENTS, Job, Monitor, code_of, execute, key_of, source_digest
 
 if TYPE_CHECKING:
     from flows.cluster import Cluster
@@ -134,6 +133,7 @@ def run_scenes(
 class Step:
     """One stage of one scene, for all runs that agree in what it depends on."""
 
+    name: str  # see `task_id`
     stage: str
     plan: Planned  # the first of those that need it
     parents: dict[str, Step]
@@ -145,14 +145,13 @@ class Step:
 
 def lay_out(runs: list[SceneRun], wanted: tuple[str, ...]) -> list[Step]:
     """All the steps of the runs, each once and after those that it depends on."""
-    steps: dict[tuple[Any, ...], Step] = {}
+    steps: dict[str, Step] = {}
     for run in runs:
         chain: dict[str, Step] = {}
         for stage in wanted:
-            parents = {parent: chain[parent] for parent in PARENTS[stage]}
-            settings = json.dumps(resolved_settings(stage, run.plan.settings), sort_keys=True)
-            same = (stage, run.plan.name, run.plan.source, settings, *map(id, parents.values()))
-            chain[stage] = steps.setdefault(same, Step(stage, run.plan, parents))
+            name, parents = task_id(stage, run.plan.name, run.plan.source, run.plan.settings), PARENTS[stage]
+            step = Step(name, stage, run.plan, {parent: chain[parent] for parent in parents})
+            chain[stage] = steps.setdefault(name, step)
             chain[stage].runs.append(run)
     return list(steps.values())
 
@@ -238,8 +237,7 @@ def _outcome(future: Future) -> dict[str, Any] | BaseException | None:
 def _fail(step: Step, error: BaseException, root: Path, monitor: Monitor) -> None:
     step.failed = True
     # Again, since a source that cannot be read and a worker that died have failed without their task.
-    name = task_id(step.stage, step.plan.name, step.plan.source, step.plan.settings)
-    keep_failure(root, step.stage, name, step.plan.label, describe_error(error))
+    keep_failure(root, step.stage, step.name, step.plan.label, describe_error(error))
     for run in step.runs:
         if run.failed_stage is None or STAGES.index(step.stage) < STAGES.index(run.failed_stage):
             run.failed_stage, run.error = step.stage, error
