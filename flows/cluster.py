@@ -23,7 +23,7 @@ from flows.server import ENVIRONMENT, answers
 from reconx_core import store
 from reconx_core.errors import UserError
 from reconx_core.settings import STAGES, Settings
-from tasks.execute import Monitor, Silent, code_of, hear_warnings, load_stages, require_code, uses_gpu
+from tasks.execute import Monitor, code_of, hear_warnings, load_stages, require_code, uses_gpu
 
 if TYPE_CHECKING:
     from prefect_dask import DaskTaskRunner
@@ -32,7 +32,7 @@ CONNECT_SECONDS, WORKER_SECONDS = 20, 60  # to wait for a scheduler, and for the
 
 
 @dataclass(frozen=True)
-class Messenger(Silent):
+class Messenger(Monitor):
     """The monitor of jobs in a worker: what the flow cannot see from the outside travels as events of Dask."""
 
     topic: str

@@ -117,20 +117,16 @@ def make_plans(request: Request, out: Path) -> list[Planned]:
     else:
         chosen = plan_protocol(request.protocol, scenes, request.settings, request.index, out)
     return [
-        Planned(name, source, altered(settings, overrides_of(row), seed), row, seeded=request.seeds > 1)
-        for row in rows_of(request)
+        Planned(name, source, altered(settings, overrides, seed), row, seeded=request.seeds > 1)
+        for row, overrides in rows_of(request).items()
         for name, source, settings in chosen
         for seed in range(request.settings.seed, request.settings.seed + request.seeds)
     ]
 
 
-def rows_of(request: Request) -> list[str]:
-    """The ablation's rows, or one without a name."""
-    return [row.name for row in load_ablation()] if request.ablation else [""]
-
-
-def overrides_of(row: str) -> tuple[str, ...]:
-    return next((known.overrides for known in load_ablation() if known.name == row), ())
+def rows_of(request: Request) -> dict[str, tuple[str, ...]]:
+    """The ablation's rows with their overrides, or one without a name and any."""
+    return {row.name: row.overrides for row in load_ablation()} if request.ablation else {"": ()}
 
 
 def altered(settings: Settings, overrides: Iterable[str], seed: int) -> Settings:
@@ -147,7 +143,7 @@ def write_row(
     for run in runs:
         if run.error is None:
             results.write_scene(run, root, out / results.scene_folder(run))
-    settings = altered(request.settings, overrides_of(row), request.settings.seed)
+    settings = altered(request.settings, rows_of(request)[row], request.settings.seed)
     record = results.write_run(out, title_of(out, row), runs, root, settings, about(request, row, started))
     tracking.track(record, out, console)
     return record

@@ -18,6 +18,7 @@ from rich.text import Text
 
 from reconx_core.settings import STAGES
 from reconx_core.store import MEASURED
+from tasks.execute import Monitor
 
 # Seconds per stage of three 800x600 photos on two cores, until the store has measured its own.
 _FIRST_GUESS = {"views": 1, "pointcloud": 30, "condition": 5, "video": 1, "confidence": 15, "splats": 60, "metrics": 20}
@@ -30,8 +31,8 @@ class TimeLeft(ProgressColumn):
         return Text(f"{int(seconds // 60)}:{int(seconds % 60):02d} left", style="progress.remaining")
 
 
-class Display:
-    """Monitor of a run (see ``tasks.execute.Monitor``). Expected times come from the store's recent measurements."""
+class Display(Monitor):
+    """What a person sees of a run. Expected times come from the store's recent measurements."""
 
     def __init__(self, console: Console, root: Path, many: bool) -> None:
         self.console, self.many = console, many

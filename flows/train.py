@@ -27,7 +27,7 @@ from reconx_core.seeds import generator
 from reconx_core.settings import Settings, parse_settings
 from reconx_core.training.settings import ClipSource, TrainSettings, load_train_settings
 from reconx_core.types import Clip
-from tasks.execute import Job, Silent, execute, source_digest
+from tasks.execute import Job, Monitor, execute, source_digest
 
 PRESETS = RUN_PRESETS / "training"
 STAGES = ("views", "pointcloud", "clip")
@@ -36,7 +36,7 @@ EVERY = 10  # steps between two lines of losses
 
 
 @dataclass
-class Quiet(Silent):
+class Quiet(Monitor):
     """A monitor that tells only what was repaired."""
 
     console: Console

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import psutil
 import torch
@@ -48,20 +48,8 @@ SEEDLESS = ("views",)  # draws nothing, so that all seeds share it
 _take_note: ContextVar[Callable[[str], None] | None] = ContextVar("take_note", default=None)
 
 
-class Monitor(Protocol):
-    """Told what happens to each (stage, scene); called from worker threads."""
-
-    def planned(self, stage: str, scene: str) -> None: ...
-    def started(self, stage: str, scene: str) -> None: ...
-    def advanced(self, stage: str, scene: str, done: int, total: int) -> None: ...
-    def finished(self, stage: str, scene: str, measured: dict[str, Any] | None, cached: bool) -> None: ...
-    def failed(self, scene: str, stage: str, error: str) -> None: ...
-    def repaired(self, stage: str, scene: str, damage: str) -> None: ...
-    def say(self, note: str) -> None: ...
-
-
-class Silent:
-    """A monitor that tells nothing, for those who look at less than all of it."""
+class Monitor:
+    """Told what happens to each (stage, scene), from worker threads; what a kind of it does not look at does nothing."""
 
     def planned(self, stage: str, scene: str) -> None: ...
     def started(self, stage: str, scene: str) -> None: ...

@@ -212,9 +212,9 @@ def test_worker_that_cannot_do_its_part_refuses(server, tmp_path, monkeypatch, c
 
 
 def test_process_with_other_code_looks_up_but_does_not_compute(tmp_path):
-    from tasks.execute import Job, Silent, execute
+    from tasks.execute import Job, Monitor, execute
 
-    job = Job("views", "attic", "procedural:room", "", Settings(), tmp_path, Silent(), code="of the run")
+    job = Job("views", "attic", "procedural:room", "", Settings(), tmp_path, Monitor(), code="of the run")
     with pytest.raises(UserError, match="has other code of views than this run began with"):
         execute(job, {})
 
@@ -241,13 +241,13 @@ class Awkward(Exception):
 
 def test_error_that_cannot_travel_still_says_what_it_said(tmp_path, monkeypatch):
     from flows import pipeline
-    from tasks.execute import Job, Silent
+    from tasks.execute import Job, Monitor
 
     def fail(job, parents):
         raise Awkward(what="today")
 
     monkeypatch.setattr(pipeline, "execute", fail)
-    job = Job("views", "attic", "procedural:room", "", Settings(), tmp_path, Silent())
+    job = Job("views", "attic", "procedural:room", "", Settings(), tmp_path, Monitor())
     with pytest.raises(Awkward):
         pipeline.run_stage.fn(job, {})
     with pytest.raises(pipeline.WorkerError) as told:
