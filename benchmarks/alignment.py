@@ -22,8 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from reconx_core.geometry import quaternion_to_matrix, rigid, so3_exp, transform, unproject
-from reconx_core.pointcloud.alignment_refine import (
+from reconx_core.geometry.transforms import quaternion_to_matrix, rigid, so3_exp, transform, unproject
+from reconx_core.pointcloud.global_alignment.refine import (
     Descent,
     Held,
     Similarity,
@@ -35,7 +35,7 @@ from reconx_core.pointcloud.alignment_refine import (
     pack,
     slopes,
 )
-from reconx_core.pointcloud.alignment_start import Known, start_from_pointmaps
+from reconx_core.pointcloud.global_alignment.start import Known, start_from_pointmaps
 from reconx_core.types import Cameras
 
 WANTED = 3.0  # times faster than the loop

@@ -31,14 +31,14 @@ from torch import Tensor, nn
 
 from benchmarks.quality_tables import Grid, markdown, print_grid
 from reconx_core.errors import UserError
-from reconx_core.files import require_writable, write_json
-from reconx_core.video.checkpoint_parts import PUBLISHED, published_parts
-from reconx_core.video.checkpoint_unet import unet_config
+from reconx_core.io.files import require_writable, write_json
+from reconx_core.video.checkpoints.parts import PUBLISHED, published_parts
+from reconx_core.video.checkpoints.unet_keys import unet_config
 from reconx_core.video.clip import POINTS
-from reconx_core.video.pipeline import ReconXPipeline
-from reconx_core.video.scheduler import ReconXScheduler
-from reconx_core.video.structure import StructureEncoder
-from reconx_core.video.unet import ReconXUNet, spatial_cross_attentions
+from reconx_core.video.diffusion.pipeline import ReconXPipeline
+from reconx_core.video.diffusion.scheduler import ReconXScheduler
+from reconx_core.video.diffusion.structure_encoder import StructureEncoder
+from reconx_core.video.diffusion.unet import ReconXUNet, spatial_cross_attentions
 
 GATE = 0.5  # of the structure term, which a network that starts from zero would not show
 V_DEVIATION, IMAGE_DEVIATION = 1.0, 0.5  # of what a trained network predicts, and of images in [-1, 1]

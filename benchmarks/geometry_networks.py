@@ -27,11 +27,11 @@ from torch import nn
 from benchmarks.alignment import problem
 from benchmarks.quality_tables import Grid, print_grid
 from reconx_core.errors import UserError
-from reconx_core.pointcloud.align import align_pointmaps
-from reconx_core.pointcloud.dpt import DPTConfig
-from reconx_core.pointcloud.dust3r import ITERATIONS, predict
-from reconx_core.pointcloud.dust3r_network import DUSt3R, DUSt3RConfig
-from reconx_core.pointcloud.vggt_network import VGGT, VGGTConfig
+from reconx_core.pointcloud.backends.dust3r import ITERATIONS, predict
+from reconx_core.pointcloud.global_alignment.align import align_pointmaps
+from reconx_core.pointcloud.networks.dpt import DPTConfig
+from reconx_core.pointcloud.networks.dust3r import DUSt3R, DUSt3RConfig
+from reconx_core.pointcloud.networks.vggt import VGGT, VGGTConfig
 from reconx_core.settings import PointcloudSettings
 
 TINY_DPT = DPTConfig((0, 0, 0, 0), (4, 4, 4, 4), 8, 4)

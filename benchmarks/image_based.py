@@ -15,8 +15,8 @@ from torch import Tensor
 
 from reconx_core import datasets
 from reconx_core.datasets.nerfstudio import read_frames
-from reconx_core.geometry import pixel_grid
-from reconx_core.pointcloud.planesweep import inverse_depth_planes, plane_homographies
+from reconx_core.geometry.transforms import pixel_grid
+from reconx_core.pointcloud.stereo.planesweep import inverse_depth_planes, plane_homographies
 from reconx_core.types import Cameras, Views
 
 PLANES = 160

@@ -43,7 +43,7 @@ def _cpu(process: psutil.Process) -> float:
 @contextmanager
 def server(root: Path) -> Iterator[None]:
     """Prefect's server, as every run of reconx starts it."""
-    from flows.server import prefect_server, wait_for_server
+    from flows.execution.prefect_server import prefect_server, wait_for_server
 
     with prefect_server(root):
         import prefect  # noqa: F401  while the server starts
@@ -67,7 +67,8 @@ def start(root: str) -> dict[str, Any]:
 
 
 def cli(*arguments: str) -> dict[str, Any]:
-    from flows import cli, run
+    from flows import cli
+    from flows.execution import run
 
     answers: dict[str, Any] = {}
     wait = run.wait_for_server
@@ -89,9 +90,9 @@ def cli(*arguments: str) -> dict[str, Any]:
 def trivial(root: str, scenes: str) -> dict[str, Any]:
     """Times and memory whenever a scene is done; the stages write a few bytes each."""
     with server(Path(root)):
-        from flows.pipeline import run_scenes
-        from flows.plan import Planned
-        from flows.progress import Display
+        from flows.execution.flow import run_scenes
+        from flows.execution.plan import Planned
+        from flows.execution.progress import Display
         from reconx_core.settings import STAGES, Settings
         from tasks.execute import load_stages
 

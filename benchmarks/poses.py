@@ -22,7 +22,7 @@ import torch
 
 from reconx_core.errors import UserError
 from reconx_core.metrics.pose import AUC_THRESHOLDS, pose_errors
-from reconx_core.pointcloud.sfm import Sfm, solve_cameras
+from reconx_core.pointcloud.sfm.solve import Sfm, solve_cameras
 from reconx_core.seeds import generator
 from reconx_core.settings import ViewsSettings
 from reconx_core.types import Cameras, Views

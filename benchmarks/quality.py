@@ -39,9 +39,9 @@ from benchmarks.quality_tables import grids, markdown, print_grid
 from reconx_core import condition, confidence, metrics, pointcloud, splats, video
 from reconx_core.datasets.nerfstudio import read_json
 from reconx_core.errors import UserError
-from reconx_core.files import write_atomic, write_json
+from reconx_core.io.files import write_atomic, write_json
 from reconx_core.metrics.image import psnr, ssim
-from reconx_core.pointcloud.sfm import solve_cameras
+from reconx_core.pointcloud.sfm.solve import solve_cameras
 from reconx_core.seeds import generator
 from reconx_core.settings import Settings, parse_settings
 from reconx_core.types import Pointmaps, Views

@@ -31,8 +31,9 @@ import torch
 import torch_tiled
 from torch import Tensor
 
+from reconx_core.losses.photometric import photometric_loss
+from reconx_core.losses.ssim import ssim_map
 from reconx_core.rasterize import Rendering, rasterize, resolve_backend
-from reconx_core.ssim import photometric_loss, ssim_map
 from reconx_core.types import Cameras, Gaussians
 
 COUNTS, SIZES = (20_000, 50_000, 100_000), (256, 512)

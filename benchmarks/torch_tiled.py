@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from reconx_core.geometry import pixel_grid, quaternion_to_matrix
+from reconx_core.geometry.transforms import pixel_grid, quaternion_to_matrix
 from reconx_core.rasterize import conventions as conv
 from reconx_core.types import Cameras, Gaussians
 

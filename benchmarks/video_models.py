@@ -25,10 +25,10 @@ from rich.console import Console
 
 from benchmarks.quality import Entry, few_targets, parse_scenes, posed_folder, scene_options
 from benchmarks.quality_tables import Grid, format_figure, markdown, print_grid
-from flows.compare import interval
+from flows.evaluation.comparison import interval
 from reconx_core import condition, confidence, metrics, pointcloud, splats, video
 from reconx_core.errors import UserError
-from reconx_core.files import write_json
+from reconx_core.io.files import write_json
 from reconx_core.seeds import generator
 from reconx_core.settings import Settings, parse_settings
 from reconx_core.types import Frames, Pointmaps, Views

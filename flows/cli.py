@@ -46,8 +46,8 @@ def reconstruct(
     store: StoreOption = None,
 ) -> None:
     """Photos or a video of a place to a 3D Gaussian scene."""
+    from flows.execution.run import default_store, resolve_settings
     from flows.reconstruct import reconstruct as run
-    from flows.run import default_store, resolve_settings
 
     run(source, out, resolve_settings(preset, set_), store or default_store(), console)
 
@@ -85,7 +85,7 @@ def evaluate(
     """Reconstruct and score every scene of a dataset; exit code 1 if a scene failed."""
     from flows.evaluate import evaluate as run
     from flows.evaluate import make_request, next_free
-    from flows.run import default_store
+    from flows.execution.run import default_store
 
     overrides = ([f"views.split={split}"] if split else []) + (set_ or [])
     only = tuple(name.strip() for name in scenes.split(",")) if scenes else ()
@@ -103,7 +103,7 @@ def train(
     store: StoreOption = None,
 ) -> None:
     """Train the video model on clips with true cameras; the same command goes on from the newest checkpoint."""
-    from flows.run import default_store
+    from flows.execution.run import default_store
     from flows.train import resolve_train_settings
     from flows.train import train as run
 
@@ -118,7 +118,7 @@ def compare(
     out: Annotated[Path | None, typer.Option("-o", "--out", metavar="PAGE.html", help="Also as a page, with pictures.")] = None,
 ) -> None:
     """The difference between runs, paired by scene, with 95 % intervals, and what differs in settings, weights and code."""
-    from flows.compare import compare as run
+    from flows.evaluation.compare import compare as run
 
     run([a, b, *(more or [])], console, out)
 
@@ -135,7 +135,7 @@ def table(
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder for NAME.md, NAME.csv and NAME.tex.")] = Path("tables"),
 ) -> None:
     """A table of the paper, our runs' rows beside the published figures; every cell says which run it is of."""
-    from flows.paper_tables import table as run
+    from flows.evaluation.paper_tables import table as run
 
     run(name, runs or [], out, console)
 
@@ -148,7 +148,7 @@ def render(
     frames: Annotated[int, typer.Option(min=1)] = 120,
 ) -> None:
     """Frames along a smooth camera path."""
-    from flows.tools import render as run
+    from flows.scene import render as run
 
     run(scene, out, cameras, frames, console)
 
@@ -159,7 +159,7 @@ def export(
     out: Annotated[Path, typer.Argument(help="Where to; the ending (.splat or .ply) says which format.")],
 ) -> None:
     """The Gaussians in another format."""
-    from flows.tools import convert
+    from flows.scene import convert
 
     convert(scene, out, console)
 
@@ -170,7 +170,7 @@ def view(
     port: Annotated[int, typer.Option(min=1, max=65535)] = 8080,
 ) -> None:
     """The scene in the browser (needs viser)."""
-    from flows.tools import view as run
+    from flows.scene import view as run
 
     run(scene, port, console)
 
@@ -178,7 +178,7 @@ def view(
 @app.command()
 def backends() -> None:
     """What every stage can be done with, and what that needs."""
-    from flows.tools import print_backends
+    from flows.doctor import print_backends
 
     print_backends(console)
 
@@ -186,8 +186,8 @@ def backends() -> None:
 @app.command()
 def gc(store: StoreOption = None) -> None:
     """Remove from the store what no remaining run refers to."""
-    from flows.roots import collect_garbage
-    from flows.run import default_store
+    from flows.execution.run import default_store
+    from flows.runs.garbage import collect_garbage
 
     removed, kept, freed = collect_garbage(store or default_store())
     console.print(f"Removed {removed} artifacts ({freed / 2**20:.1f} MiB), kept {kept}.")
@@ -199,7 +199,7 @@ def status(
     store: StoreOption = None,
 ) -> None:
     """How far a run has come: per stage what is done, failed and to do, and the errors."""
-    from flows.status import status as run
+    from flows.runs.status import status as run
 
     run(out, store, console)
 
@@ -216,7 +216,7 @@ def why(
     store: StoreOption = None,
 ) -> None:
     """Why a stage of a scene was computed or reused: what changed in settings, photos, code, weights or earlier stages."""
-    from flows.why import why as explain
+    from flows.runs.explain import why as explain
 
     explain(scene, stage, run, store, console, row, seed)
 
@@ -224,8 +224,8 @@ def why(
 @app.command()
 def doctor(store: StoreOption = None) -> None:
     """What works on this machine: CUDA, weights, versions, memory, disk."""
-    from flows.run import default_store
-    from flows.tools import doctor as run
+    from flows.doctor import doctor as run
+    from flows.execution.run import default_store
 
     run(store or default_store(), console)
 
@@ -243,8 +243,8 @@ def fetch_weights(
     ] = False,
 ) -> None:
     """Published weights from the Hugging Face Hub to RECONX_WEIGHTS; nothing else in reconx downloads anything."""
-    from flows.fetch import fetch as run
-    from flows.fetch import print_published
+    from flows.weights.fetch import fetch as run
+    from flows.weights.fetch import print_published
 
     if name is None:
         print_published(console)
@@ -257,7 +257,7 @@ def verify_weights(
     path: Annotated[Path, typer.Argument(help="A file or folder of weights, itself or in RECONX_WEIGHTS.")],
 ) -> None:
     """Compare weights with what their network needs, and with their recorded SHA-256; exit code 2 if they differ."""
-    from flows.weights import verify as run
+    from flows.weights.convert import verify as run
 
     run(path, console)
 
@@ -274,7 +274,7 @@ def convert_weights(
     ] = None,
 ) -> None:
     """A published checkpoint to a folder that the backends load; nothing is downloaded."""
-    from flows.weights import convert as run
+    from flows.weights.convert import convert as run
 
     run(checkpoint, out, variant, dtype, config, clip, console)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from flows.evaluate import Request, evaluate
-from flows.run import resolve_settings
+from flows.execution.run import resolve_settings
 from reconx_core.errors import UserError
 
 SCENES = "procedural:room?seed=0"
@@ -26,7 +26,8 @@ def main(folder: Path) -> int:
 
 def write_photos(folder: Path, console: Console) -> None:
     """The room's photos as JPEG files with cameras and a split, as a user's own dataset would be."""
-    from reconx_core.datasets import read, scene_names, write
+    from reconx_core.datasets import read, scene_names
+    from reconx_core.export import dataset as write
 
     for name, spec in scene_names(Path(SCENES)):
         with console.status(f"Photographing {name}"):

@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from flows.ablation import load_ablation
-from flows.plan import Planned, place_of
-from flows.protocols import Protocol, load_protocol, plan_protocol
-from flows.run import load_params, resolve_settings, run_stages
+from flows.evaluation.ablation import load_ablation
+from flows.evaluation.protocols import Protocol, load_protocol, plan_protocol
+from flows.execution.plan import Planned, place_of
+from flows.execution.run import load_params, resolve_settings, run_stages
 from reconx_core.errors import UserError
-from reconx_core.files import require_writable
+from reconx_core.io.files import require_writable
 from reconx_core.settings import Settings, parse_settings
 
 if TYPE_CHECKING:
-    from flows.pipeline import SceneRun
+    from flows.execution.flow import SceneRun
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Request:
 def evaluate(request: Request, out: Path, root: Path, console: Console, workers: int = 1, dask: str | None = None) -> int:
     """Run all stages on every scene, write results per scene and for the run; returns how many scenes failed.
 
-    ``workers``, ``dask``: see :func:`flows.run.run_stages`.
+    ``workers``, ``dask``: see :func:`flows.execution.run.run_stages`.
 
     Raises:
         UserError: no such dataset or scene, or ``out`` or the store cannot be written to.
@@ -49,16 +49,16 @@ def evaluate(request: Request, out: Path, root: Path, console: Console, workers:
     console.print(f"Evaluating {request.dataset}")
 
     def plans() -> list[Planned]:
-        from flows import tracking
-        from flows.asked import noted
+        from flows.runs import tracking
+        from flows.runs.request import noted
 
         tracking.load()  # while Prefect's server starts
         return noted(make_plans(request, out), started, request.dataset, out, root, workers)
 
     runs = run_stages(plans, root, console, workers=workers, dask=dask)
 
-    from flows import tables
-    from flows.roots import remember
+    from flows.evaluation import score_tables as tables
+    from flows.runs.registry import remember
 
     remember(root, out, [reference for run in runs for reference in run.references.values()])
     for row in rows_of(request):
@@ -138,7 +138,7 @@ def write_row(
     request: Request, row: str, runs: list[SceneRun], out: Path, root: Path, console: Console, started: float
 ) -> dict[str, Any]:
     """Results of one run, the only one or a row of the ablation; returns its record. ``started``: seconds since the epoch."""
-    from flows import results, tracking
+    from flows.runs import results, tracking
 
     for run in runs:
         if run.error is None:

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from flows.plan import Planned, place_of
-from flows.run import run_stages
+from flows.execution.plan import Planned, place_of
+from flows.execution.run import run_stages
 from reconx_core.errors import UserError
-from reconx_core.files import require_writable
+from reconx_core.io.files import require_writable
 from reconx_core.settings import Settings
 
 
@@ -27,7 +27,7 @@ def reconstruct(source: str, out: Path, settings: Settings, root: Path, console:
     console.print(f"Reconstructing {source}")
 
     def plans() -> list[Planned]:
-        from flows.asked import noted
+        from flows.runs.request import noted
 
         return noted([Planned(*find_scene(source), settings)], started, source, out, root)
 
@@ -35,8 +35,9 @@ def reconstruct(source: str, out: Path, settings: Settings, root: Path, console:
     if run.error is not None:
         raise run.error
 
-    from flows import results, tables
-    from flows.roots import remember
+    from flows.evaluation import score_tables as tables
+    from flows.runs import results
+    from flows.runs.registry import remember
 
     results.write_scene(run, root, out)
     record = results.write_run(out, run.name, [run], root, settings, {"started": started})

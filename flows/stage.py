@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.markup import escape
 
 from flows.evaluate import find_scenes
-from flows.plan import Planned
-from flows.run import load_params, run_stages
+from flows.execution.plan import Planned
+from flows.execution.run import load_params, run_stages
 from reconx_core.errors import UserError
 from reconx_core.settings import STAGES
 
@@ -38,9 +38,9 @@ def run_stage(stage: str, root: Path, console: Console, artifacts: Path = ARTIFA
 
     runs = run_stages(plans, root, console, last=stage)
 
-    from flows.pipeline import describe_error
-    from flows.roots import remember
-    from reconx_core.files import write_json
+    from flows.execution.flow import describe_error
+    from flows.runs.registry import remember
+    from reconx_core.io.files import write_json
 
     folder = artifacts / stage
     shutil.rmtree(folder, ignore_errors=True)
@@ -68,7 +68,7 @@ def mean_scores(scenes: list[Path]) -> dict[str, float]:
 
 def lay(entry: Path, view: Path) -> None:
     """Show an entry of the store at ``view``, by hardlinks; what was measured stays out, for it differs from run to run."""
-    from reconx_core.store import MEASURED, RECORD
+    from reconx_core.cache.store import MEASURED, RECORD
 
     for file in entry.rglob("*"):
         if file.is_file() and file.name not in (MEASURED, RECORD):
@@ -77,7 +77,7 @@ def lay(entry: Path, view: Path) -> None:
 
 def adopt(artifacts: Path, root: Path) -> None:
     """Take into the store what `dvc checkout` or `dvc pull` has brought into ``artifacts`` and the store lacks."""
-    from reconx_core import store
+    from reconx_core.cache import store
 
     for manifest in artifacts.glob(f"*/*/{store.MANIFEST}"):
         about = json.loads(manifest.read_text())

@@ -16,13 +16,14 @@ import torch
 import yaml
 from rich.console import Console
 
-from flows.run import PRESETS as RUN_PRESETS
-from flows.run import stop_at_once
-from flows.tracking import make_client, open_experiment, tracking_uri
-from reconx_core import datasets, store
+from flows.execution.run import PRESETS as RUN_PRESETS
+from flows.execution.run import stop_at_once
+from flows.runs.tracking import make_client, open_experiment, tracking_uri
+from reconx_core import datasets
+from reconx_core.cache import store
 from reconx_core.errors import UserError
-from reconx_core.files import require_writable
-from reconx_core.images import write_png
+from reconx_core.io.files import require_writable
+from reconx_core.io.images import write_png
 from reconx_core.seeds import generator
 from reconx_core.settings import Settings, parse_settings
 from reconx_core.training.settings import ClipSource, TrainSettings, load_train_settings
@@ -85,10 +86,10 @@ def train(settings: TrainSettings, out: Path, root: Path, console: Console) -> N
 def initial_pipeline(settings: TrainSettings) -> Any:
     """The pipeline to train: `tiny` with random weights, or the one in a folder."""
     if settings.model == "tiny":
-        from reconx_core.video.tiny import tiny_pipeline
+        from reconx_core.video.diffusion.tiny import tiny_pipeline
 
         return tiny_pipeline(settings.seed)
-    from reconx_core.video.pipeline import ReconXPipeline
+    from reconx_core.video.diffusion.pipeline import ReconXPipeline
 
     if not (Path(settings.model) / "model_index.json").is_file():
         raise UserError(f"There is no model in '{settings.model}'; give 'tiny' or the folder of a pipeline.")

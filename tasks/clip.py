@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from reconx_core.point_renders import render_points, visible_points
+from reconx_core.geometry.point_renders import render_points, visible_points
 from reconx_core.types import Clip, Pointmaps, Views
 from reconx_core.video.clip import structure_points
 from reconx_core.video.sources import photo_renders

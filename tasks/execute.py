@@ -18,15 +18,16 @@ from typing import Any
 import psutil
 import torch
 
-from reconx_core import seeds, store
-from reconx_core.codeversion import code_version, module_versions
+from reconx_core import seeds
+from reconx_core.cache import store
+from reconx_core.cache.code_version import code_version, module_versions
+from reconx_core.cache.store import Reference
 from reconx_core.datasets import files_of
 from reconx_core.errors import UserError
-from reconx_core.lpips import lpips_files
+from reconx_core.losses.lpips import lpips_files
 from reconx_core.pointcloud import BACKENDS as GEOMETRY
 from reconx_core.pointcloud import weights_of as geometry_weights
 from reconx_core.settings import STAGES, Settings
-from reconx_core.store import Reference
 from reconx_core.video import weights_of as video_weights
 
 PARENTS: dict[str, tuple[str, ...]] = {

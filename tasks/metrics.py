@@ -4,8 +4,9 @@ import json
 from functools import partial
 from typing import Any
 
-from reconx_core import metrics, video_io
-from reconx_core.images import encode
+from reconx_core import metrics
+from reconx_core.io import video as video_io
+from reconx_core.io.images import encode
 from reconx_core.metrics.pictures import Picture, render_path, side_by_side
 from reconx_core.types import Scores
 from tasks.execute import Inputs, Job

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from reconx_core.datasets import procedural
 from reconx_core.datasets.raycast import render
-from reconx_core.geometry import camera_rays, depth_of, rigid, rotation_angle, so3_exp, unproject
+from reconx_core.geometry.transforms import camera_rays, depth_of, rigid, rotation_angle, so3_exp, unproject
 from reconx_core.settings import ViewsSettings
 from reconx_core.types import Cameras, PointCloud, Pointmaps, Views
 from reconx_core.views import load_views

@@ -6,15 +6,15 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from reconx_core.pointcloud.dust3r_network import DUSt3R, dust3r_config
-from reconx_core.pointcloud.vggt_network import VGGT, vggt_config
-from reconx_core.video.conditioning import ImageProjector
-from reconx_core.video.latents import PatchLatents
-from reconx_core.video.pipeline import ReconXPipeline
-from reconx_core.video.scheduler import ReconXScheduler
+from reconx_core.pointcloud.networks.dust3r import DUSt3R, dust3r_config
+from reconx_core.pointcloud.networks.vggt import VGGT, vggt_config
+from reconx_core.video.diffusion.conditioning import ImageProjector
+from reconx_core.video.diffusion.latents import PatchLatents
+from reconx_core.video.diffusion.pipeline import ReconXPipeline
+from reconx_core.video.diffusion.scheduler import ReconXScheduler
+from reconx_core.video.diffusion.structure_encoder import StructureEncoder
+from reconx_core.video.diffusion.unet import ReconXUNet
 from reconx_core.video.sources import SOURCES
-from reconx_core.video.structure import StructureEncoder
-from reconx_core.video.unet import ReconXUNet
 
 
 def small_pipeline(blends: bool = False, residual: bool = True, colours: bool = True) -> ReconXPipeline:

@@ -4,9 +4,9 @@ import json
 
 import torch
 
-from reconx_core.images import encode
+from reconx_core.io.images import encode
 from reconx_core.metrics.pictures import Picture, error_heat, side_by_side
-from reconx_core.report import ReportPicture, RunReport, SceneReport, StageCost
+from reconx_core.reporting.report import ReportPicture, RunReport, SceneReport, StageCost
 from reconx_core.types import Scores, ViewScore
 
 HEIGHT, WIDTH = 48, 64

@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from reconx_core.camera_path import interpolate_path
-from reconx_core.geometry import depth_of, rigid, so3_exp
+from reconx_core.geometry.camera_path import interpolate_path
+from reconx_core.geometry.transforms import depth_of, rigid, so3_exp
 from reconx_core.settings import ConditionSettings
 from reconx_core.types import BackendInfo, Cameras, Condition, Pointmaps, Views
 
@@ -20,7 +20,7 @@ BACKENDS: dict[str, BackendInfo] = {
 
 def build_condition(inputs: Views, pointmaps: Pointmaps, settings: ConditionSettings, generator: torch.Generator) -> Condition:
     """Cameras between consecutive input views and the point cloud rendered at each, in the pointmaps' frame."""
-    from reconx_core.point_renders import render_points, visible_points
+    from reconx_core.geometry.point_renders import render_points, visible_points
 
     pair, position = frame_positions(len(inputs), settings.frames_per_pair)
     cameras = sway(interpolate_path(pointmaps.cameras, pair[:, 0] + position), pointmaps, pair, settings.sway)

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from reconx_core.geometry import resize_cameras, size_for
-from reconx_core.images import resize_images
+from reconx_core.geometry.transforms import resize_cameras, size_for
+from reconx_core.io.images import resize_images
 from reconx_core.settings import ConfidenceSettings
 from reconx_core.types import BackendInfo, Frames, GeometryBackend, Pointmaps, Views
 

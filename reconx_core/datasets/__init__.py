@@ -22,7 +22,7 @@ from reconx_core.datasets import (
 )
 from reconx_core.datasets.capture import Capture, Photo, Split, every_eighth
 from reconx_core.errors import UserError
-from reconx_core.video_io import is_video
+from reconx_core.io.video import is_video
 
 __all__ = ["FORMATS", "Capture", "Format", "Photo", "Split", "detect", "every_eighth", "files_of", "read", "scene_names"]
 

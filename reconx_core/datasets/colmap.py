@@ -16,7 +16,7 @@ import torch
 from reconx_core.datasets.capture import Capture, Photo, Split, every_eighth, pinhole
 from reconx_core.datasets.photos import files_within, find_mask, image_folders, natural_key, unique_names
 from reconx_core.errors import UserError
-from reconx_core.images import is_image, read_focal, read_image, read_mask
+from reconx_core.io.images import is_image, read_focal, read_image, read_mask
 
 # where each model's fx fy cx cy k1 k2 p1 p2 stand among its parameters; None is zero
 _PARAMETERS: dict[str, tuple[int | None, ...]] = {

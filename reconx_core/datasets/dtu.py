@@ -34,7 +34,7 @@ from torch import Tensor
 from reconx_core.datasets.capture import Capture, Photo, Split, pinhole
 from reconx_core.datasets.photos import find_photos, names_from, unique_names
 from reconx_core.errors import UserError
-from reconx_core.images import ImageError, read_focal, read_image, read_mask, read_size
+from reconx_core.io.images import ImageError, read_focal, read_image, read_mask, read_size
 
 _SCAN = re.compile(r"(scan\d+)(?:_train)?")
 _RECTIFIED = re.compile(r"rect_(\d{3})_3_r\d+\.(?:png|jpg)")  # under light 3 of 7, which the field uses

@@ -14,7 +14,7 @@ from reconx_core.datasets import colmap
 from reconx_core.datasets.capture import Capture, Photo, Split, every_eighth, pinhole
 from reconx_core.datasets.photos import find_mask, find_photos, image_folders, unique_names
 from reconx_core.errors import UserError
-from reconx_core.images import read_focal, read_image, read_mask
+from reconx_core.io.images import read_focal, read_image, read_mask
 
 
 def is_scene(path: Path) -> bool:

@@ -17,7 +17,7 @@ import torch
 from reconx_core.datasets.capture import Capture, Photo, Split, opencv_from_opengl, pinhole
 from reconx_core.datasets.photos import files_within, find_mask, natural_key, unique_names
 from reconx_core.errors import UserError
-from reconx_core.images import SUFFIXES, ImageError, read_focal, read_image, read_mask, read_size
+from reconx_core.io.images import SUFFIXES, ImageError, read_focal, read_image, read_mask, read_size
 
 _UNSUPPORTED = ("k3", "k4", "k5", "k6")
 _PINHOLE_MODELS = ("OPENCV", "PINHOLE", "SIMPLE_PINHOLE", "SIMPLE_RADIAL", "RADIAL")

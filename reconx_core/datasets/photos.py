@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from reconx_core.datasets.capture import Capture, Photo
-from reconx_core.images import is_image, read_focal, read_image, read_mask
+from reconx_core.io.images import is_image, read_focal, read_image, read_mask
 
 _IMAGES = re.compile(r"images(?:_(\d+))?")
 

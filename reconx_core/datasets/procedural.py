@@ -37,7 +37,7 @@ from reconx_core.datasets.textures import (
     uniform,
 )
 from reconx_core.errors import UserError
-from reconx_core.geometry import rigid
+from reconx_core.geometry.transforms import rigid
 from reconx_core.seeds import generator
 
 PREFIX = "procedural:"

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from reconx_core.datasets.solids import Solid, face_uv, first_hit
-from reconx_core.geometry import camera_rays
+from reconx_core.geometry.transforms import camera_rays
 
 _LEVELS = 11  # of a 1024 texel face
 

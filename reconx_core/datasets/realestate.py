@@ -27,8 +27,8 @@ from reconx_core.datasets.capture import Capture, Photo, Split, pinhole
 from reconx_core.datasets.nerfstudio import read_json
 from reconx_core.datasets.photos import find_photos
 from reconx_core.errors import UserError
-from reconx_core.geometry import rigid
-from reconx_core.images import ImageError, is_image, read_image, read_size
+from reconx_core.geometry.transforms import rigid
+from reconx_core.io.images import ImageError, is_image, read_image, read_size
 
 _INDEX = "index.json"
 _SPLITS = ("test", "train", "val")

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from reconx_core.datasets import dl3dv, dtu
-from reconx_core.images import is_image
+from reconx_core.io.images import is_image
 
 _PICTURES = re.compile(r"images?(?:_\d+)?")
 _REDUCED = re.compile(r"images_\d+")

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from reconx_core.datasets.capture import Capture, Photo
-from reconx_core.video_io import measure_sharpness, read_frame
+from reconx_core.io.video import measure_sharpness, read_frame
 
 
 def read(path: Path) -> Capture:

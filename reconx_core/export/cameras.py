@@ -7,8 +7,8 @@ from pathlib import Path
 from reconx_core.export.colmap import write_colmap
 from reconx_core.export.nerfstudio import cameras_to_transforms
 from reconx_core.export.ply import points_to_ply
-from reconx_core.files import write_atomic, write_json
-from reconx_core.images import write_png
+from reconx_core.io.files import write_atomic, write_json
+from reconx_core.io.images import write_png
 from reconx_core.types import Cameras, PointCloud, Views
 
 

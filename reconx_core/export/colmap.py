@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pycolmap
 
-from reconx_core.files import write_atomic
-from reconx_core.images import to_uint8
+from reconx_core.io.files import write_atomic
+from reconx_core.io.images import to_uint8
 from reconx_core.types import Cameras, PointCloud
 
 

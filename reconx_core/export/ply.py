@@ -12,8 +12,8 @@ from plyfile import PlyData, PlyElement, PlyParseError
 from torch import Tensor
 
 from reconx_core.errors import UserError
-from reconx_core.files import write_atomic
-from reconx_core.images import to_uint8
+from reconx_core.io.files import write_atomic
+from reconx_core.io.images import to_uint8
 from reconx_core.types import Gaussians, PointCloud
 
 

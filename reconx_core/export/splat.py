@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 
 from reconx_core.errors import UserError
-from reconx_core.files import write_atomic
-from reconx_core.images import to_uint8
+from reconx_core.io.files import write_atomic
+from reconx_core.io.images import to_uint8
 from reconx_core.types import Gaussians
 
 _SH_C0 = 0.28209479177387814  # the constant spherical harmonic

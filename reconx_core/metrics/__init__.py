@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from jaxtyping import Int
 from torch import Tensor
 
-from reconx_core.geometry import resize_cameras, size_for
-from reconx_core.images import resize, resize_mask
-from reconx_core.lpips import load_lpips
+from reconx_core.geometry.transforms import resize_cameras, size_for
+from reconx_core.io.images import resize, resize_mask
+from reconx_core.losses.lpips import load_lpips
 from reconx_core.metrics.image import score_view
 from reconx_core.metrics.pictures import Picture, confidence_colours, depth_colours, error_heat
 from reconx_core.metrics.pose import pose_errors

@@ -10,7 +10,7 @@ from skimage.metrics import structural_similarity
 from torch import Tensor
 
 from reconx_core.errors import UserError
-from reconx_core.lpips import Lpips
+from reconx_core.losses.lpips import Lpips
 from reconx_core.types import ViewScore
 
 

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from reconx_core.camera_path import even_positions, interpolate_path
+from reconx_core.geometry.camera_path import even_positions, interpolate_path
 from reconx_core.rasterize import rasterize
 from reconx_core.types import Cameras, Gaussians
 

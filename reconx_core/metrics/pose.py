@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from reconx_core.geometry import fit_similarity, rotation_angle
+from reconx_core.geometry.transforms import fit_similarity, rotation_angle
 from reconx_core.types import Cameras
 
 AUC_THRESHOLDS = (5, 10, 20, 30)  # degrees

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from reconx_core.camera_path import se3_exp
-from reconx_core.geometry import resize_cameras, size_for
+from reconx_core.geometry.camera_path import se3_exp
+from reconx_core.geometry.transforms import resize_cameras, size_for
 from reconx_core.metrics.pose import align_cameras
 from reconx_core.rasterize import rasterize
 from reconx_core.types import Cameras, Gaussians

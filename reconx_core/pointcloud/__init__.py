@@ -39,14 +39,14 @@ def make_backend(settings: PointcloudSettings, thrifty: bool = False) -> Geometr
     if settings.backend not in BACKENDS:
         raise UserError(f"There is no pointcloud backend '{settings.backend}'; this version has {', '.join(BACKENDS)}.")
     if settings.backend == "dust3r":
-        from reconx_core.pointcloud.dust3r import Dust3r
+        from reconx_core.pointcloud.backends.dust3r import Dust3r
 
         return Dust3r(settings)
     if settings.backend == "vggt":
-        from reconx_core.pointcloud.vggt import Vggt
+        from reconx_core.pointcloud.backends.vggt import Vggt
 
         return Vggt(settings)
-    from reconx_core.pointcloud.classical import Classical
+    from reconx_core.pointcloud.backends.classical import Classical
 
     return Classical(settings.model_copy(update=THRIFTY) if thrifty else settings)
 
@@ -59,7 +59,7 @@ def weights_of(settings: PointcloudSettings) -> Path | None:
     """
     if settings.backend == "classical":
         return None
-    from reconx_core.pointcloud import dust3r, predictions, vggt
+    from reconx_core.pointcloud.backends import dust3r, predictions, vggt
 
     defaults = {"dust3r": dust3r.WEIGHTS, "vggt": vggt.WEIGHTS}
     return predictions.find_weights(settings.backend, settings.weights, defaults[settings.backend])

@@ -10,11 +10,8 @@ from __future__ import annotations
 import numpy as np
 from numba import prange
 
-from reconx_core.jit import inlined, kernel
-from reconx_core.rasterize import conventions
-from reconx_core.rasterize.records import BLUE, DEPTH, GREEN, OPACITY, RECORD, RED, SLOT, A, B, C, X, Y
-from reconx_core.rasterize.tiles import end_row, first_row
-from reconx_core.simd import (
+from reconx_core.cpu.jit import inlined, kernel
+from reconx_core.cpu.simd import (
     aligned,
     any_lane,
     both,
@@ -33,6 +30,9 @@ from reconx_core.simd import (
     splat,
     store,
 )
+from reconx_core.rasterize import conventions
+from reconx_core.rasterize.records import BLUE, DEPTH, GREEN, OPACITY, RECORD, RED, SLOT, A, B, C, X, Y
+from reconx_core.rasterize.tiles import end_row, first_row
 
 f32 = np.float32
 TILE = conventions.TILE

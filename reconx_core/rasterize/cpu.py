@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from reconx_core.jit import one_at_a_time
+from reconx_core.cpu.jit import one_at_a_time
 from reconx_core.rasterize.blending import blend, blend_backward
 from reconx_core.rasterize.conventions import TILE
 from reconx_core.rasterize.projection import CAMERA_SUMS, project, project_backward

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from reconx_core.jit import inlined
+from reconx_core.cpu.jit import inlined
 from reconx_core.rasterize import conventions
 
 f32 = np.float32

@@ -11,7 +11,8 @@ import math
 import numpy as np
 from numba import prange
 
-from reconx_core.jit import inlined, kernel
+from reconx_core.cpu.jit import inlined, kernel
+from reconx_core.cpu.simd import float_bits, load, splat, store
 from reconx_core.rasterize import conventions
 from reconx_core.rasterize.harmonics import sh_basis, sh_direction_gradient
 from reconx_core.rasterize.records import (
@@ -34,7 +35,6 @@ from reconx_core.rasterize.records import (
     Y,
 )  # fmt: skip
 from reconx_core.rasterize.tiles import CHUNKS, box_tiles
-from reconx_core.simd import float_bits, load, splat, store
 
 CAMERA_SUMS = 15  # gradient of the view rotation (9), the view translation (3) and the camera centre (3)
 

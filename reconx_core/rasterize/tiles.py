@@ -7,7 +7,7 @@ import math
 import numpy as np
 from numba import prange
 
-from reconx_core.jit import inlined, kernel, serial_kernel
+from reconx_core.cpu.jit import inlined, kernel, serial_kernel
 from reconx_core.rasterize.conventions import TILE
 from reconx_core.rasterize.records import EXTENT_X, EXTENT_Y, FLAT_X, FLAT_Y, SLOPE_X, SLOPE_Y, X, Y
 

@@ -11,8 +11,8 @@ from jaxtyping import Bool, Float
 from scipy.spatial import cKDTree
 from torch import Tensor
 
-from reconx_core.geometry import depth_of, project, resize_cameras, unproject
-from reconx_core.inpaint import pull_push
+from reconx_core.geometry.transforms import depth_of, project, resize_cameras, unproject
+from reconx_core.io.inpaint import pull_push
 from reconx_core.rasterize import Backend, rasterize
 from reconx_core.types import Cameras, Frames, Gaussians, PointCloud, Pointmaps
 

@@ -9,10 +9,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from reconx_core.lpips import Lpips, load_lpips
+from reconx_core.losses.lpips import Lpips, load_lpips
+from reconx_core.losses.photometric import photometric_loss
 from reconx_core.rasterize import Backend, rasterize
 from reconx_core.settings import SplatsSettings
-from reconx_core.ssim import photometric_loss
 from reconx_core.types import Cameras, Frames, Gaussians
 
 # Adam's rates; that of the means is relative to the scene's size, and all fall to a tenth by the last step.

@@ -11,10 +11,10 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from reconx_core.types import Clip
+from reconx_core.video.backends.points import fill_holes
 from reconx_core.video.clip import spread
-from reconx_core.video.points import fill_holes
+from reconx_core.video.diffusion.structure_encoder import normalise_points
 from reconx_core.video.sources import frame_sources
-from reconx_core.video.structure import normalise_points
 
 
 @dataclass(frozen=True)

@@ -17,13 +17,13 @@ from accelerate import Accelerator
 from diffusers.training_utils import EMAModel
 
 from reconx_core.errors import UserError
-from reconx_core.files import write_json
+from reconx_core.io.files import write_json
 from reconx_core.seeds import generator
 from reconx_core.training.batches import Prepared, draw_batch, prepared_clips
 from reconx_core.training.objective import Objective, choose_parameters
 from reconx_core.training.settings import TrainSettings
 from reconx_core.types import Clip
-from reconx_core.video.pipeline import ReconXPipeline
+from reconx_core.video.diffusion.pipeline import ReconXPipeline
 
 LAST = "last"  # folder of the newest checkpoint
 PROGRESS = "progress.json"

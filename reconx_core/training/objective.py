@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from reconx_core.training.batches import Batch
 from reconx_core.training.settings import TrainSettings
-from reconx_core.video.latents import condition_latents, encode_frames
-from reconx_core.video.pipeline import ReconXPipeline, Tokens
+from reconx_core.video.diffusion.latents import condition_latents, encode_frames
+from reconx_core.video.diffusion.pipeline import ReconXPipeline, Tokens
 
 LEAST_ERROR = 1e-2  # below which a clip gains no more by being predicted better
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from reconx_core.errors import UserError
 from reconx_core.settings import VideoSettings
 from reconx_core.types import BackendInfo, Cameras, Condition, Frames, Pointmaps, Views
-from reconx_core.video.points import fill_holes
+from reconx_core.video.backends.points import fill_holes
 
 BACKENDS: dict[str, BackendInfo] = {
     "points": BackendInfo("video", "points", "renders of the point cloud, masked by visibility; nothing is learned"),
@@ -62,10 +62,10 @@ def _generate(
     if settings.backend == "points":
         return fill_holes(condition.renders, condition.visibility)
     if settings.backend == "wan-vace":
-        from reconx_core.video.wan_vace import vace_frames
+        from reconx_core.video.backends.wan_vace import vace_frames
 
         return vace_frames(inputs, condition, settings, generator, progress)
-    from reconx_core.video.learned import learned_frames
+    from reconx_core.video.backends.learned import learned_frames
 
     return learned_frames(inputs, pointmaps, condition, settings, generator, progress)
 
@@ -77,12 +77,12 @@ def weights_of(settings: VideoSettings) -> Path | None:
         UserError: they are not there.
     """
     if settings.backend == "wan-vace":
-        from reconx_core.video.wan_vace import find_vace
+        from reconx_core.video.backends.wan_vace import find_vace
 
         return find_vace(settings.weights)
     if settings.backend in ("points", "none"):
         return None
-    from reconx_core.video.learned import find_model
+    from reconx_core.video.backends.learned import find_model
 
     return find_model(settings)
 

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from reconx_core.datasets import Capture, Photo, Split, read, scene_names
 from reconx_core.errors import UserError
-from reconx_core.geometry import size_for
-from reconx_core.images import ImageError, resize, resize_mask
+from reconx_core.geometry.transforms import size_for
+from reconx_core.io.images import ImageError, resize, resize_mask
 from reconx_core.settings import ViewsSettings
 from reconx_core.types import Cameras, Protocol_, Views
 from reconx_core.views.splits import is_rule, split_by_rule

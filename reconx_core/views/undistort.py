@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from reconx_core.geometry import camera_rays
+from reconx_core.geometry.transforms import camera_rays
 
 
 def distort(xy: Float[Tensor, "*n 2"], coefficients: tuple[float, float, float, float]) -> Float[Tensor, "*n 2"]:

@@ -5,8 +5,8 @@ import torch
 from exact_scene import draw, room, room_pointmaps, shoot
 
 from reconx_core.condition import build_condition, frame_positions, sway
-from reconx_core.geometry import depth_of, project
-from reconx_core.point_renders import visible_points
+from reconx_core.geometry.point_renders import visible_points
+from reconx_core.geometry.transforms import depth_of, project
 from reconx_core.settings import ConditionSettings
 
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from exact_scene import draw, room, shoot
 
-from reconx_core.camera_path import interpolate_path
 from reconx_core.confidence import estimate_confidence
+from reconx_core.geometry.camera_path import interpolate_path
 from reconx_core.pointcloud import make_backend
 from reconx_core.settings import ConfidenceSettings, PointcloudSettings
 from reconx_core.types import Cameras, Frames

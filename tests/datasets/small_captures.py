@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from reconx_core.datasets import Capture, read
-from reconx_core.images import write_png
+from reconx_core.io.images import write_png
 from reconx_core.types import Cameras
 
 SPEC = Path("procedural:hall?seed=1&views=3&width=96&height=72")

@@ -5,9 +5,9 @@ import torch
 from small_captures import cameras_of, tiny_hall, write_greys
 
 from reconx_core.datasets import colmap, detect, files_of, read, scene_names
-from reconx_core.datasets.write import write_photos
 from reconx_core.errors import UserError
 from reconx_core.export import write_colmap
+from reconx_core.export.dataset import write_photos
 from reconx_core.settings import ViewsSettings
 from reconx_core.types import PointCloud
 from reconx_core.views import load_views

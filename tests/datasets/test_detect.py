@@ -6,9 +6,9 @@ import torch
 from small_captures import SPEC, tiny_hall, write_greys
 
 from reconx_core.datasets import detect, read, scene_names
-from reconx_core.datasets.write import write_photos
 from reconx_core.errors import UserError
-from reconx_core.video_io import write_mp4
+from reconx_core.export.dataset import write_photos
+from reconx_core.io.video import write_mp4
 
 
 def test_every_format_is_recognised(tmp_path):

@@ -7,7 +7,7 @@ from small_captures import write_greys
 
 from reconx_core.datasets import detect, dl3dv, files_of, read, scene_names
 from reconx_core.errors import UserError
-from reconx_core.images import encode
+from reconx_core.io.images import encode
 from reconx_core.settings import ViewsSettings
 from reconx_core.views import load_views
 

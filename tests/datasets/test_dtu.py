@@ -7,7 +7,7 @@ from small_captures import cameras_of, write_greys
 
 from reconx_core.datasets import detect, dtu, files_of, nerfstudio, read, scene_names
 from reconx_core.errors import UserError
-from reconx_core.images import write_png
+from reconx_core.io.images import write_png
 from reconx_core.settings import ViewsSettings
 from reconx_core.views import load_views
 

@@ -6,8 +6,8 @@ import torch
 from small_captures import cameras_of, tiny_hall, write_greys
 
 from reconx_core.datasets import detect, files_of, nerfstudio
-from reconx_core.datasets.write import write_photos
 from reconx_core.errors import UserError
+from reconx_core.export.dataset import write_photos
 from reconx_core.settings import ViewsSettings
 from reconx_core.views import load_views
 

@@ -5,8 +5,8 @@ import torch
 from small_captures import tiny_hall, write_greys
 
 from reconx_core.datasets import files_of, photos
-from reconx_core.datasets.write import write_photos
-from reconx_core.images import write_png
+from reconx_core.export.dataset import write_photos
+from reconx_core.io.images import write_png
 
 
 def test_natural_order(tmp_path):

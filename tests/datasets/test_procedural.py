@@ -8,7 +8,7 @@ from small_captures import cameras_of, tiny_hall
 
 from reconx_core.datasets import procedural, read
 from reconx_core.errors import UserError
-from reconx_core.geometry import project, transform, unproject
+from reconx_core.geometry.transforms import project, transform, unproject
 
 
 @pytest.fixture(scope="module")

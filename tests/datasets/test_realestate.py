@@ -7,7 +7,7 @@ import torch
 
 from reconx_core.datasets import detect, files_of, read, realestate, scene_names
 from reconx_core.errors import UserError
-from reconx_core.images import ImageError, encode, read_image, write_png
+from reconx_core.io.images import ImageError, encode, read_image, write_png
 from reconx_core.settings import ViewsSettings
 from reconx_core.views import load_views
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from reconx_core.geometry import rigid, so3_exp
+from reconx_core.geometry.transforms import rigid, so3_exp
 from reconx_core.rasterize import rasterize
 from reconx_core.types import Cameras, Gaussians, PointCloud
 

@@ -63,7 +63,7 @@ def test_colmap_bytes_are_the_same_each_time(tmp_path, text):
 
 def test_colmap_projects_points_where_we_do(tmp_path):
     """An independent check of axes and pixel origin: COLMAP's own projection."""
-    from reconx_core.geometry import project
+    from reconx_core.geometry.transforms import project
 
     cameras = some_cameras()
     write_colmap(tmp_path, cameras, ["l.png", "r.png"], some_points())

@@ -21,7 +21,7 @@ class Outcome:
 @pytest.fixture(scope="session")
 def server(tmp_path_factory):
     """A running Prefect server, which PREFECT_API_URL names to everything started from here."""
-    from flows.server import prefect_server, wait_for_server
+    from flows.execution.prefect_server import prefect_server, wait_for_server
 
     before = os.environ.get("PREFECT_API_URL")
     with prefect_server(tmp_path_factory.mktemp("prefect")):

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from flows.run import resolve_settings
-from reconx_core.codeversion import reachable
+from flows.execution.run import resolve_settings
+from reconx_core.cache.code_version import reachable
 from reconx_core.settings import STAGES, Settings
 from tasks.execute import PARENTS, SECTIONS, SEEDLESS
 
@@ -88,7 +88,7 @@ def check_view(project):
 
 def test_pulled_artifacts_are_taken_into_an_empty_store(tmp_path):
     from flows.stage import adopt, lay
-    from reconx_core import store
+    from reconx_core.cache import store
 
     reference = store.publish(tmp_path / "a", "views", "k1", {}, {"note.txt": b"kept"}, {"seconds": 1})
     lay(reference.folder(tmp_path / "a"), tmp_path / "artifacts" / "views" / "room")

@@ -5,7 +5,8 @@ import json
 import pytest
 from small_models import save_hub, small_dust3r, small_pipeline
 
-from reconx_core.datasets import procedural, write
+from reconx_core.datasets import procedural
+from reconx_core.export import dataset as write
 
 
 @pytest.fixture

@@ -10,8 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
-from reconx_core import export, store, video_io
-from reconx_core.datasets import read, write
+from reconx_core import export
+from reconx_core.cache import store
+from reconx_core.datasets import read
+from reconx_core.export import dataset as write
+from reconx_core.io import video as video_io
 
 QUICK = [
     "pointcloud.planes=32", "pointcloud.stereo_size=128", "pointcloud.rounds=1", "condition.frames_per_pair=1",

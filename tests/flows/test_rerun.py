@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from reconx_core import store
+from reconx_core.cache import store
 from reconx_core.settings import STAGES
 
 

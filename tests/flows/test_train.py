@@ -8,7 +8,7 @@ from rich.console import Console
 from flows.train import choose_clips, resolve_train_settings, train
 from reconx_core.errors import UserError
 from reconx_core.training.settings import ClipSource
-from reconx_core.video.learned import load_pipeline
+from reconx_core.video.backends.learned import load_pipeline
 
 DATA = '[{path: "procedural:hall?seed=1&views=2&targets=2&arc=8&width=96&height=64", frames: 4}]'
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from reconx_core.geometry import matrix_to_quaternion, quaternion_to_matrix, rigid, so3_exp
+from reconx_core.geometry.transforms import matrix_to_quaternion, quaternion_to_matrix, rigid, so3_exp
 from reconx_core.rasterize import rasterize
 from reconx_core.types import Cameras, Gaussians, PointCloud, Pointmaps, Views
 

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reconx_core.geometry import rigid, rotation_angle, so3_exp
+from reconx_core.geometry.transforms import rigid, rotation_angle, so3_exp
 from reconx_core.metrics.pose import Similarity, align_cameras, auc, pose_errors, relative_pose_errors
 from reconx_core.types import Cameras
 

@@ -14,7 +14,7 @@ from metrics_scene import make_cameras, make_gaussians, make_pointmaps, make_vie
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import nn
 
-from reconx_core.lpips import Lpips
+from reconx_core.losses.lpips import Lpips
 from reconx_core.metrics import score_scene
 from reconx_core.metrics.image import lpips_distance, psnr, ssim
 from reconx_core.settings import MetricsSettings

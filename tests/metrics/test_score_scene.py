@@ -7,7 +7,7 @@ import pytest
 import torch
 from metrics_scene import make_cameras, make_gaussians, make_pointmaps, make_views, move_cameras, move_gaussians
 
-from reconx_core.geometry import rigid, rotation_angle, so3_exp
+from reconx_core.geometry.transforms import rigid, rotation_angle, so3_exp
 from reconx_core.metrics import score_scene
 from reconx_core.metrics.pictures import confidence_colours, side_by_side
 from reconx_core.metrics.refine import map_targets, refine_camera

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-from reconx_core.geometry import pixel_grid, quaternion_to_matrix
+from reconx_core.geometry.transforms import pixel_grid, quaternion_to_matrix
 from reconx_core.rasterize import conventions as conv
 
 

@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from reconx_core.geometry import rigid, so3_exp
+from reconx_core.geometry.transforms import rigid, so3_exp
 from reconx_core.types import Cameras, Gaussians
 
 

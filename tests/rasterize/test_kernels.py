@@ -8,14 +8,14 @@ from hypothesis import strategies as st
 from oracle import Scene, harmonics, project
 from scenes import blobs, orbit
 
-from reconx_core.jit import serial_kernel
+from reconx_core.cpu.jit import serial_kernel
+from reconx_core.cpu.simd import LANES, lane_sums, load, store
 from reconx_core.rasterize import conventions as conv
 from reconx_core.rasterize import records as rec
 from reconx_core.rasterize.blending import exp_of_eighth
 from reconx_core.rasterize.cpu import splats_of
 from reconx_core.rasterize.harmonics import sh_basis, sh_direction_gradient
 from reconx_core.rasterize.tiles import TILE_SHIFT, depth_order, end_row, fill_tiles, first_row, list_tiles, running_starts
-from reconx_core.simd import LANES, lane_sums, load, store
 
 
 def arrays(gaussians):

@@ -177,7 +177,7 @@ def test_forked_child_is_refused_rather_than_hung():
 
 def test_import_leaves_the_compiler_alone():
     done = run_python(
-        "import sys, reconx_core.rasterize, reconx_core.ssim; print('numba' in sys.modules, 'gsplat' in sys.modules)"
+        "import sys, reconx_core.rasterize, reconx_core.losses.ssim; print('numba' in sys.modules, 'gsplat' in sys.modules)"
     )
     assert done.stdout.split() == ["False", "False"], done.stderr
 

@@ -6,9 +6,9 @@ from exact_scene import room, room_pointmaps
 from small_models import small_pipeline
 
 from reconx_core.errors import UserError
-from reconx_core.point_renders import render_points, visible_points
+from reconx_core.geometry.point_renders import render_points, visible_points
+from reconx_core.video.diffusion.tiny import tiny_pipeline
 from reconx_core.video.sources import SOFTER, SOURCES, frame_sources, photo_renders, soften
-from reconx_core.video.tiny import tiny_pipeline
 
 
 def test_a_photo_alone_shows_its_own_points():

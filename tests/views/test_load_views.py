@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from reconx_core.datasets import Capture, Photo, Split, read
-from reconx_core.datasets.write import write_photos
 from reconx_core.errors import UserError
-from reconx_core.geometry import pixel_grid, project, unproject
-from reconx_core.images import encode, write_png
+from reconx_core.export.dataset import write_photos
+from reconx_core.geometry.transforms import pixel_grid, project, unproject
+from reconx_core.io.images import encode, write_png
+from reconx_core.io.video import write_mp4
 from reconx_core.settings import ViewsSettings
-from reconx_core.video_io import write_mp4
 from reconx_core.views import load_views, select_photos, thin
 
 HALL = "procedural:hall?seed=1&views=3&width=96&height=72"

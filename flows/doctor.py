@@ -1,0 +1,73 @@
+"""What there is and what works on this machine: `reconx backends`, `reconx doctor`."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import psutil
+import torch
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from reconx_core import condition, confidence, pointcloud, rasterize, video
+from reconx_core.losses.lpips import lpips_missing_reason
+from reconx_core.weights.folder import weights_folder
+
+
+def print_backends(console: Console) -> None:
+    """Every backend of every stage, with its weights, its licence and whether it needs a GPU."""
+    table = Table()
+    for column in ("stage", "backend", "what it is", "weights", "licence", "GPU"):
+        table.add_column(column)
+    for module in (pointcloud, condition, video, confidence, rasterize):
+        for info in getattr(module, "BACKENDS", {}).values():
+            table.add_row(info.stage, info.name, info.summary, info.weights, info.licence, "yes" if info.needs_gpu else "no")
+    console.print(table)
+
+
+def doctor(root: Path, console: Console) -> None:
+    """What works on this machine."""
+    table = Table(show_header=False)
+    for name, value in (*_machine(), *_versions(), *_weights(), *_store(root)):
+        table.add_row(name, escape(value))
+    console.print(table)
+
+
+def _machine() -> list[tuple[str, str]]:
+    memory = psutil.virtual_memory()
+    cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else "none; every stage of the default preset runs without"
+    return [
+        ("python", sys.version.split()[0]),
+        ("cores", str(psutil.cpu_count())),
+        ("memory", f"{memory.available / 2**30:.1f} of {memory.total / 2**30:.1f} GiB free"),
+        ("CUDA", cuda),
+    ]
+
+
+def _versions() -> list[tuple[str, str]]:
+    names = ("reconx", "torch", "numba", "pycolmap", "zarr", "prefect", "dvc", "mlflow", "gsplat", "viser")
+    return [(name, _version(name)) for name in names]
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        extra = {"gsplat": "cuda", "viser": "view"}.get(name)
+        return f"not installed; pip install 'reconx[{extra}]'" if extra else "not installed"
+
+
+def _weights() -> list[tuple[str, str]]:
+    return [("weights", str(weights_folder())), ("LPIPS", lpips_missing_reason() or "VGG16 and heads found")]
+
+
+def _store(root: Path) -> list[tuple[str, str]]:
+    existing = next(p for p in (root.absolute(), *root.absolute().parents) if p.exists())
+    usage = shutil.disk_usage(existing)
+    state = "" if os.access(existing, os.W_OK) else "; READ-ONLY"
+    return [("store", f"{root}{state}"), ("disk", f"{usage.free / 2**30:.1f} of {usage.total / 2**30:.1f} GiB free")]

@@ -1,0 +1,181 @@
+"""Protocols: which views of a dataset are given and which are scored, and on what terms (`protocols/*.yaml`)."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from flows.execution.plan import with_split
+from reconx_core.errors import UserError
+from reconx_core.io.files import write_json
+from reconx_core.settings import Settings, parse_settings
+
+PROTOCOLS = Path(__file__).with_name("protocols")
+TERMS = ("views", "metrics")  # sections of settings that belong to a protocol
+Chosen = list[tuple[str, str, Settings]]  # name, source, settings
+
+
+class Protocol(BaseModel):
+    """A file of ``protocols/``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    title: str
+    table: str = Field("", description="The table of the paper to which it belongs.")
+    set: str = Field("", description="The table's name for the dataset.")
+    views: tuple[int, ...] = Field(description="Numbers of input views that it knows; the first is used if none is asked for.")
+    split: str = Field("", description="Rule of the split; {views} stands for the number of inputs.")
+    index: dict[int, str] = Field(default_factory=dict, description="Published file of views per scene, by number of inputs.")
+    source: str = Field("", description="Where the index files are published.")
+    make_index: bool = Field(False, description="The rule's views are listed in OUT/index.json; scenes too short are left out.")
+    lpips: Literal["vgg"] = Field("vgg", description="The network of LPIPS.")
+    settings: dict[str, dict[str, Any]] = Field(default_factory=dict, description="Of the sections views and metrics.")
+
+    def told(self) -> dict[str, Any]:
+        """What a run's record says of it."""
+        rule = self.split.format(views=self.views[0]) or self.index[self.views[0]]
+        count = self.views[0] or None  # a user's own index does not say
+        return {
+            "name": self.name, "title": f"{self.title}, {count} views" if count else self.title,
+            "table": self.table, "set": self.set, "views": count, "lpips": self.lpips, "split": rule,
+        }  # fmt: skip
+
+    def applied(self, settings: Settings, overrides: list[str]) -> Settings:
+        """The settings on the protocol's terms; what the user overrides comes last."""
+        base = settings.model_dump()
+        for section, values in self.settings.items():
+            base[section] |= values
+        if self.split:
+            base["views"]["split"] = self.split.format(views=self.views[0])
+        return parse_settings(base, overrides)
+
+
+def load_protocol(name: str, views: int | None = None) -> Protocol:
+    """A protocol by its name or from a YAML file, with the number of input views that is asked for.
+
+    Raises:
+        UserError: no such protocol, a malformed file, or not with so many views.
+    """
+    path = next((p for p in (PROTOCOLS / f"{name}.yaml", Path(name)) if p.is_file()), None)
+    if path is None:
+        names = ", ".join(sorted(p.stem for p in PROTOCOLS.glob("*.yaml")))
+        raise UserError(f"There is no protocol '{name}'; there are posed, intrinsics, unposed, {names}, or give a YAML file.")
+    protocol = _parse(path)
+    if views is None:
+        return protocol
+    if views not in protocol.views:
+        known = ", ".join(map(str, sorted(protocol.views)))
+        raise UserError(f"The protocol {protocol.name} is for {known} input views, not {views}.")
+    return protocol.model_copy(update={"views": (views, *(n for n in protocol.views if n != views))})
+
+
+def _parse(path: Path) -> Protocol:
+    try:
+        protocol = Protocol.model_validate({"name": path.stem, **(yaml.safe_load(path.read_text()) or {})})
+    except (OSError, TypeError, yaml.YAMLError, ValidationError) as error:
+        told = " ".join(str(error).split())[:200]
+        raise UserError(f"{path} is no protocol ({told}); see docs/protocols.md.") from None
+    if set(protocol.settings) - set(TERMS):
+        raise UserError(f"{path}: a protocol sets views and metrics; the rest is the method's.")
+    if bool(protocol.split) == bool(protocol.index) or (protocol.index and set(protocol.index) != set(protocol.views)):
+        raise UserError(f"{path} should have either a split or, for each number of views, an index.")
+    return protocol
+
+
+def plan_protocol(
+    protocol: Protocol, scenes: list[tuple[str, str]], settings: Settings, index: Path | None, out: Path
+) -> Chosen:
+    """The scenes that the protocol scores, each with its views in its settings.
+
+    Raises:
+        UserError: the index is not there or not one, or has none of the scenes.
+    """
+    if protocol.make_index and index is None:
+        return _made(protocol, scenes, settings, out)
+    if index is None and not protocol.index:
+        return [(name, source, settings) for name, source in scenes]
+    file = index or find_index(protocol, scenes)
+    splits = read_splits(file, protocol.views[0])
+    chosen = [(name, source, rule) for name, source in scenes if (rule := _rule_of(name, splits)) is not None]
+    if not chosen:
+        raise UserError(f"{file} lists none of the {len(scenes)} scenes; is it for another dataset?")
+    return [(name, source, with_split(settings, rule)) for name, source, rule in chosen]
+
+
+def find_index(protocol: Protocol, scenes: list[tuple[str, str]]) -> Path:
+    """The protocol's published file: beside the dataset's scenes or above, or in RECONX_DATA/eval_index.
+
+    Raises:
+        UserError: it is not there.
+    """
+    name = protocol.index[protocol.views[0]]
+    near = Path(scenes[0][1]).absolute().parents if scenes else []
+    data = os.environ.get("RECONX_DATA")
+    places = [*list(near)[:3], *([Path(data) / "eval_index"] if data else [])]
+    found = next((folder / name for folder in places if (folder / name).is_file()), None)
+    if found is None:
+        raise UserError(
+            f"The protocol {protocol.name} needs {name} ({protocol.source}); put it beside the dataset or give --index FILE."
+        )
+    return found
+
+
+def read_splits(file: Path, views: int) -> dict[str, str]:
+    """Rule of the split per scene, from pixelSplat's format or from lists ``train_N`` and ``test`` per scene.
+
+    Raises:
+        UserError: neither of them.
+    """
+    from reconx_core.datasets import Split
+    from reconx_core.datasets.nerfstudio import read_json
+    from reconx_core.datasets.realestate import read_index
+    from reconx_core.views.splits import explicit
+
+    listed = read_json(file)
+    if isinstance(listed, dict) and isinstance(listed.get("scenes"), dict):
+        named = {name: (lists.get(f"train_{views}"), lists.get("test")) for name, lists in listed["scenes"].items()}
+        return {name: explicit(Split(tuple(i), tuple(t))) for name, (i, t) in named.items() if i and t}
+    return {name: explicit(split) for name, split in read_index(file).items()}
+
+
+def _rule_of(scene: str, splits: Mapping[str, str]) -> str | None:
+    """A scene's entry; DTU's have one for each target, ``scan1_train_00``, which together are one split."""
+    if scene in splits:
+        return splits[scene]
+    parts = [splits[key] for key in sorted(splits) if re.fullmatch(rf"{re.escape(scene)}(_train)?_\d\d", key)]
+    if not parts:
+        return None
+    inputs = {part.split(":")[1] for part in parts}
+    if len(inputs) > 1:
+        raise UserError(f"The index has several choices of inputs for scene {scene}; name one by -S views.split=...")
+    targets = dict.fromkeys(target for part in parts for target in part.split(":")[2].split(","))
+    return f"views:{inputs.pop()}:{','.join(targets)}"
+
+
+def _made(protocol: Protocol, scenes: list[tuple[str, str]], settings: Settings, out: Path) -> Chosen:
+    """The rule's views of every scene that is long enough, and their list beside the results, in pixelSplat's format."""
+    from reconx_core.datasets import read
+    from reconx_core.views import frame_count
+    from reconx_core.views.splits import explicit, split_by_rule
+
+    rule, chosen = settings.views.split, []
+    index: dict[str, dict[str, tuple[int, ...]] | None] = {}
+    for name, source in scenes:
+        try:
+            split = split_by_rule(rule, frame_count(read(Path(source))))
+        except UserError:
+            index[name] = None
+            continue
+        index[name] = {"context": split.inputs, "target": split.targets}
+        chosen.append((name, source, with_split(settings, explicit(split))))
+    if not chosen:
+        raise UserError(f"None of the {len(scenes)} scenes is long enough for {rule}.")
+    write_json(out / "index.json", index)
+    return chosen

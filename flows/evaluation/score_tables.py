@@ -1,0 +1,99 @@
+"""The tables at the end of a run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from reconx_core.reporting.report import COLUMNS, format_score, pooled_spread
+
+HEADLINE = ("psnr", "ssim", "lpips", "photo_psnr", "photo_ssim", "rotation_error", "auc_30", "gaussians")
+
+
+def print_made(console: Console, record: dict[str, Any], out: Path, seconds: float) -> None:
+    """What was made, where, how good, and how long it took."""
+    print_scores(console, record)
+    console.print(f"Made in {seconds:.0f} s:")
+    done = [name for name, scene in record["scenes"].items() if scene["error"] is None]
+    folders = [out] if (out / "scene.ply").exists() else [out / name for name in done[:_SHOWN]]
+    for folder in dict.fromkeys([*folders, out]):
+        for name, what in _FILES.items():
+            if (folder / name).exists():
+                console.print(f"  {folder / name}  [dim]{what}[/dim]", soft_wrap=True)
+    if len(done) > len(folders) > 1:
+        console.print(f"  and the same for the other {len(done) - len(folders)} scenes in {out}", soft_wrap=True)
+
+
+_TITLES = {"photo_psnr": "photos", "photo_ssim": "SSIM", "rotation_error": "pose °", "auc_30": "AUC@30°"}
+_SHOWN = 3  # scenes whose files are listed one by one
+_FILES = {
+    "scene.ply": "the Gaussians, for any viewer that reads 3DGS files",
+    "video.mp4": "a clip along the camera path",
+    "report.html": "scores, pictures, video and settings on one page",
+    "cameras": "the photos' cameras for COLMAP and nerfstudio",
+    "pictures": "photo, render, error and confidence side by side",
+    "run.json": "scores and digests, for reconx compare",
+    "settings.yaml": "the settings; use them again with --preset",
+}
+
+
+def print_scores(console: Console, record: dict[str, Any]) -> None:
+    """One row per scene, the mean below, and what has to stand beside every number."""
+    scenes = record["scenes"]
+    done = {name: scene for name, scene in scenes.items() if scene["error"] is None}
+    keys = [key for key in HEADLINE if any(scene["summary"].get(key) is not None for scene in done.values())]
+    if done:
+        table = Table(caption=caption(record, done), caption_justify="left")
+        table.add_column("scene")
+        for key in keys:
+            table.add_column(_TITLES.get(key, COLUMNS[key][0]), justify="right")
+        for name, scene in done.items():
+            table.add_row(name, *(cell(key, scene["summary"].get(key), scene.get("spread", {}).get(key)) for key in keys))
+        if len(done) > 1:
+            table.add_section()
+            table.add_row("mean", *(cell(key, mean_of(done, key), spread_of(done, key)) for key in keys))
+        console.print(table)
+    for name, scene in scenes.items():
+        if scene["error"] is not None:
+            console.print(f"[red]{name} failed in {scene['failed_stage']}:[/red] {escape(scene['error'])}", soft_wrap=True)
+
+
+def cell(key: str, value: float | None, spread: float | None) -> str:
+    """A score, and where there are several seeds their standard deviation."""
+    return format_score(key, value) + (f" ± {format_score(key, spread)}" if spread is not None and key != "gaussians" else "")
+
+
+def caption(record: dict[str, Any], done: dict[str, Any]) -> str:
+    """Protocol, split, resolution, LPIPS net, scenes and seeds."""
+    named = (record.get("protocol") or {}).get("title")
+    protocols = ", ".join(sorted({scene["protocol"] for scene in done.values()}))
+    splits = named or few(scene["split"] for scene in done.values())
+    sizes = ", ".join(sorted({"x".join(map(str, scene["size"])) for scene in done.values()}))
+    lpips = "vgg" if any(scene["summary"].get("photo_lpips") is not None for scene in done.values()) else "not computed"
+    count = f"{len(done)} of {len(record['scenes'])}" if len(done) < len(record["scenes"]) else str(len(done))
+    seeds = record.get("seeds") or [record["settings"]["seed"]]
+    told = f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
+    return f"protocol {protocols} · split {splits} · {sizes} px · LPIPS {lpips} · scenes {count} · {told}"
+
+
+def few(values: Iterable[str]) -> str:
+    """The different values, or how many there are."""
+    different = sorted(set(values))
+    return ", ".join(different) if len(different) <= _SHOWN else f"{len(different)} different ones"
+
+
+def spread_of(scenes: dict[str, Any], key: str) -> float | None:
+    """Standard deviation over seeds of the mean over scenes; None with one seed."""
+    return pooled_spread([scene.get("spread", {}).get(key) for scene in scenes.values()])
+
+
+def mean_of(scenes: dict[str, Any], key: str) -> float | None:
+    """The mean over scenes, or None where one lacks the score."""
+    values = [scene["summary"].get(key) for scene in scenes.values()]
+    return None if None in values else math.fsum(values) / len(values)

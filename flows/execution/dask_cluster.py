@@ -1,0 +1,186 @@
+"""`--dask`: the stages run in the worker processes of a Dask cluster, on this machine or on many that see the same store.
+
+The workers import this module, which therefore must not import prefect: its settings are read from the environment at import.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import dask
+from distributed import Client, LocalCluster, WorkerPlugin, get_worker
+from distributed.client import FutureCancelledError
+from distributed.comm import CommClosedError
+
+from flows.execution.prefect_server import ENVIRONMENT, answers
+from reconx_core.cache import store
+from reconx_core.errors import UserError
+from reconx_core.settings import STAGES, Settings
+from tasks.execute import Monitor, code_of, hear_warnings, load_stages, require_code, uses_gpu
+
+if TYPE_CHECKING:
+    from prefect_dask import DaskTaskRunner
+
+CONNECT_SECONDS, WORKER_SECONDS = 20, 60  # to wait for a scheduler, and for the first of its workers
+
+
+@dataclass(frozen=True)
+class Messenger(Monitor):
+    """The monitor of jobs in a worker: what the flow cannot see from the outside travels as events of Dask."""
+
+    topic: str
+
+    def started(self, stage: str, scene: str) -> None:
+        get_worker().log_event(self.topic, ["started", stage, scene])
+
+    def repaired(self, stage: str, scene: str, damage: str) -> None:
+        get_worker().log_event(self.topic, ["repaired", stage, scene, damage])
+
+    def say(self, note: str) -> None:
+        get_worker().log_event(self.topic, ["say", note])
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Dask's workers, prepared for one run."""
+
+    address: str
+    messenger: Messenger
+    has_gpus: bool  # workers that declare the resource GPU, who alone get the stages that use one
+
+    def runner(self) -> DaskTaskRunner:
+        from prefect_dask import DaskTaskRunner
+
+        return DaskTaskRunner(address=self.address)
+
+    def place(self, stage: str, settings: Settings) -> AbstractContextManager[Any]:
+        """Tasks submitted within go to workers that are fit for the stage."""
+        return dask.annotate(resources={"GPU": 1}) if self.has_gpus and uses_gpu(stage, settings) else nullcontext()
+
+    def require_scheduler(self, outcome: Any) -> None:
+        """Raise UserError where a task ended because the scheduler did; all the others would end so, too."""
+        if isinstance(outcome, FutureCancelledError | CommClosedError):
+            raise UserError(
+                f"The Dask scheduler at {self.address} is gone; start it and its workers, and run the same command again to go "
+                "on from here."
+            )
+
+
+@contextmanager
+def open_cluster(setting: str, workers: int, root: Path, monitor: Monitor) -> Iterator[Cluster]:
+    """The cluster that ``--dask`` names: ``local``, which ends with the block, or that of a scheduler.
+
+    Raises:
+        UserError: no scheduler or no worker answers, or a worker cannot do what this run needs.
+    """
+    with ExitStack() as stack:
+        address = stack.enter_context(_local(workers)).scheduler_address if setting == "local" else setting
+        client = stack.enter_context(_connect(address))
+        token = stack.enter_context(store.token(root))
+        messenger = Messenger(token.name)
+        stack.enter_context(_relay(client, messenger.topic, monitor))
+        stack.enter_context(_prepare(client, token, messenger))
+        resources = [worker["resources"] for worker in client.scheduler_info(n_workers=-1)["workers"].values()]
+        yield Cluster(address, messenger, any(offered.get("GPU") for offered in resources))
+
+
+def _local(workers: int) -> LocalCluster:
+    # No memory limit: Dask would share the machine's out evenly and kill a worker whose stage needs more than the others.
+    return LocalCluster(n_workers=workers, threads_per_worker=1, processes=True, memory_limit=0, dashboard_address=None)
+
+
+def _connect(address: str) -> Client:
+    logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # what matters is told in a sentence
+    try:
+        client = Client(address, timeout=CONNECT_SECONDS, set_as_default=False)
+        client.wait_for_workers(1, timeout=WORKER_SECONDS)
+    except (OSError, ValueError) as error:
+        raise UserError(f"No Dask scheduler with workers answers at {address} ({error}); see docs/scale.md.") from None
+    return client
+
+
+@contextmanager
+def _relay(client: Client, topic: str, monitor: Monitor) -> Iterator[None]:
+    """Hand on what workers tell, and tell when one is lost."""
+
+    def told(event: tuple[float, list[str]]) -> None:
+        name, *arguments = event[1]
+        getattr(monitor, name)(*arguments)
+
+    def happened(event: tuple[float, dict[str, Any]]) -> None:
+        about = event[1]
+        if about.get("action") == "remove-worker" and not about["expected"]:
+            monitor.say(f"The worker {about['worker']} is gone; what it was doing is done again.")
+
+    handlers: dict[str, Any] = {topic: told, "all": happened}
+    for name, handler in handlers.items():
+        client.subscribe_topic(name, handler)
+    try:
+        yield
+    finally:
+        for name in handlers if client.status == "running" else ():
+            client.unsubscribe_topic(name)
+
+
+@contextmanager
+def _prepare(client: Client, token: Path, messenger: Messenger) -> Iterator[None]:
+    """Have every worker do what this run needs before its first stage, those that join or start again during the block, too."""
+    names = [*ENVIRONMENT, "PREFECT_HOME", "PREFECT_API_URL"]
+    environment = {name: os.environ[name] for name in names}
+    preparation = Preparation(messenger.topic, token, environment, _codes(), messenger)
+    try:
+        client.register_plugin(preparation)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"The Dask workers cannot import reconx ({error}); install the same version there as here.") from None
+    try:
+        yield
+    finally:
+        if client.status == "running":
+            client.unregister_worker_plugin(preparation.name)
+
+
+def _codes() -> dict[str, str]:
+    return {stage: code_of(stage) for stage in STAGES}
+
+
+@dataclass
+class Preparation(WorkerPlugin):
+    """What every worker does before its first stage."""
+
+    name: str  # Dask's for the plugin
+    token: Path  # a folder in the store
+    environment: dict[str, str]
+    codes: dict[str, str]
+    messenger: Messenger
+
+    def setup(self, worker: Any) -> None:
+        """Raise UserError where the worker cannot do what the run needs."""
+        load_stages(STAGES)
+        hear_warnings(self.messenger.say)
+        os.environ.update(self.environment)
+        here = f"The Dask worker {worker.address} on {platform.node()}"
+        if not self.token.exists():
+            root = self.token.parents[1]
+            raise UserError(f"{here} does not see the store {root}; give --store a folder that is the same on all machines.")
+        url = self.environment["PREFECT_API_URL"]
+        if not answers(url):
+            raise UserError(f"{here} cannot reach the Prefect server at {url}; start one and name it by PREFECT_API_URL.")
+        for stage, code in self.codes.items():
+            require_code(stage, code)
+        send_events_to(url)
+
+
+def send_events_to(url: str) -> None:
+    """Let Prefect have one sender per server: that of an earlier run would pile up all events for a server that is gone."""
+    from prefect.events.clients import PrefectEventsClient
+    from prefect.events.worker import EventsWorker, emit_events_to_cloud
+
+    if not emit_events_to_cloud():
+        EventsWorker.set_client_override(PrefectEventsClient, api_url=url)

@@ -1,0 +1,56 @@
+"""Failures that outlive their run: a file per task in the store, taken away when the task succeeds; for `reconx status`."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import time
+from collections.abc import Container
+from pathlib import Path
+from typing import Any
+
+from reconx_core.io.files import write_json
+from reconx_core.settings import STAGES, Settings
+from tasks.execute import resolved_settings
+
+
+def task_id(stage: str, scene: str, source: str, settings: Settings) -> str:
+    """Name of a task by what was asked for; unlike its artifact's key it is known before anything is computed or read.
+
+    Plans that agree in it share the task.
+    """
+    upto = STAGES[: STAGES.index(stage) + 1]  # a stage's ancestors are all the stages before it
+    parts = [stage, scene, source, [resolved_settings(each, settings) for each in upto]]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def keep_failure(root: Path, stage: str, name: str, scene: str, error: str) -> None:
+    """Write down that the task ``name`` failed now."""
+    # Where the disk is full or gone this cannot be written either, and the task's own error is the one to tell.
+    with contextlib.suppress(OSError):
+        write_json(_file(root, stage, name), {"scene": scene, "error": error, "time": time.time()})
+
+
+def forget_failure(root: Path, stage: str, name: str) -> None:
+    """The task ``name`` has succeeded."""
+    _file(root, stage, name).unlink(missing_ok=True)
+
+
+def failure_of(root: Path, stage: str, name: str) -> dict[str, Any] | None:
+    """Scene, error and time of the last failure of the task ``name``; None where it has not failed or succeeded since."""
+    try:
+        return json.loads(_file(root, stage, name).read_text())
+    except FileNotFoundError:
+        return None
+
+
+def clear_failures(root: Path, used: Container[str]) -> None:
+    """Remove the failures of all tasks that are not in ``used``."""
+    for file in (root / ".failed").glob("*/*.json"):
+        if file.stem not in used:
+            file.unlink()
+
+
+def _file(root: Path, stage: str, name: str) -> Path:
+    return root / ".failed" / stage / f"{name}.json"

@@ -1,0 +1,143 @@
+"""Runs the stages over scenes, with everything around them: settings, store, server, display."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import yaml
+from rich.console import Console
+
+from flows.execution.prefect_server import prefect_server, wait_for_server
+from reconx_core.errors import UserError
+from reconx_core.io.files import require_writable
+from reconx_core.settings import STAGES, Settings, load_settings, parse_settings
+
+if TYPE_CHECKING:
+    from flows.execution.flow import SceneRun
+    from flows.execution.plan import Planned
+
+PRESETS = Path(__file__).parents[1] / "presets"
+PARAMS = Path("params.yaml")
+
+
+def resolve_settings(preset: str | None, overrides: list[str] | None) -> Settings:
+    """Settings of a run: a preset's name or a YAML file (default: ``default``), then ``stage.key=value`` overrides.
+
+    Raises:
+        UserError: no such preset, or wrong settings.
+    """
+    name = preset or "default"
+    path = next((p for p in (PRESETS / f"{name}.yaml", Path(name)) if p.is_file()), None)
+    if path is None:
+        names = ", ".join(sorted(p.stem for p in PRESETS.glob("*.yaml")))
+        raise UserError(f"There is no preset '{name}'; there are {names}, or give the path of a YAML file.")
+    return load_settings(path, overrides)
+
+
+def load_params(overrides: list[str] | None = None, path: Path = PARAMS) -> tuple[str, Settings]:
+    """The dataset and the settings in ``params.yaml``, as `dvc repro` uses them.
+
+    Raises:
+        UserError: no such file, or wrong settings.
+    """
+    try:
+        params = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise UserError(f"Cannot read {path} in this folder ({error}); name a dataset or go to the project's folder.") from None
+    dataset = params.pop("dataset", None) if isinstance(params, dict) else None
+    if dataset is None:
+        raise UserError(f"{path} should say 'dataset: ...', a folder or 'procedural:room'.")
+    return str(dataset), parse_settings(params, overrides)
+
+
+def default_store() -> Path:
+    """``RECONX_STORE``, else the user's cache folder; where there is no home that can be written to, ``./store``."""
+    if os.environ.get("RECONX_STORE"):
+        return Path(os.environ["RECONX_STORE"])
+    home = os.environ.get("HOME")
+    cache = os.environ.get("XDG_CACHE_HOME") or (f"{home}/.cache" if home else None)
+    if cache is None or not _can_be_made(Path(cache) / "reconx" / "store"):
+        return Path("store")
+    return Path(cache) / "reconx" / "store"
+
+
+def _can_be_made(folder: Path) -> bool:
+    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    return os.access(existing, os.W_OK)
+
+
+@contextmanager
+def stop_at_once(console: Console) -> Iterator[None]:
+    """End the process on Ctrl-C without waiting for threads that compute; what is published is whole, the rest is repeated."""
+
+    def stop(*_: object) -> None:
+        if console.is_terminal:
+            console.show_cursor()
+        os.write(sys.stderr.fileno(), b"\nreconx: interrupted; run the same command again to go on from here.\n")
+        os._exit(130)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def run_stages(
+    make_plans: Callable[[], list[Planned]], root: Path, console: Console, last: str = "metrics", workers: int = 1,
+    dask: str | None = None,
+) -> list[SceneRun]:  # fmt: skip
+    """Run the stages up to ``last``; returns what came of every plan, failures included.
+
+    ``dask``: ``local`` for ``workers`` processes instead of threads, or the address of a scheduler, which has its own workers.
+
+    Raises:
+        UserError: the store cannot be written to, no scenes, or Prefect's server or Dask's workers cannot be used.
+    """
+    if dask is not None:
+        require_dask()
+    require_writable(root)
+    with stop_at_once(console), prefect_server(root):
+        # Heavy: torch and Prefect load while the server starts.
+        from flows.execution.flow import run_scenes
+        from flows.execution.progress import Display
+        from reconx_core.cache import store
+        from reconx_core.cache.lock import in_use
+        from tasks.execute import hear_warnings, is_for_user, load_stages
+
+        with in_use(root):
+            store.clear_abandoned(root)
+            load_stages(STAGES[: STAGES.index(last) + 1])
+            with warnings.catch_warnings(record=True) as noticed:
+                plans = make_plans()
+            display = Display(console, root, many=len(plans) > 1)
+            for notice in noticed:
+                if is_for_user(notice.category, notice.filename):
+                    display.say(str(notice.message))
+            with display.live(), warnings.catch_warnings():
+                hear_warnings(display.say)
+                wait_for_server()
+                if dask is None:
+                    return run_scenes(plans, root, display, last, workers)
+                from flows.execution.dask_cluster import open_cluster
+
+                with open_cluster(dask, workers, root, display) as cluster:
+                    return run_scenes(plans, root, display, last, cluster=cluster)
+
+
+def require_dask() -> None:
+    """Raise UserError where Dask is not installed."""
+    if importlib.util.find_spec("prefect_dask") is None:
+        raise UserError("--dask needs prefect-dask, which is not installed; install it by: pip install 'reconx[dask]'")

@@ -1,0 +1,254 @@
+"""`reconx why SCENE STAGE`: why a stage was computed, found in the store, or not reached."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+
+from flows.execution.plan import Planned
+from flows.execution.run import default_store
+from flows.runs.records import differing
+from flows.runs.registry import known_runs
+from flows.runs.request import REQUEST, Asked, near, newest_run, read_request, shown
+from flows.runs.status import duration, moment
+from flows.runs.task_states import Chain, Task, chains, measured_of
+from reconx_core.cache import store
+from reconx_core.errors import UserError
+from reconx_core.settings import STAGES
+from tasks.execute import PARENTS
+
+Manifest = dict[str, Any]
+_PARTS = ("settings", "parents", "source", "code", "weights", "device")  # of a key, as manifests name them
+_LISTED = 8  # files that are named one by one
+
+
+def why(
+    scene: str,
+    stage: str,
+    out: Path | None,
+    root: Path | None,
+    console: Console,
+    row: str | None = None,
+    seed: int | None = None,
+) -> None:
+    """Print what came of a stage in the run ``out`` (default: the newest with the scene in the store ``root``), and why.
+
+    ``row`` and ``seed`` choose among several.
+
+    Raises:
+        UserError: no such run, scene, stage, row or seed, or one must be chosen.
+    """
+    if stage not in STAGES:
+        raise UserError(f"There is no stage '{stage}'; there are {', '.join(STAGES)}.")
+    asked = newest_run(root or default_store(), scene) if out is None else read_request(out)
+    where = root or asked.store
+    for line in explain(asked, where, choose(asked, where, scene, stage, row, seed), stage):
+        console.print(escape(line), soft_wrap=True)
+
+
+def choose(asked: Asked, root: Path, scene: str, stage: str, row: str | None, seed: int | None) -> Chain:
+    """The tasks of the one plan that is meant; plans that share the stage's task are as good as one.
+
+    Raises:
+        UserError: there is no such plan, or there are several.
+    """
+    found = chains(replace(asked, plans=tuple(plan for plan in asked.plans if plan.name == scene)), root)
+    if not found:
+        raise UserError(f"The run {asked.shown} has no scene '{scene}'{near(scene, {plan.name for plan in asked.plans})}")
+    rows, seeds = _options(plan for plan, _ in found)
+    if row is not None and row not in rows:
+        raise UserError(f"The run {asked.shown} has no row '{row}'{near(row, rows)}")
+    if seed is not None and seed not in seeds:
+        raise UserError(f"The run {asked.shown} has no seed {seed}; there are {', '.join(map(str, seeds))}.")
+    meant = [(p, c) for p, c in found if row in (None, p.row) and seed in (None, p.settings.seed)]
+    if len({chain[stage].name for _, chain in meant}) > 1:
+        rows, seeds = _options(plan for plan, _ in meant)
+        told = [f"--row ({', '.join(rows)})"] if len(rows) > 1 else []
+        told += [f"--seed ({', '.join(map(str, seeds))})"] if len(seeds) > 1 else []
+        raise UserError(f"The run {asked.shown} has several '{stage}' of '{scene}'; name one by {' and '.join(told)}.")
+    return meant[0][1]
+
+
+def explain(asked: Asked, root: Path, chain: Chain, stage: str) -> list[str]:
+    """Sentences on what came of a stage and why."""
+    task = chain[stage]
+    what = f"{stage} of {task.plan.label}"
+    if task.manifest is None:
+        return _unreached(asked, chain, task, what)
+    measured = measured_of(root, task.manifest)
+    if measured["made"] < asked.started:
+        return _reused(asked, root, chain, task.manifest, what)
+    took = f" in {duration(measured['seconds'])}" if "seconds" in measured else ""
+    told = [f"{what} was computed in this run ({asked.shown}), done {moment(measured['made'])}{took}."]
+    if measured.get("damage"):
+        return [*told, f"The store had it already, but damaged ({measured['damage']}); nothing that it depends on had changed."]
+    if (stage, task.manifest["key"]) in asked.missing | _kept_before(asked, root, measured["made"]):
+        return [*told, "An earlier run had made it, but it was missing from the store; nothing that it depends on had changed."]
+    earlier = nearest(root, task.manifest, asked.started)
+    if earlier is None:
+        return [*told, f"The store had no earlier {stage} of {task.plan.name}."]
+    told.append(f"Compared with the nearest earlier one, of {_origin(root, earlier)}, this differs:")
+    return [*told, *(f"  {line}" for line in changes(root, earlier, task.manifest, set()))]
+
+
+def nearest(root: Path, manifest: Manifest, before: float) -> Manifest | None:
+    """Of the earlier artifacts of the same stage and scene the one that differs in the fewest parts, the newest of equals."""
+    stage, key = manifest["stage"], manifest["key"]
+    others = (store.manifest_of(root, stage, folder.name) for folder in (root / stage).iterdir() if folder.name != key)
+    earlier = [other for other in others if other and other.get("scene") == manifest["scene"]]
+    times = {other["key"]: measured_of(root, other)["made"] for other in earlier}
+    earlier = [other for other in earlier if times[other["key"]] < before]
+    return min(earlier, key=lambda other: (_distance(other, manifest), -times[other["key"]]), default=None)
+
+
+def changes(root: Path, first: Manifest, second: Manifest, told: set[str]) -> list[str]:
+    """A line per part of the key that differs; below a parent whose bytes do, indented, what changed there.
+
+    ``told``: the stages whose changes have been told; filled.
+    """
+    lines = [f"{part} not recorded in the earlier one" for part in _PARTS if part not in first]
+    both = [part for part in _PARTS if part in first and part in second]
+    if first["schema"] != second["schema"]:
+        lines.append(f"the store's format: {first['schema']} -> {second['schema']}")
+    for part in both:
+        if first[part] != second[part]:
+            lines += _parents(root, first, second, told) if part == "parents" else _part(part, first, second)
+    return lines
+
+
+def _part(part: str, first: Manifest, second: Manifest) -> list[str]:
+    if part == "settings":
+        return [f"{key}: {_value(x)} -> {_value(y)}" for key, x, y in differing(first[part], second[part])]
+    if part == "weights":
+        return [f"weights: {_files(first[part], second[part])}"]
+    if part == "source":
+        return [_source(first[part], second[part])]
+    if part == "code":
+        known = "modules" in first and "modules" in second
+        return [f"code: {_files(first['modules'], second['modules'])}" if known else "code; which files is not recorded"]
+    return [f"{part}: {first[part]} -> {second[part]}"]
+
+
+def _parents(root: Path, first: Manifest, second: Manifest, told: set[str]) -> list[str]:
+    lines, again = [], []
+    for stage in [stage for stage in STAGES if first["parents"].get(stage) != second["parents"].get(stage)]:
+        if stage not in first["parents"] or stage not in second["parents"]:
+            lines.append(f"{stage} is {'no longer' if stage in first['parents'] else 'now'} among what it reads")
+        elif stage in told:
+            again.append(stage)
+        else:
+            told.add(stage)
+            lines += _parent(root, stage, first, second, told)
+    # What has been told is told again only where nothing else says why.
+    return lines or ([f"the bytes of {', '.join(again)} changed, as told above"] if again else [])
+
+
+def _parent(root: Path, stage: str, first: Manifest, second: Manifest, told: set[str]) -> list[str]:
+    """The line on a parent that changed and, below it, why."""
+    old, new = (manifest.get("parent_keys", {}).get(stage) for manifest in (first, second))
+    if old is None or new is None:
+        return [f"the bytes of {stage} changed; from which artifacts is not recorded"]
+    if old == new:
+        return [f"the bytes of {stage} changed, although it was computed from the same: it does not repeat itself exactly"]
+    ends = [store.manifest_of(root, stage, key) for key in (old, new)]
+    if ends[0] is None or ends[1] is None:
+        return [
+            f"the bytes of {stage} changed; {'the earlier' if ends[0] is None else 'that'} artifact is no longer in the store"
+        ]
+    return [f"the bytes of {stage} changed, because", *(f"  {line}" for line in changes(root, ends[0], ends[1], told))]
+
+
+def _reused(asked: Asked, root: Path, chain: Chain, manifest: Manifest, what: str) -> list[str]:
+    """On an artifact that the run found, and on parents that were made anew and came out as before."""
+    parents = PARENTS[manifest["stage"]]
+    inputs = f"the bytes of {', '.join(parents)}" if parents else "input files"
+    told = [
+        f"{what} was found in the store by this run ({asked.shown}); it was made {_origin(root, manifest)}.",
+        f"Nothing that it depends on has changed since: {inputs}, settings, code, weights, device.",
+    ]
+    anew = [stage for stage in parents if _made(root, chain[stage]) >= asked.started]
+    return [*told, *(f"{stage} was computed anew in this run and gave the same bytes as before." for stage in anew)]
+
+
+def _unreached(asked: Asked, chain: Chain, task: Task, what: str) -> list[str]:
+    cause = task if task.failure else task.behind
+    if cause is not None and cause.failure is not None:
+        failed = f"failed at {moment(cause.failure['time'])}: {cause.failure['error']}"
+        return [f"{what} {failed}" if cause is task else f"{what} was not reached, because {cause.stage} {failed}"]
+    if asked.finished():
+        return [f"{what} is no longer in the store; the same command computes it again."]
+    waiting = next(stage for stage in STAGES if chain[stage].manifest is None)
+    until = "it is its turn" if waiting == task.stage else f"{waiting} comes first"
+    if asked.running() is False:
+        return [
+            f"{what} was not reached: the run {asked.shown} stopped before its end; the same command goes on with {waiting}."
+        ]
+    return [f"{what} is still to do; {until}."]
+
+
+def _kept_before(asked: Asked, root: Path, made: float) -> set[tuple[str, str]]:
+    """What other runs had when they ended, before the time ``made``."""
+    others = [(kept, ended) for folder, kept, ended in known_runs(root) if folder != asked.folder.resolve()]
+    return {entry for kept, ended in others if ended < made for entry in kept}
+
+
+def _origin(root: Path, manifest: Manifest) -> str:
+    """When an artifact was made and, if that is known, by which run."""
+    made, entry = measured_of(root, manifest)["made"], (manifest["stage"], manifest["key"])
+    makers = [
+        folder
+        for folder, kept, ended in known_runs(root)
+        if entry in kept and (folder / REQUEST).is_file() and read_request(folder).started <= made <= ended
+    ]
+    return f"{moment(made)}{f' by the run {shown(makers[0])}' if makers else ''}"
+
+
+def _made(root: Path, task: Task) -> float:
+    return measured_of(root, task.manifest)["made"] if task.manifest else 0.0
+
+
+def _distance(first: Manifest, second: Manifest) -> int:
+    """In how many settings, parents and other parts two artifacts differ."""
+    same = [part for part in _PARTS if part in first and part in second]
+    nested = sum(len(differing(first[part], second[part])) for part in same if part in ("settings", "parents"))
+    return nested + sum(first[p] != second[p] for p in same if p not in ("settings", "parents")) + len(_PARTS) - len(same)
+
+
+def _source(first: str, second: str) -> str:
+    """What changed in a source: files, or the text of a procedure."""
+    try:
+        return f"input files: {_files(json.loads(first), json.loads(second))}"
+    except ValueError:
+        return f"source: {first} -> {second}"
+
+
+def _files(first: Mapping[str, str], second: Mapping[str, str]) -> str:
+    changed = [name for name in second if name in first and first[name] != second[name]]
+    ways = (
+        ("changed", changed),
+        ("added", [n for n in second if n not in first]),
+        ("gone", [n for n in first if n not in second]),
+    )
+    return "; ".join(f"{_listed(names)} {way}" for way, names in ways if names)
+
+
+def _listed(names: Iterable[str]) -> str:
+    known = list(names)
+    more = f" and {len(known) - _LISTED} more" if len(known) > _LISTED else ""
+    return ", ".join(known[:_LISTED]) + more
+
+
+def _value(value: Any) -> str:
+    return "none" if value is None else str(value)
+
+
+def _options(plans: Iterable[Planned]) -> tuple[list[str], list[int]]:
+    """Rows and seeds that there are, in their order."""
+    known = list(plans)
+    return list(dict.fromkeys(plan.row for plan in known)), list(dict.fromkeys(plan.settings.seed for plan in known))

@@ -1,0 +1,50 @@
+"""`reconx gc`: what no remaining run refers to is removed from the store."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+
+from flows.execution.failures import clear_failures
+from flows.runs.registry import forget_gone, known_runs
+from flows.runs.request import REQUEST, read_request
+from flows.runs.task_states import tasks_of
+from reconx_core.cache import store
+from reconx_core.cache.lock import exclusive
+from reconx_core.errors import UserError
+
+
+def collect_garbage(root: Path) -> tuple[int, int, int]:
+    """Remove every artifact and every noted failure that no remaining run refers to; returns (removed, kept, bytes freed).
+
+    Raises:
+        UserError: a run is using the store now.
+    """
+    with exclusive(root):
+        used, names = _used(root)
+        doomed = [entry for entry in store.entries(root) if entry not in used]
+        freed = sum(_size(root / stage / key) for stage, key in doomed)
+        for stage, key in doomed:
+            store.remove(root, stage, key)
+        store.clear_abandoned(root)
+        clear_failures(root, names)
+        forget_gone(root)
+    return len(doomed), len(used), freed
+
+
+def _used(root: Path) -> tuple[set[tuple[str, str]], set[str]]:
+    """(stage, key) of the artifacts and the names of the tasks of every run whose folder is there, ended or not."""
+    artifacts, names = set(), set()
+    for folder, kept, _ in known_runs(root):
+        artifacts |= kept
+        if not (folder / REQUEST).is_file():
+            continue
+        with suppress(UserError):  # a request that this version cannot read still has the artifacts that it kept at its end
+            tasks = tasks_of(read_request(folder), root)
+            names |= {task.name for task in tasks}
+            artifacts |= {(task.stage, task.manifest["key"]) for task in tasks if task.manifest}
+    return artifacts, names
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

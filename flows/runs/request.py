@@ -1,0 +1,191 @@
+"""What a run was asked for, in `request.json` of its folder: enough to find its artifacts again while it runs and afterwards.
+
+Code, weights, device and sources are written down as the run met them, so that what is edited meanwhile does not confuse it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from flows.execution.plan import Planned, with_split
+from flows.runs.registry import announce, known_runs
+from reconx_core.cache import store
+from reconx_core.errors import UserError
+from reconx_core.io.files import explain_disk, write_json
+from reconx_core.settings import STAGES, Settings, parse_settings
+from tasks.execute import parts_of, source_digest, surroundings
+
+REQUEST = "request.json"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A run as it was asked for."""
+
+    folder: Path
+    store: Path
+    source: str  # the dataset, or the one scene
+    place: str  # where that lay; empty for what is made by a procedure
+    started: float
+    process: dict[str, Any]
+    workers: int
+    plans: tuple[Planned, ...]
+    views: dict[str, dict[str, str | None]]  # row -> scene -> key of its `views`; empty until all sources have been read
+    around: dict[str, dict[str, dict[str, Any] | None]]  # row -> stage -> code, weights, device; None without its weights
+    missing: frozenset[tuple[str, str]]  # (stage, key) that an earlier run into the folder had and the store lacked
+
+    @property
+    def shown(self) -> str:
+        """The folder as the user names it."""
+        return shown(self.folder)
+
+    def running(self) -> bool | None:
+        """Whether its process is alive; None where that cannot be told from this machine."""
+        if self.process["host"] != socket.gethostname():
+            return None
+        try:
+            return abs(psutil.Process(self.process["pid"]).create_time() - self.process["since"]) < 2
+        except psutil.NoSuchProcess:
+            return False
+
+    def finished(self) -> bool:
+        """Whether it came to its end, with or without failures: every row has its record."""
+        return all(_started(self.folder / row / "run.json") == self.started for row in {plan.row for plan in self.plans})
+
+
+def noted(plans: list[Planned], started: float, source: str, out: Path, root: Path, workers: int = 1) -> list[Planned]:
+    """The plans of a run, after leaving `request.json` in its folder ``out`` and telling the store of it.
+
+    ``started``: when it did, in seconds since the epoch.
+
+    Raises:
+        UserError: ``out`` or the store cannot be written to.
+    """
+    rows: dict[str, Settings] = {}
+    for plan in plans:
+        rows.setdefault(plan.row, plan.settings)
+    content: dict[str, Any] = {
+        "store": str(root.absolute()), "source": source, "started": started, "process": _process(), "workers": workers,
+        "place": "" if source.startswith("procedural:") else str(Path(source).absolute()),
+        "rows": [(row, settings.model_dump(mode="json")) for row, settings in rows.items()],
+        "scenes": list(dict.fromkeys((plan.name, plan.source, plan.settings.views.split) for plan in plans)),
+        "seeds": list(dict.fromkeys(plan.settings.seed for plan in plans)), "seeded": any(plan.seeded for plan in plans),
+        "views": {}, "around": {}, "missing": announce(root, out),
+    }  # fmt: skip
+    _write(content, out)  # already now: reading weights and sources may take a while
+    content["around"] = {row: {stage: _around(stage, settings) for stage in STAGES} for row, settings in rows.items()}
+    content["views"] = _views_keys(plans, content["around"])
+    _write(content, out)
+    return plans
+
+
+def read_request(out: Path) -> Asked:
+    """What the run in the folder ``out`` was asked for.
+
+    Raises:
+        UserError: it says nothing of that.
+    """
+    try:
+        content = json.loads((out / REQUEST).read_text())
+    except (OSError, ValueError):
+        raise UserError(
+            f"There is no {REQUEST} in '{out}'; give the folder of a run of reconx evaluate or reconstruct, of this version."
+        ) from None
+    kept = {name: content[name] for name in ("source", "place", "started", "process", "workers", "views", "around")}
+    missing = frozenset((stage, key) for stage, key in content["missing"])
+    return Asked(out, Path(content["store"]), plans=_plans(content), missing=missing, **kept)
+
+
+def newest_run(root: Path, scene: str | None = None) -> Asked:
+    """The run that was last started or ended with this store and whose folder is still there; one with the scene, if given.
+
+    Raises:
+        UserError: there is none.
+    """
+    runs = [folder for folder, _, _ in known_runs(root) if (folder / REQUEST).is_file()]
+    names: set[str] = set()
+    for asked in map(read_request, runs):
+        here = {plan.name for plan in asked.plans}
+        if scene is None or scene in here:
+            return asked
+        names |= here
+    if scene is not None and runs:
+        raise UserError(f"No run with the store {root} has a scene '{scene}'{near(scene, names)}")
+    raise UserError(f"The store {root} knows of no run; name the run's folder, or its store by --store.")
+
+
+def shown(folder: Path) -> str:
+    """A folder as seen from here, where it is below, else by its whole path."""
+    folder = folder.absolute()
+    return str(folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder)
+
+
+def near(name: str, known: Iterable[str]) -> str:
+    """The end of a sentence on a name that is not known: names that are like it, or some that there are."""
+    import difflib
+
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, 3, 0.5)
+    if close:
+        return f"; did you mean {' or '.join(close)}?"
+    return f"; there {'is' if len(names) == 1 else 'are'} {', '.join(names[:10])}{' ...' if len(names) > 10 else ''}."
+
+
+def _write(content: dict[str, Any], out: Path) -> None:
+    try:
+        write_json(out / REQUEST, content)
+    except OSError as error:
+        raise explain_disk(error, out) from error
+
+
+def _plans(content: dict[str, Any]) -> tuple[Planned, ...]:
+    rows = [(row, parse_settings(settings)) for row, settings in content["rows"]]
+    return tuple(
+        Planned(name, source, with_split(settings, split).model_copy(update={"seed": seed}), row, content["seeded"])
+        for row, settings in rows
+        for name, source, split in content["scenes"]
+        for seed in content["seeds"]
+    )
+
+
+def _around(stage: str, settings: Settings) -> dict[str, Any] | None:
+    try:
+        return surroundings(stage, settings)
+    except UserError:
+        return None  # its task will tell
+
+
+def _views_keys(plans: list[Planned], around: dict[str, Any]) -> dict[str, dict[str, str | None]]:
+    keys: dict[str, dict[str, str | None]] = {}
+    for plan in plans:
+        row = keys.setdefault(plan.row, {})
+        if plan.name not in row:
+            row[plan.name] = _views_key(plan, around[plan.row]["views"])
+    return keys
+
+
+def _views_key(plan: Planned, around: dict[str, Any]) -> str | None:
+    try:
+        parts = parts_of("views", plan.settings, {}, around, source_digest(plan.source))
+    except Exception:
+        return None  # whatever is wrong with the source, its task will tell
+    return store.artifact_key(stage="views", scene=plan.name, **parts)
+
+
+def _process() -> dict[str, Any]:
+    return {"host": socket.gethostname(), "pid": os.getpid(), "since": psutil.Process().create_time()}
+
+
+def _started(record: Path) -> float | None:
+    try:
+        return json.loads(record.read_text()).get("started")
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,224 @@
+"""What a run leaves for people: the scene, the clip, pictures, scores, report and settings, gathered from the store."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import statistics
+import subprocess
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from flows.execution.flow import SceneRun, describe_error
+from reconx_core import __version__, export
+from reconx_core.cache import store
+from reconx_core.cache.code_version import code_version
+from reconx_core.export.cameras import write_cameras
+from reconx_core.io.files import explain_disk, write_atomic, write_json
+from reconx_core.losses.lpips import lpips_missing_reason
+from reconx_core.reporting.report import ReportPicture, RunReport, SceneReport, StageCost, write_report
+from reconx_core.settings import STAGES, Settings
+from reconx_core.types import Scores
+from tasks.execute import machine
+
+RECORD = "run.json"
+MADE = ".made.json"  # in a scene's folder: what its files were made of, and how they were left
+COPIED = ("video.mp4", "scores.parquet", "metrics.json")
+
+
+def write_scene(run: SceneRun, root: Path, out: Path) -> None:
+    """Scene, clip, cameras and pictures of one finished scene, into ``out``; nothing where they lie there already.
+
+    Raises:
+        UserError: the disk is full, or ``out`` cannot be written to.
+    """
+    made_of = _made_of(run)
+    if _is_made(out, made_of):
+        return
+    folder, geometry = run.references["metrics"].folder(root), run.references["pointcloud"].folder(root)
+    try:
+        export.write_ply(out / "scene.ply", store.load(run.references["splats"].folder(root), "gaussians"))
+        cameras, cloud = store.load(geometry, "pointmaps").cameras, store.load(geometry, "pointcloud")
+        photos = store.load(run.references["views"].folder(root), "views").inputs().select(store.load(geometry, "kept"))
+        write_cameras(out / "cameras", cameras, photos, cloud)
+        for name in COPIED:
+            _copy(folder / name, out / name)
+        for picture in (folder / "pictures").iterdir():
+            _copy(picture, out / "pictures" / picture.name)
+        write_json(out / MADE, {"of": made_of, "files": _stamps(out)})
+    except OSError as error:
+        raise explain_disk(error, out) from error
+
+
+def _made_of(run: SceneRun) -> dict[str, str]:
+    """All that the files of a scene depend on: artifacts by their digests, and the code that lays them out."""
+    digests = {stage: run.references[stage].digest for stage in ("views", "pointcloud", "splats", "metrics")}
+    return {**digests, "code": code_version("flows.runs.results", "reconx_core.export")}
+
+
+def _is_made(out: Path, made_of: dict[str, str]) -> bool:
+    """Whether the files were made of this and nobody has touched them since."""
+    try:
+        return json.loads((out / MADE).read_text()) == {"of": made_of, "files": _stamps(out)}
+    except (OSError, ValueError):
+        return False
+
+
+def _stamps(out: Path) -> dict[str, list[int]]:
+    """Size and time of change of every file of a scene."""
+    places = (out / name for name in ("scene.ply", "cameras", "pictures", *COPIED))
+    files = (file for place in places for file in (place, *place.rglob("*")) if file.is_file())
+    return {file.relative_to(out).as_posix(): [file.stat().st_size, file.stat().st_mtime_ns] for file in files}
+
+
+def scene_folder(run: SceneRun) -> Path:
+    """Where in a run's folder the scene is laid."""
+    return Path(run.name, f"seed-{run.plan.settings.seed}") if run.plan.seeded else Path(run.name)
+
+
+def write_run(
+    out: Path, title: str, runs: list[SceneRun], root: Path, settings: Settings, about: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """`report.html`, `settings.yaml` and `run.json` of a run, into ``out``; returns what is in `run.json`.
+
+    ``settings``: the run's, from which a scene's may differ in its split. ``about``: how the run came about.
+    """
+    resolved = settings.model_dump(mode="json")
+    reports = tuple(scene_report(run, root) for run in runs)
+    files = {"scene.ply": "the Gaussians", "video.mp4": "the clip"} if (out / "scene.ply").exists() else {}
+    missing, seeds = lpips_missing_reason(), seeds_of(runs)
+    page = RunReport(title, reports, resolved, seeds, None if missing else "vgg", missing, facts=facts(), files=files)
+    write_report(out / "report.html", page)
+    write_atomic(out / "settings.yaml", yaml.safe_dump(resolved, sort_keys=False).encode())
+    record = run_record(title, runs, reports, resolved, root) | dict(about or {})
+    write_json(out / RECORD, record)
+    return record
+
+
+def seeds_of(runs: list[SceneRun]) -> tuple[int, ...]:
+    return tuple(sorted({run.plan.settings.seed for run in runs}))
+
+
+def scene_report(run: SceneRun, root: Path) -> SceneReport:
+    """A scene as the report shows it: its scores, or the stage and the error that ended it."""
+    costs = _costs(run, root)
+    if run.error is not None:
+        return SceneReport(run.plan.label, costs=costs, failed_stage=run.failed_stage, error=describe_error(run.error))
+    folder = run.references["metrics"].folder(root)
+    about = json.loads((folder / "metrics.json").read_text())
+    pictures = tuple(
+        ReportPicture(shot["view"], shot["is_target"], {n: folder / f"panels/{i:03d}/{n}.png" for n in shot["panels"]})
+        for i, shot in enumerate(about["pictures"])
+    )
+    split = json.loads((run.references["views"].folder(root) / "split.json").read_text())["split"]
+    notes = (*_notes(run, root), *(f"Photo {name} could not be placed and is left out." for name in about["left_out"]))
+    scores = Scores(store.load(folder, "scores"), about["summary"], about["protocol"])
+    return SceneReport(run.plan.label, split, tuple(about["size"]), scores, pictures, folder / "video.mp4", costs, notes)
+
+
+def run_record(
+    title: str, runs: list[SceneRun], reports: tuple[SceneReport, ...], settings: dict[str, Any], root: Path
+) -> dict[str, Any]:
+    """Everything that `reconx compare`, `reconx table` and MLflow need of a run, as JSON."""
+    scenes: dict[str, dict[int, dict[str, Any]]] = {}
+    for run, report in zip(runs, reports):
+        scenes.setdefault(run.name, {})[run.plan.settings.seed] = _scene_record(run, report)
+    manifests = _manifests(runs, root)
+    return {
+        "title": title,
+        "settings": settings,
+        "facts": facts(),
+        "seeds": list(seeds_of(runs)),
+        "code": {stage: manifest["code"] for stage, manifest in manifests.items() if "code" in manifest},
+        "weights": {stage: manifest["weights"] for stage, manifest in manifests.items() if manifest.get("weights")},
+        "scenes": {name: over_seeds(records) for name, records in scenes.items()},
+    }
+
+
+def over_seeds(records: dict[int, dict[str, Any]]) -> dict[str, Any]:
+    """A scene's record of all its seeds: mean and standard deviation of each score; failed if a seed failed."""
+    if len(records) == 1:
+        return next(iter(records.values()))
+    failed = next((record for record in records.values() if record["error"] is not None), None)
+    whole = dict(failed or next(iter(records.values())))
+    whole["costs"] = [cost for record in records.values() for cost in record["costs"]]
+    whole["seeds"] = {str(seed): record["summary"] for seed, record in records.items()}
+    if failed is None:
+        values = {key: [record["summary"].get(key) for record in records.values()] for key in whole["summary"]}
+        known = {key: column for key, column in values.items() if None not in column}
+        whole["summary"] = {key: statistics.fmean(known[key]) if key in known else None for key in values}
+        whole["spread"] = {key: statistics.stdev(column) for key, column in known.items()}
+    return whole
+
+
+def _manifests(runs: list[SceneRun], root: Path) -> dict[str, dict[str, Any]]:
+    """Per stage the manifest of the first scene that reached it: code and weights are the same in all scenes of a run."""
+    first: dict[str, dict[str, Any]] = {}
+    for stage in STAGES:
+        reached = next((run.references[stage] for run in runs if stage in run.references), None)
+        manifest = reached and store.manifest_of(root, stage, reached.key)
+        if manifest:
+            first[stage] = manifest
+    return first
+
+
+def facts() -> dict[str, str]:
+    """Versions and the machine, for the report and MLflow."""
+    return {"reconx": __version__, "git revision": git_revision(), **{k: str(v) for k, v in machine().items()}}
+
+
+def git_revision() -> str:
+    """The revision of the checkout that the code runs from, with a mark where it was changed; 'none' outside of one."""
+    here = Path(__file__).parent
+    command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return "none"
+    return found.stdout.strip() or "none"
+
+
+def _scene_record(run: SceneRun, report: SceneReport) -> dict[str, Any]:
+    scores = report.scores
+    return {
+        "split": report.split,
+        "size": report.size,
+        "protocol": scores and scores.protocol,
+        "summary": scores.summary if scores else {},
+        "views": [asdict(view) for view in scores.views] if scores else [],
+        "notes": report.notes,
+        "artifacts": {stage: asdict(reference) for stage, reference in run.references.items()},
+        "costs": [asdict(cost) for cost in report.costs],
+        "failed_stage": report.failed_stage,
+        "error": report.error,
+    }
+
+
+def _costs(run: SceneRun, root: Path) -> tuple[StageCost, ...]:
+    known = _measured(run, root).items()
+    return tuple(StageCost(stage, m["seconds"], m["peak_mib"], stage not in run.computed) for stage, m in known)
+
+
+def _notes(run: SceneRun, root: Path) -> tuple[str, ...]:
+    return tuple(note for measured in _measured(run, root).values() for note in measured.get("notes", []))
+
+
+def _measured(run: SceneRun, root: Path) -> dict[str, dict[str, Any]]:
+    """What the stages took; nothing where an artifact came from elsewhere."""
+    found = {stage: store.measured(root, reference) for stage, reference in run.references.items()}
+    return {stage: measured for stage, measured in found.items() if measured}
+
+
+def _copy(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        shutil.copyfile(source, temporary)
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)

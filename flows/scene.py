@@ -1,0 +1,96 @@
+"""The commands around a finished scene: render, export, view."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import threading
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from reconx_core import export
+from reconx_core.datasets import nerfstudio
+from reconx_core.errors import UserError
+from reconx_core.io import video as video_io
+from reconx_core.io.files import require_writable
+from reconx_core.io.images import write_png
+from reconx_core.metrics.pictures import render_path
+from reconx_core.reporting.viewer import show_scene
+from reconx_core.types import Cameras, Gaussians
+
+FORMATS = (".ply", ".splat")
+
+
+def load_scene(path: Path) -> Gaussians:
+    """Gaussians of a PLY or `.splat` file, or of the ``scene.ply`` in a folder.
+
+    Raises:
+        UserError: there is none.
+    """
+    path = path / "scene.ply" if path.is_dir() else path
+    if not path.is_file():
+        raise UserError(f"There is no scene at '{path}'; give the scene.ply that reconx reconstruct wrote.")
+    return export.read_splat(path) if path.suffix == ".splat" else export.read_ply(path)
+
+
+def load_cameras(path: Path) -> Cameras:
+    """Cameras of a nerfstudio ``transforms.json`` as this project writes it (one image size, no distortion).
+
+    Raises:
+        UserError: no such file, or not of that kind.
+    """
+    if not path.is_file():
+        raise UserError(f"There are no cameras at '{path}'; give a transforms.json with --cameras.")
+    photos = nerfstudio.read(path).photos
+    if any(p.intrinsics is None or p.cam_to_world is None or p.size != photos[0].size for p in photos):
+        raise UserError(f"The cameras in {path} need poses, intrinsics and one image size.")
+    height, width = photos[0].size  # type: ignore[misc]
+    intrinsics, poses = [p.intrinsics for p in photos], [p.cam_to_world for p in photos]
+    return Cameras(torch.stack(intrinsics), torch.stack(poses), width, height)  # type: ignore[arg-type]
+
+
+def render(scene: Path, out: Path, cameras: Path | None, frames: int, console: Console) -> None:
+    """A clip (``out`` ends in .mp4) or a folder of PNGs along a smooth path through the cameras."""
+    gaussians = load_scene(scene)
+    beside = (scene if scene.is_dir() else scene.parent) / "cameras" / "transforms.json"
+    path = load_cameras(cameras or beside)
+    require_writable(out.parent if out.suffix == ".mp4" else out)
+    with console.status(f"Rendering {frames} frames"):
+        images = render_path(gaussians, path, frames)
+        if out.suffix == ".mp4":
+            video_io.write_mp4(out, images)
+        else:
+            for i, image in enumerate(images):
+                write_png(out / f"{i:04d}.png", image)
+    console.print(f"{frames} frames of {path.width}x{path.height} in {out}", soft_wrap=True)
+
+
+def convert(scene: Path, out: Path, console: Console) -> None:
+    """Gaussians to the format that ``out`` ends in."""
+    gaussians = load_scene(scene)
+    if out.suffix not in FORMATS:
+        raise UserError(f"'{out}' should end in {' or '.join(FORMATS)}.")
+    require_writable(out.parent)
+    (export.write_ply if out.suffix == ".ply" else export.write_splat)(out, gaussians)
+    console.print(f"{len(gaussians):,} Gaussians in {out}", soft_wrap=True)
+
+
+def view(scene: Path, port: int, console: Console) -> None:
+    """Serve the scene as a page in the browser until interrupted.
+
+    Raises:
+        UserError: viser is not installed, or there is no scene.
+    """
+    require_viser()
+    beside = (scene if scene.is_dir() else scene.parent) / "cameras" / "transforms.json"
+    server = show_scene(load_scene(scene), load_cameras(beside) if beside.is_file() else None, port)
+    console.print(f"The scene is at http://localhost:{server.get_port()}; Ctrl-C ends it.")
+    threading.Event().wait()
+
+
+def require_viser() -> None:
+    """Raise UserError before anything is loaded where the viewer cannot be shown."""
+    if importlib.util.find_spec("viser") is None:
+        raise UserError("The viewer needs viser; install it with: pip install 'reconx[view]'")

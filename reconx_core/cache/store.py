@@ -1,0 +1,373 @@
+"""Everything between stages on disk: the format of artifacts and the content-addressed store that holds them.
+
+An artifact is a folder ``<store>/<stage>/<key>/`` with arrays in Zarr v3 (one chunk per frame, one shard per array,
+crc32c), tables in Parquet, ``manifest.json`` (settings, parents, SHA-256 of every file) and ``measured.json`` (time,
+memory, machine; outside every digest). It is filled under a temporary name and published by one rename, so that a reader
+finds it whole or not at all. No other module knows the format.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import socket
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+import zarr
+from jaxtyping import Float, UInt8
+from numcodecs import blosc
+from torch import Tensor
+from zarr.codecs import BloscCodec, Crc32cCodec
+
+from reconx_core import types
+from reconx_core.errors import UserError
+from reconx_core.io.files import explain_disk, write_json
+
+SCHEMA = 1  # part of every key: raise it when the format or the meaning of a field changes
+MANIFEST, MEASURED, RECORD = "manifest.json", "measured.json", "prefect.json"
+_OUTSIDE_DIGEST = {MANIFEST, MEASURED, RECORD}
+_COLOUR_FIELDS = {"images", "renders", "alone"}  # float in memory, uint8 sRGB on disk
+_FRAME_ELEMENTS = 4096  # arrays with rows at least this large are chunked per row (a frame)
+
+# Several Blosc threads write blocks in the order they finish, and the bytes would differ from run to run.
+blosc.use_threads = False
+
+Writer = Callable[[Path], None]
+Output = Any  # a dataclass of `types`, a tuple of flat dataclasses, a tensor, bytes, or a Writer
+
+
+class DamagedEntry(Exception):
+    """An artifact whose files are not what its manifest says."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What tasks hand to each other instead of arrays. ``digest``: of the artifact's files, whatever its key."""
+
+    stage: str
+    key: str
+    digest: str
+
+    def folder(self, root: Path) -> Path:
+        return root / self.stage / self.key
+
+
+# --- values -> files ---------------------------------------------------------------------------------------------------
+
+
+def save(folder: Path, name: str, value: Output) -> None:
+    """Write one output of a stage into ``folder`` as ``name.zarr``, ``name.parquet`` or, for bytes and writers, ``name``."""
+    if isinstance(value, Tensor):
+        _save_array(zarr.open_group(folder / f"{name}.zarr", mode="w"), "value", value)
+    elif isinstance(value, (types.PointCloud, tuple)):
+        _save_table(folder / f"{name}.parquet", value)
+    elif is_dataclass(value):
+        _save_dataclass(folder, name, zarr.open_group(folder / f"{name}.zarr", mode="w"), value)
+    else:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(value) if isinstance(value, bytes) else value(path)
+
+
+def load(folder: Path, name: str) -> Any:
+    """Read back what :func:`save` wrote under ``name`` (bytes and writers' files are read by their path instead)."""
+    table = folder / f"{name}.parquet"
+    if table.exists():
+        return _load_table(table)
+    group = zarr.open_group(folder / f"{name}.zarr", mode="r")
+    return _load_dataclass(folder, name, group) if "type" in group.attrs else _load_array(dict(group.arrays())["value"])
+
+
+def _save_dataclass(folder: Path, prefix: str, group: zarr.Group, value: Any) -> None:
+    scalars, tables = {}, []
+    for field in fields(value):
+        item = getattr(value, field.name)
+        if isinstance(item, Tensor):
+            _save_array(group, field.name, to_uint8(item) if field.name in _COLOUR_FIELDS else item)
+        elif isinstance(item, types.PointCloud):
+            _save_table(folder / f"{prefix}.{field.name}.parquet", item)
+            tables.append(field.name)
+        elif is_dataclass(item):
+            _save_dataclass(folder, f"{prefix}.{field.name}", group.create_group(field.name), item)
+        else:
+            scalars[field.name] = item
+    group.attrs.put({"type": type(value).__name__, "scalars": scalars, "tables": tables})
+
+
+def _load_dataclass(folder: Path, prefix: str, group: zarr.Group) -> Any:
+    about: dict[str, Any] = group.attrs.asdict()
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in about["scalars"].items()}
+    values |= {name: _load_array(array) for name, array in group.arrays()}
+    values |= {name: _load_dataclass(folder, f"{prefix}.{name}", member) for name, member in group.groups()}
+    values |= {name: _load_table(folder / f"{prefix}.{name}.parquet") for name in about["tables"]}
+    return getattr(types, about["type"])(**values)
+
+
+def _save_array(group: zarr.Group, name: str, tensor: Tensor) -> None:
+    array = tensor.detach().cpu().contiguous().numpy()
+    framed = array.ndim >= 2 and array[:1].size >= _FRAME_ELEMENTS
+    chunk = tuple(max(1, n) for n in ((1, *array.shape[1:]) if framed else array.shape))
+    shard = tuple(max(1, n) for n in array.shape)
+    group.create_array(
+        name, shape=array.shape, dtype=array.dtype, chunks=chunk, shards=shard, overwrite=True,
+        compressors=[BloscCodec(cname="zstd", clevel=3), Crc32cCodec()], config={"write_empty_chunks": True},
+    )[...] = array  # fmt: skip
+
+
+def _load_array(array: zarr.Array) -> Tensor:
+    tensor = torch.from_numpy(np.ascontiguousarray(array[...]))
+    return from_uint8(tensor) if array.basename in _COLOUR_FIELDS else tensor
+
+
+def _save_table(path: Path, value: types.PointCloud | tuple[Any, ...]) -> None:
+    kind = "PointCloud" if isinstance(value, types.PointCloud) else type(value[0]).__name__ if value else ""
+    columns = _cloud_columns(value) if isinstance(value, types.PointCloud) else _row_columns(value)
+    table = pa.table(columns).replace_schema_metadata({"reconx.type": kind})
+    pq.write_table(table, path, compression="zstd", compression_level=3, write_page_checksum=True)
+
+
+def _load_table(path: Path) -> Any:
+    table = pq.read_table(path, page_checksum_verification=True)
+    kind = table.schema.metadata[b"reconx.type"].decode()
+    if kind != "PointCloud":
+        return tuple(getattr(types, kind)(**row) for row in table.to_pylist())
+    column = {name: torch.from_numpy(table[name].to_numpy().copy()) for name in table.column_names}
+    return types.PointCloud(
+        xyz=torch.stack([column[k] for k in "xyz"], dim=-1),
+        rgb=from_uint8(torch.stack([column[k] for k in ("red", "green", "blue")], dim=-1)),
+        confidence=column["confidence"],
+    )
+
+
+def _cloud_columns(cloud: types.PointCloud) -> dict[str, np.ndarray]:
+    xyz = {k: cloud.xyz[:, i].detach().cpu().numpy() for i, k in enumerate("xyz")}
+    rgb = {k: to_uint8(cloud.rgb)[:, i].cpu().numpy() for i, k in enumerate(("red", "green", "blue"))}
+    return {**xyz, **rgb, "confidence": cloud.confidence.detach().cpu().numpy()}
+
+
+def _row_columns(rows: tuple[Any, ...]) -> dict[str, list[Any]]:
+    return {field.name: [getattr(row, field.name) for row in rows] for field in fields(rows[0])} if rows else {}
+
+
+def to_uint8(colour: Float[Tensor, "*shape"]) -> UInt8[Tensor, "*shape"]:
+    """Colour in [0, 1] to 8 bits; what lies outside is clamped."""
+    return (colour.detach() * 255).round().clamp(0, 255).to(torch.uint8)
+
+
+def from_uint8(colour: UInt8[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """8-bit colour to float32 in [0, 1]."""
+    return colour.float() / 255
+
+
+# --- the store ---------------------------------------------------------------------------------------------------------
+
+
+def artifact_key(**parts: Any) -> str:
+    """The address of an artifact: a digest of everything that its bytes depend on (JSON-able values)."""
+    return hashlib.sha256(json.dumps({"schema": SCHEMA, **parts}, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def find(root: Path, stage: str, key: str) -> Reference | None:
+    """The artifact at (stage, key) after checking every file against its manifest, or None where there is none.
+
+    Raises:
+        DamagedEntry: a file is missing, surplus or has other bytes than when it was published.
+    """
+    folder = root / stage / key
+    if not folder.is_dir():
+        return None
+    return _check(folder, stage, key)
+
+
+def _check(folder: Path, stage: str, key: str) -> Reference:
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        expected, found = manifest["files"], dict(_digests(folder))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DamagedEntry(f"{stage}/{key}: {error}") from error
+    wrong = sorted(name for name in {*expected, *found} if expected.get(name) != found.get(name))
+    if wrong or manifest.get("key") != key:
+        raise DamagedEntry(f"{stage}/{key}: {', '.join(wrong) or MANIFEST} changed since it was written")
+    return Reference(stage, key, _output_digest(expected))
+
+
+def manifest_of(root: Path, stage: str, key: str) -> dict[str, Any] | None:
+    """What an entry says of itself, its files unchecked; None where there is none that can be read."""
+    try:
+        manifest = json.loads((root / stage / key / MANIFEST).read_text())
+    except (OSError, ValueError):
+        return None
+    return manifest if isinstance(manifest, dict) and isinstance(manifest.get("files"), dict) else None
+
+
+def told_reference(manifest: Mapping[str, Any]) -> Reference:
+    """The reference of the entry of which this is the manifest."""
+    return Reference(manifest["stage"], manifest["key"], _output_digest(manifest["files"]))
+
+
+def publish(
+    root: Path, stage: str, key: str, about: dict[str, Any], outputs: Mapping[str, Output], measured: dict
+) -> Reference:
+    """Write ``outputs`` as the artifact (stage, key) and return its reference; where another writer was first, theirs.
+
+    ``about`` (settings, parents, ...) goes into the manifest, ``measured`` beside it.
+
+    Raises:
+        UserError: the disk is full, or the store cannot be written to. Nothing is left behind, nothing older is touched.
+    """
+
+    def fill(folder: Path) -> None:
+        for name, value in outputs.items():
+            save(folder, name, value)
+        manifest = {"schema": SCHEMA, "stage": stage, "key": key, **about, "files": dict(_digests(folder))}
+        write_json(folder / MANIFEST, manifest)
+        write_json(folder / MEASURED, measured)
+
+    return _place(root, stage, key, fill)
+
+
+def adopt(root: Path, stage: str, key: str, fill: Writer) -> Reference | None:
+    """Take in an entry that ``fill`` brings from elsewhere; None, and nothing taken, where it is not what its manifest says.
+
+    Raises:
+        UserError: the disk is full, or the store cannot be written to.
+    """
+    try:
+        return _place(root, stage, key, fill)
+    except DamagedEntry:
+        return None
+
+
+def _place(root: Path, stage: str, key: str, fill: Writer) -> Reference:
+    """Fill a temporary folder, check it, and publish it by one rename."""
+    folder, final = _temporary(root), root / stage / key
+    try:
+        folder.mkdir(parents=True)
+        fill(folder)
+        reference = _check(folder, stage, key)
+        _flush(folder)
+        return reference if _rename_new(folder, final) else _winner(root, stage, key)
+    except OSError as error:
+        raise explain_disk(error, root) from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove(root: Path, stage: str, key: str) -> None:
+    """Take an entry out of the store; a reader meets it whole or not at all."""
+    doomed = _temporary(root)
+    try:
+        doomed.parent.mkdir(parents=True, exist_ok=True)
+        os.rename(root / stage / key, doomed)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise explain_disk(error, root) from error
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
+def measured(root: Path, reference: Reference) -> dict[str, Any] | None:
+    """Wall time, peak memory and machine of the run that made the artifact; None where it came from elsewhere."""
+    path = reference.folder(root) / MEASURED
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# --- housekeeping ------------------------------------------------------------------------------------------------------
+
+
+def entries(root: Path) -> Iterator[tuple[str, str]]:
+    """(stage, key) of everything in the store."""
+    for stage in types_of_stage(root):
+        yield from ((stage.name, folder.name) for folder in sorted(stage.iterdir()) if folder.is_dir())
+
+
+def types_of_stage(root: Path) -> list[Path]:
+    """The stages' folders; names with a dot are the store's own (temporary files, runs, Prefect's home)."""
+    return sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")) if root.is_dir() else []
+
+
+def clear_abandoned(root: Path) -> int:
+    """Remove what killed writers on this machine left under temporary names; returns how many."""
+    host, removed = socket.gethostname(), 0
+    for folder in (root / ".tmp").glob(f"{host}-*-*"):
+        if not psutil.pid_exists(int(folder.name[len(host) + 1 :].split("-")[0])):
+            shutil.rmtree(folder, ignore_errors=True)
+            removed += 1
+    return removed
+
+
+@contextmanager
+def token(root: Path) -> Iterator[Path]:
+    """The absolute path of an empty folder in the store, there as long as the block, by which others may know the store."""
+    folder = _temporary(root).resolve()
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _temporary(root: Path) -> Path:
+    return root / ".tmp" / f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:12]}"
+
+
+def _digests(folder: Path) -> Iterator[tuple[str, str]]:
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_file() and name not in _OUTSIDE_DIGEST:
+            yield name, file_digest(path)
+
+
+def _output_digest(files: Mapping[str, str]) -> str:
+    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+
+
+def _rename_new(folder: Path, final: Path) -> bool:
+    final.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.rename(folder, final)
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            return False
+        raise
+    _fsync(final.parent)
+    return True
+
+
+def _winner(root: Path, stage: str, key: str) -> Reference:
+    reference = find(root, stage, key)
+    if reference is None:
+        raise UserError(f"The store entry {stage}/{key} vanished while it was written; run the same command again.")
+    return reference
+
+
+def _flush(folder: Path) -> None:
+    for path in [*folder.rglob("*"), folder]:
+        _fsync(path)
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,117 @@
+"""LPIPS v0.1 with VGG16: the perceptual distance of Zhang et al. (2018), from weights that the user puts in place.
+
+Two files are needed in the weights folder (``RECONX_WEIGHTS``, by default ``~/.cache/reconx/weights``): torchvision's VGG16,
+and the linear heads of the `lpips` package (its ``weights/v0.1/vgg.pth``).
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from zipfile import is_zipfile
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from reconx_core.errors import UserError
+from reconx_core.weights.folder import weights_folder
+
+VGG_FILES = ("vgg16-397923af.pth", "vgg16-397923af.safetensors")
+HEAD_FILES = ("vgg.pth", "vgg.safetensors")
+# torchvision's numbering of the convolutions in VGG16.features; a stage ends where LPIPS reads, the pooling follows it.
+VGG_STAGES = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))
+# The input [-1, 1] is shifted and scaled to the statistics VGG was trained with.
+SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
+
+
+class Lpips(nn.Module):
+    """Differentiable distance between images; each of ``heads`` weighs the channels of its VGG stage."""
+
+    shift: Tensor
+    scale: Tensor
+
+    def __init__(self, vgg: dict[str, Tensor], heads: dict[str, Tensor]) -> None:
+        super().__init__()
+        for stage, convolutions in enumerate(VGG_STAGES):
+            self.register_buffer(f"head{stage}", heads[f"lin{stage}.model.1.weight"].float())
+            for number in convolutions:
+                self.register_buffer(f"weight{number}", vgg[f"features.{number}.weight"].float())
+                self.register_buffer(f"bias{number}", vgg[f"features.{number}.bias"].float())
+        self.register_buffer("shift", torch.tensor(SHIFT)[:, None, None])
+        self.register_buffer("scale", torch.tensor(SCALE)[:, None, None])
+
+    def forward(self, images: Float[Tensor, "n h w 3"], references: Float[Tensor, "n h w 3"]) -> Float[Tensor, " n"]:
+        """Distance of each image (in [0, 1]) from its reference; 0 for equal images."""
+        distance = images.new_zeros(len(images))
+        x, y = self._normalise(images), self._normalise(references)
+        for stage in range(len(VGG_STAGES)):
+            x, y = self._stage(x, stage), self._stage(y, stage)
+            weighted = F.conv2d((_unit(x) - _unit(y)) ** 2, self.get_buffer(f"head{stage}"))
+            distance = distance + weighted.mean((1, 2, 3))
+        return distance
+
+    def _normalise(self, images: Float[Tensor, "n h w 3"]) -> Float[Tensor, "n 3 h w"]:
+        return (2 * images.movedim(-1, 1) - 1 - self.shift) / self.scale
+
+    def _stage(self, x: Float[Tensor, "n c h w"], stage: int) -> Float[Tensor, "n d h2 w2"]:
+        x = F.max_pool2d(x, 2) if stage else x
+        for number in VGG_STAGES[stage]:
+            x = F.relu(F.conv2d(x, self.get_buffer(f"weight{number}"), self.get_buffer(f"bias{number}"), padding=1))
+        return x
+
+
+def load_lpips(device: str = "cpu") -> Lpips | None:
+    """LPIPS with the weights in the weights folder, or None where they are not (see :func:`lpips_missing_reason`).
+
+    Each device has a network of its own: one that is moved would be moved under whoever uses it elsewhere.
+
+    Raises:
+        UserError: a file is there but is not what it should be.
+    """
+    files = lpips_files()
+    return None if files is None else _load(*files, device)
+
+
+def lpips_files() -> tuple[Path, Path] | None:
+    """The files of VGG16 and of the linear heads, or None unless both are in the weights folder."""
+    vgg, heads = _find(VGG_FILES), _find(HEAD_FILES)
+    return None if vgg is None or heads is None else (vgg, heads)
+
+
+def lpips_missing_reason() -> str | None:
+    """Which files to put where, or None if LPIPS can be computed."""
+    missing = [" or ".join(names) for names in (VGG_FILES, HEAD_FILES) if _find(names) is None]
+    if not missing:
+        return None
+    folder = weights_folder()
+    shown = f"~/{folder.relative_to(Path.home())}" if folder.is_relative_to(Path.home()) else str(folder)
+    return f"LPIPS is left out: {' and '.join(missing)} not found in {shown}."
+
+
+def _find(names: tuple[str, ...]) -> Path | None:
+    return next((path for name in names if (path := weights_folder() / name).is_file()), None)
+
+
+@cache
+def _load(vgg: Path, heads: Path, device: str) -> Lpips:
+    try:
+        return Lpips(_state_dict(vgg), _state_dict(heads)).eval().to(device)
+    except Exception as error:  # torch.load raises whatever a damaged file leads it to
+        what = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise UserError(f"Cannot read LPIPS weights from {vgg} and {heads} ({what}); download them again.") from None
+
+
+def _state_dict(path: Path) -> dict[str, Tensor]:
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        return load_file(path)
+    # Mapped, VGG's classifier (most of the file) is never read; files of torch < 1.6, as both are published, cannot be mapped.
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
+
+
+def _unit(x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
+    # The norm's own gradient is NaN where all channels are 0; the epsilon of v0.1 stays outside the root.
+    return x / ((x * x).sum(1, keepdim=True).clamp(min=1e-30).sqrt() + 1e-10)

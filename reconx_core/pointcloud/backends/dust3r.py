@@ -1,0 +1,82 @@
+"""The `dust3r` backend: a network's pointmaps of pairs of photos, aligned into one world (paper IV-C, eq. 9)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from reconx_core.pointcloud.backends.predictions import align, both_orders, choose_window, find_weights, lift, load_network, see
+from reconx_core.pointcloud.global_alignment.graph import (
+    COMPLETE_UP_TO,
+    nearest_pairs,
+    overlap_pairs,
+    pair_graph,
+    token_overlap,
+)
+from reconx_core.pointcloud.networks.checkpoints import load_dust3r
+from reconx_core.pointcloud.networks.dust3r import PATCH, DUSt3R, Encoded
+from reconx_core.pointcloud.sfm.solve import SAME_LENS, require_two
+from reconx_core.settings import PointcloudSettings
+from reconx_core.types import Cameras, Pointmaps, Views
+
+WEIGHTS = ("DUSt3R_ViTLarge_BaseDecoder_512_dpt",)
+ITERATIONS = 300  # of the alignment, upstream's
+
+
+@dataclass(frozen=True)
+class Dust3r:
+    """Settings bound to the backend's protocol."""
+
+    settings: PointcloudSettings
+
+    def __call__(self, views: Views, fixed: Cameras | None, generator: torch.Generator) -> tuple[Pointmaps, Int[Tensor, " k"]]:
+        """Pointmaps of all views.
+
+        Raises:
+            UserError: fewer than two photos, or the weights are not there or cannot be read.
+        """
+        require_two(views)
+        network = load_network(load_dust3r, find_weights("dust3r", self.settings.weights, WEIGHTS))
+        window = choose_window(views.masks.shape[1:], network.config.image_size, PATCH)
+        pairs, points, confidence = predict(network, see(views.images, window), fixed, self.settings)
+        aligned = align(pairs, points, confidence, views, fixed, window, ITERATIONS, one_lens(views))
+        return lift(aligned, views, fixed, window), torch.arange(len(views))
+
+
+@torch.inference_mode()
+def predict(
+    network: DUSt3R, images: Float[Tensor, "n 3 H W"], fixed: Cameras | None, settings: PointcloudSettings
+) -> tuple[Int[Tensor, "e 2"], Float[Tensor, "e 2 H W 3"], Float[Tensor, "e 2 H W"]]:
+    """Pairs of views in both orders, each with the pointmaps of both in the first one's frame and their confidence >= 1.
+
+    Every photo is encoded once; ``settings.batch`` bounds how many photos or pairs are in memory at once.
+    """
+    device = next(network.parameters()).device
+    encoded = [network.encode(part.to(device) * 2 - 1) for part in images.split(settings.batch)]
+    tokens, grid = torch.cat([part.tokens for part in encoded]), encoded[0].grid
+    pairs = both_orders(choose_pairs(tokens, fixed, settings)).to(device)
+    # Written in place: of many frames the maps take gigabytes, and there is no room for them twice.
+    points = torch.empty(len(pairs), 2, *images.shape[2:], 3, device=device)
+    confidence = torch.empty(points.shape[:-1], device=device)
+    for at in torch.arange(len(pairs), device=device).split(settings.batch):
+        first, second = pairs[at].unbind(1)
+        for side, found in enumerate(network.decode(Encoded(tokens[first], grid), Encoded(tokens[second], grid))):
+            points[at, side], confidence[at, side] = found.points.float(), found.confidence.float()
+    return pairs, points, confidence
+
+
+def choose_pairs(tokens: Float[Tensor, "n t c"], fixed: Cameras | None, settings: PointcloudSettings) -> list[tuple[int, int]]:
+    """All pairs of a few views; of many the nearest by their cameras or, where those are not known, by what they show."""
+    n = len(tokens)
+    if settings.graph != "auto" or n <= COMPLETE_UP_TO:
+        return pair_graph(n, settings.graph)
+    return nearest_pairs(fixed) if fixed is not None and len(fixed) == n else overlap_pairs(token_overlap(tokens).cpu())
+
+
+def one_lens(views: Views) -> bool:
+    """Whether the photos say nothing of their lenses, or all the same."""
+    prior = views.focal_prior[views.focal_prior.isfinite()]
+    return len(prior) in (0, len(views)) and (len(prior) == 0 or bool(prior.max() <= SAME_LENS * prior.min()))

@@ -1,0 +1,149 @@
+"""What the learned backends share: what a network sees of the photos, and how its pointmaps of pairs become the scene's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from reconx_core.errors import UserError
+from reconx_core.geometry.transforms import depth_of, resize_cameras, size_for, unproject
+from reconx_core.io.images import resize_images
+from reconx_core.pointcloud.backends.classical import upsample_depth
+from reconx_core.pointcloud.global_alignment.align import AGREES, Aligned, align_pointmaps, clean_confidence
+from reconx_core.types import Cameras, PointCloud, Pointmaps, Views
+from reconx_core.weights.folder import weights_folder
+
+
+class Window(NamedTuple):
+    """What of the photos the network sees: all but a border, at its size."""
+
+    full: tuple[int, int]  # height and width of the resized photos
+    size: tuple[int, int]  # of the window, multiples of the patch
+    corner: tuple[int, int]  # of the window, row and column
+
+
+def find_weights(backend: str, name: str, defaults: Sequence[str]) -> Path:
+    """A folder or file, itself or in RECONX_WEIGHTS; without a name the first of the defaults that is there.
+
+    Raises:
+        UserError: there is none.
+    """
+    places = [Path(name).expanduser(), weights_folder() / name] if name else [weights_folder() / one for one in defaults]
+    found = next((place for place in places if place.exists()), None)
+    if found is None:
+        raise UserError(
+            f"There are no weights for pointcloud.backend={backend} in {' or '.join(map(str, places))}; fetch them with "
+            f"`reconx weights fetch {backend}`, or use pointcloud.backend=classical, which needs none."
+        )
+    return found.resolve()
+
+
+@lru_cache(maxsize=1)
+def load_network(load: Callable[[Path], Any], path: Path) -> Any:
+    """What ``load`` makes of the weights, on a GPU its transformers in bfloat16; kept for the next scene.
+
+    Raises:
+        UserError: the file is not what it should be.
+    """
+    network = load(path)
+    return network.to("cuda").lower_precision(torch.bfloat16) if torch.cuda.is_available() else network
+
+
+def both_orders(pairs: Sequence[tuple[int, int]]) -> Int[Tensor, "e 2"]:
+    """The pairs and each the other way round, sorted: a network's two views of a pair are not alike."""
+    return torch.tensor(sorted([*pairs, *((j, i) for i, j in pairs)]))
+
+
+def choose_window(shape: Sequence[int], long_side: int, patch: int) -> Window:
+    """The photos resized to the network's long side, and of them the middle, in whole patches."""
+    full = size_for(long_side, *shape)
+    size = (full[0] // patch * patch, full[1] // patch * patch)
+    return Window(full, size, ((full[0] - size[0]) // 2, (full[1] - size[1]) // 2))
+
+
+def see(images: Float[Tensor, "n h w 3"], window: Window) -> Float[Tensor, "n 3 H W"]:
+    """The window of the photos."""
+    (height, width), (top, left) = window.size, window.corner
+    resized = resize_images(images, *window.full)[:, top : top + height, left : left + width]
+    return resized.movedim(-1, 1)
+
+
+def align(
+    pairs: Int[Tensor, "e 2"], points: Float[Tensor, "e 2 H W 3"], confidence: Float[Tensor, "e 2 H W"], views: Views,
+    fixed: Cameras | None, window: Window, iterations: int, shared_focal: bool,
+) -> Aligned:  # fmt: skip
+    """The pairs in one world: eq. 9 with the logarithm of a network's confidence c >= 1 as C.
+
+    The confidence that comes out, 1 - 1 / c in agreement, is the logistic function of what the network's last layer gave.
+    """
+    given = views.given_intrinsics
+    known = None if given is None else to_window(_with_intrinsics(views, given), window).intrinsics.to(points.device)
+    cameras = None if fixed is None else _move(to_window(fixed, window), points.device)
+    everything = cameras is not None and len(cameras) == len(views)
+    usable = see(views.masks[..., None].float(), window)[:, 0].to(points.device)[pairs] > 0.5
+    steps = 0 if everything else iterations
+    sure = torch.where(usable, 1 - 1 / confidence, 0.0)
+    weight = torch.where(usable, confidence.log(), 0.0) if steps else None
+    aligned = align_pointmaps(
+        pairs, points, sure, cameras, known, steps, weight=weight,
+        shared_focal=shared_focal and not everything and known is None,
+    )  # fmt: skip
+    cameras = _move(aligned.cameras, torch.device("cpu"))
+    points, sure = aligned.points_world.cpu(), aligned.confidence.cpu()
+    # Upstream's 0.1 % is finer than what networks agree to: it would take the confidence of every third pixel.
+    return Aligned(points, clean_confidence(points, sure, cameras, AGREES), cameras)
+
+
+def _with_intrinsics(views: Views, intrinsics: Float[Tensor, "n 3 3"]) -> Cameras:
+    height, width = views.masks.shape[1:]
+    return Cameras(intrinsics, torch.eye(4).expand(len(views), 4, 4), width, height)
+
+
+def _move(cameras: Cameras, device: torch.device) -> Cameras:
+    return replace(cameras, intrinsics=cameras.intrinsics.to(device), cam_to_world=cameras.cam_to_world.to(device))
+
+
+def to_window(cameras: Cameras, window: Window) -> Cameras:
+    """Cameras of the photos as cameras of what the network sees of them."""
+    return _shifted(resize_cameras(cameras, *window.full), -window.corner[0], -window.corner[1], window.size)
+
+
+def from_window(cameras: Cameras, window: Window, height: int, width: int) -> Cameras:
+    """The inverse of `to_window`, for photos of that size."""
+    return resize_cameras(_shifted(cameras, *window.corner, window.full), height, width)
+
+
+def _shifted(cameras: Cameras, down: int, right: int, size: tuple[int, int]) -> Cameras:
+    intrinsics = cameras.intrinsics.clone()
+    intrinsics[:, 0, 2] += right
+    intrinsics[:, 1, 2] += down
+    return replace(cameras, intrinsics=intrinsics, height=size[0], width=size[1])
+
+
+def lift(aligned: Aligned, views: Views, fixed: Cameras | None, window: Window) -> Pointmaps:
+    """Pointmaps at the photos' size; no confidence where masked out or outside of the window."""
+    height, width = views.masks.shape[1:]
+    cameras = from_window(aligned.cameras, window, height, width)
+    if fixed is not None:  # bit for bit, which the way to the window and back is not
+        cameras = replace(
+            cameras, intrinsics=torch.cat([fixed.intrinsics, cameras.intrinsics[len(fixed) :]]),
+            cam_to_world=torch.cat([fixed.cam_to_world, cameras.cam_to_world[len(fixed) :]]),
+        )  # fmt: skip
+    (top, left), (rows, columns) = window.corner, window.size
+    border = (left, window.full[1] - columns - left, top, window.full[0] - rows - top)
+    depth = depth_of(aligned.points_world, aligned.cameras)
+    behind = depth <= 0
+    depth = F.pad(torch.where(behind, depth.abs() + 1e-6, depth)[:, None], border, mode="replicate")[:, 0]
+    confidence = F.pad(torch.where(behind, 0.0, aligned.confidence), border)
+    confidence = F.interpolate(confidence[:, None], (height, width), mode="nearest-exact")[:, 0]
+    points = unproject(upsample_depth(depth, height, width), cameras)
+    nothing = PointCloud(torch.zeros(0, 3), torch.zeros(0, 3), torch.zeros(0))
+    return Pointmaps(points, torch.where(views.masks, confidence, 0.0), cameras, nothing)

@@ -1,0 +1,59 @@
+"""The `vggt` backend: cameras and depth of all photos in one pass of a network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from reconx_core.geometry.transforms import transform, unproject
+from reconx_core.pointcloud.backends.predictions import align, both_orders, choose_window, find_weights, lift, load_network, see
+from reconx_core.pointcloud.global_alignment.graph import pair_graph
+from reconx_core.pointcloud.networks.checkpoints import load_vggt
+from reconx_core.pointcloud.networks.vggt import VGGTPrediction, decode_cameras
+from reconx_core.pointcloud.sfm.solve import require_two
+from reconx_core.settings import PointcloudSettings
+from reconx_core.types import Cameras, Pointmaps, Views
+
+WEIGHTS = ("VGGT-1B", "VGGT-1B-Commercial")
+
+
+@dataclass(frozen=True)
+class Vggt:
+    """Settings bound to the backend's protocol."""
+
+    settings: PointcloudSettings
+
+    def __call__(self, views: Views, fixed: Cameras | None, generator: torch.Generator) -> tuple[Pointmaps, Int[Tensor, " k"]]:
+        """Pointmaps of all views.
+
+        Raises:
+            UserError: fewer than two photos, or the weights are not there or cannot be read.
+        """
+        require_two(views)
+        network = load_network(load_vggt, find_weights("vggt", self.settings.weights, WEIGHTS))
+        window = choose_window(views.masks.shape[1:], network.config.image_size, network.config.patch)
+        with torch.inference_mode():
+            images = see(views.images, window).to(next(network.parameters()).device)
+            predicted = network(images[None], frames_per_chunk=self.settings.batch, points=False)
+        # The maps agree already: the closed forms lay them onto what is known of the cameras, without a descent.
+        aligned = align(*as_pairs(predicted), views, fixed, window, iterations=0, shared_focal=False)
+        return lift(aligned, views, fixed, window), torch.arange(len(views))
+
+
+def as_pairs(
+    predicted: VGGTPrediction,
+) -> tuple[Int[Tensor, "e 2"], Float[Tensor, "e 2 H W 3"], Float[Tensor, "e 2 H W"]]:
+    """The first view with every other, in both orders: both pointmaps in the first one's frame, and their confidence >= 1.
+
+    Depth lifted by the predicted cameras, which upstream found more accurate than the head for points.
+    """
+    depth, confidence = predicted.depth[0].float(), predicted.depth_confidence[0].float()
+    n, height, width = depth.shape
+    world_to_cam, intrinsics = (part.float() for part in decode_cameras(predicted.pose_encoding[0].float(), height, width))
+    world = unproject(depth, Cameras(intrinsics, torch.linalg.inv(world_to_cam), width, height))
+    pairs = both_orders(pair_graph(n, "star")).to(depth.device)
+    seen = transform(world_to_cam[pairs[:, 0]], world[pairs].flatten(1, 3)).reshape(len(pairs), 2, height, width, 3)
+    return pairs, seen, confidence[pairs]

@@ -1,0 +1,249 @@
+"""Incremental structure from motion on given matches: pycolmap's mapper, driven step by step so that two photos are enough."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pycolmap
+from jaxtyping import Float64
+from scipy.spatial import cKDTree
+
+from reconx_core.pointcloud.sfm.matching import Matches
+from reconx_core.pointcloud.sfm.twoview import RelativePose, relative_pose, triangulated_depth
+
+Pair = tuple[int, int]
+
+MIN_ANGLE = 0.05  # degrees; points under less parallax are kept out, those under little say little but do no harm
+MIN_NEIGHBOUR_ANGLE = 1.0  # degrees; with less parallax the length of the step to a photo is a guess
+MAX_ANGLE = 80.0  # degrees between two views of a point: nothing looks alike from farther round, such matches are chance
+MIN_START = 8  # points below which a pair is no start and a photo's pose is not believed
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Keypoints and verified matches of n photos of one size, and which photos share a lens (``lens``: index per photo)."""
+
+    keypoints: list[Float64[np.ndarray, "k 2"]]
+    matches: Mapping[Pair, Matches]
+    lens: tuple[int, ...]
+    size: tuple[int, int]  # height, width
+    fixed_poses: Mapping[int, Float64[np.ndarray, "4 4"]]  # world-to-camera of photos that must not move
+    seed: int
+    max_error: float  # pixels
+
+
+def reconstruct(
+    problem: Problem, intrinsics: list[Float64[np.ndarray, "3 3"]], refine_focal: bool
+) -> pycolmap.Reconstruction | None:
+    """Poses and points of as many photos as can be registered; None where not even a first pair can.
+
+    ``intrinsics`` holds one matrix per lens. Image id = photo index + 1.
+    """
+    reconstruction = pycolmap.Reconstruction()
+    cache = _cache(problem, intrinsics)
+    mapper = pycolmap.IncrementalMapper(cache)
+    _register_fixed(problem, reconstruction, cache)
+    mapper.begin_reconstruction(reconstruction)
+    options, triangulation, bundle = _options(problem, refine_focal)
+    for view in problem.fixed_poses:
+        mapper.triangulate_image(triangulation, view + 1)
+    if reconstruction.num_reg_images() < 2 and not _start(problem, mapper, options, triangulation, bundle):
+        mapper.end_reconstruction(True)
+        return None
+    _grow(problem, mapper, options, triangulation, bundle)
+    mapper.iterative_global_refinement(5, 0.0005, options, bundle, triangulation, False)
+    _drop_unsupported(problem, mapper)
+    mapper.end_reconstruction(False)
+    return reconstruction
+
+
+def _cache(problem: Problem, intrinsics: list[Float64[np.ndarray, "3 3"]]) -> pycolmap.DatabaseCache:
+    cache = pycolmap.DatabaseCache()
+    for index, matrix in enumerate(intrinsics):
+        camera = make_camera(matrix, problem.size, index + 1)
+        cache.add_camera(camera)
+        rig = pycolmap.Rig(rig_id=index + 1)
+        rig.add_ref_sensor(camera.sensor_id)
+        cache.add_rig(rig)
+    for view, keypoints in enumerate(problem.keypoints):
+        _add_image(cache, view, problem.lens[view], keypoints)
+    for (i, j), matches in problem.matches.items():
+        geometry = pycolmap.TwoViewGeometry()
+        geometry.config = int(pycolmap.TwoViewGeometryConfiguration.UNCALIBRATED)
+        geometry.inlier_matches = matches.astype(np.uint32)
+        cache.correspondence_graph.add_two_view_geometry(i + 1, j + 1, geometry)
+    cache.correspondence_graph.finalize()
+    return cache
+
+
+def _add_image(cache: pycolmap.DatabaseCache, view: int, lens: int, keypoints: Float64[np.ndarray, "k 2"]) -> None:
+    image = pycolmap.Image(name=f"{view:04d}", keypoints=keypoints, camera_id=lens + 1, image_id=view + 1)
+    image.frame_id = view + 1
+    frame = pycolmap.Frame(frame_id=view + 1, rig_id=lens + 1)
+    frame.add_data_id(image.data_id)
+    cache.add_frame(frame)
+    cache.add_image(image)
+
+
+def make_camera(intrinsics: Float64[np.ndarray, "3 3"], size: tuple[int, int], camera_id: int = 1) -> pycolmap.Camera:
+    """A COLMAP camera; one focal where both axes agree, so that refinement keeps them equal."""
+    (fx, _, cx), (_, fy, cy), _ = intrinsics.tolist()
+    model, params = ("SIMPLE_PINHOLE", [fx, cx, cy]) if fx == fy else ("PINHOLE", [fx, fy, cx, cy])
+    return pycolmap.Camera(model=model, width=size[1], height=size[0], params=params, camera_id=camera_id)
+
+
+def _options(problem: Problem, refine_focal: bool):
+    shared = {"random_seed": problem.seed}
+    options = pycolmap.IncrementalMapperOptions(
+        num_threads=1, abs_pose_min_num_inliers=10, abs_pose_min_inlier_ratio=0.15, abs_pose_max_error=3 * problem.max_error,
+        abs_pose_refine_focal_length=False, filter_max_reproj_error=2 * problem.max_error, filter_min_tri_angle=MIN_ANGLE,
+        init_min_tri_angle=MIN_ANGLE, fix_existing_frames=bool(problem.fixed_poses), **shared,
+    )  # fmt: skip
+    triangulation = pycolmap.IncrementalTriangulatorOptions(
+        ignore_two_view_tracks=False, min_angle=MIN_ANGLE, merge_max_reproj_error=2 * problem.max_error,
+        complete_max_reproj_error=2 * problem.max_error, **shared,
+    )  # fmt: skip
+    return options, triangulation, bundle_options(refine_focal)
+
+
+def bundle_options(refine_focal: bool) -> pycolmap.BundleAdjustmentOptions:
+    """Robust adjustment on one thread: with more, the order of the sums and so the last bits would vary."""
+    options = pycolmap.BundleAdjustmentOptions(refine_focal_length=refine_focal, print_summary=False)
+    options.ceres.loss_function_type = pycolmap.LossFunctionType.SOFT_L1
+    options.ceres.solver_options.num_threads = 1
+    options.ceres.solver_options.max_num_iterations = 50
+    return options
+
+
+def _register_fixed(problem: Problem, reconstruction: pycolmap.Reconstruction, cache: pycolmap.DatabaseCache) -> None:
+    """Before the mapper begins: only frames that it finds registered are kept where they are."""
+    reconstruction.load(cache)
+    for view, world_to_cam in problem.fixed_poses.items():
+        pose = pycolmap.Rigid3d(np.ascontiguousarray(world_to_cam[:3]))
+        reconstruction.frame(view + 1).set_cam_from_world(problem.lens[view] + 1, pose)
+        reconstruction.register_frame(view + 1)
+
+
+def _start(problem: Problem, mapper: pycolmap.IncrementalMapper, options, triangulation, bundle) -> bool:
+    """Register the pair with the most matches seen under a fair angle, and triangulate it."""
+    poses = {pair: pose for pair in problem.matches if (pose := pair_pose(problem, mapper.reconstruction, pair)) is not None}
+    for (i, j), pose in sorted(poses.items(), key=lambda item: -item[1].support)[:5]:
+        mapper.register_initial_image_pair(options, i + 1, j + 1, pose.cam2_from_cam1)
+        for view in (i, j):
+            mapper.triangulate_image(triangulation, view + 1)
+        if mapper.reconstruction.num_points3D() >= MIN_START:
+            mapper.adjust_global_bundle(options, bundle)
+            mapper.filter_points(options)
+            return True
+        for view in (i, j):
+            mapper.observation_manager.deregister_frame(view + 1)
+    return False
+
+
+def pair_pose(problem: Problem, reconstruction: pycolmap.Reconstruction, pair: Pair) -> RelativePose | None:
+    """Relative pose of one pair from its verified matches."""
+    return relative_pose(
+        *_cameras(problem, reconstruction, pair), *matched_pixels(problem, pair), problem.max_error, problem.seed
+    )
+
+
+def _cameras(problem: Problem, reconstruction: pycolmap.Reconstruction, pair: Pair) -> tuple[pycolmap.Camera, pycolmap.Camera]:
+    return reconstruction.camera(problem.lens[pair[0]] + 1), reconstruction.camera(problem.lens[pair[1]] + 1)
+
+
+def matched_pixels(problem: Problem, pair: Pair) -> tuple[Float64[np.ndarray, "m 2"], Float64[np.ndarray, "m 2"]]:
+    """Positions of the verified matches in both photos; the pair may be asked for in either order."""
+    i, j = pair
+    rows = problem.matches[pair] if pair in problem.matches else problem.matches[j, i][:, ::-1]
+    return problem.keypoints[i][rows[:, 0]], problem.keypoints[j][rows[:, 1]]
+
+
+def _grow(problem: Problem, mapper: pycolmap.IncrementalMapper, options, triangulation, bundle) -> None:
+    """Register one photo after the other: by absolute pose; failing that, by relative poses to those registered."""
+    while mapper.reconstruction.num_reg_images() < len(problem.keypoints):
+        registered = _register_next(mapper, options, False) or _register_next(mapper, options, True)
+        registered = registered or _register_by_neighbour(problem, mapper)
+        if not registered:
+            return
+        mapper.triangulate_image(triangulation, registered)
+        mapper.iterative_global_refinement(2, 0.001, options, bundle, triangulation, False)
+
+
+def _register_next(mapper: pycolmap.IncrementalMapper, options, structure_less: bool) -> int:
+    """Id of the image that could be registered, 0 where none could."""
+    register = mapper.register_next_structure_less_image if structure_less else mapper.register_next_image
+    return next((i for i in mapper.find_next_images(options, structure_less) if register(options, i)), 0)
+
+
+def _drop_unsupported(problem: Problem, mapper: pycolmap.IncrementalMapper) -> None:
+    """Photos of which refinement has left hardly a point are in the wrong place."""
+    for image_id in sorted(mapper.reconstruction.reg_image_ids()):
+        few = mapper.reconstruction.image(image_id).num_points3D < MIN_START
+        if few and image_id - 1 not in problem.fixed_poses:
+            mapper.observation_manager.deregister_frame(image_id)
+
+
+def drop_from_impossible_sides(problem: Problem, reconstruction: pycolmap.Reconstruction) -> None:
+    """Take out photos that share points only with views from too far round. Focals have to be final: angles depend on them."""
+    for image_id in sorted(set(reconstruction.reg_image_ids()) - {view + 1 for view in problem.fixed_poses}):
+        if nearest_angle(reconstruction, image_id) > MAX_ANGLE:
+            reconstruction.deregister_frame(image_id)
+
+
+def nearest_angle(reconstruction: pycolmap.Reconstruction, image_id: int) -> float:
+    """Median over an image's points of the angle, in degrees, to the nearest other view of the point."""
+    centres = {i: reconstruction.image(i).projection_center() for i in reconstruction.reg_image_ids()}
+    angles = list[float]()
+    for seen in reconstruction.image(image_id).get_observation_points2D():
+        point = reconstruction.point3D(seen.point3D_id)
+        own = _unit(centres[image_id] - point.xyz)
+        others = {element.image_id for element in point.track.elements} - {image_id}
+        angles.append(math.acos(min(max(float(own @ _unit(centres[i] - point.xyz)) for i in others), 1.0)))
+    return float(np.rad2deg(np.median(angles)))
+
+
+def _unit(vector: Float64[np.ndarray, " 3"]) -> Float64[np.ndarray, " 3"]:
+    return vector / np.linalg.norm(vector)
+
+
+def _register_by_neighbour(problem: Problem, mapper: pycolmap.IncrementalMapper) -> int:
+    """Register a photo that shares too few points for an absolute pose by its relative pose to one neighbour.
+
+    The length of the step, which two photos do not tell, is what puts the matches' depths at those of the points near
+    them in the neighbour. Returns the image's id, 0 where there is no such photo.
+    """
+    reconstruction = mapper.reconstruction
+    there = {i - 1 for i in reconstruction.reg_image_ids()}
+    across = [pair for pair in problem.matches if len(there & set(pair)) == 1]
+    for pair in sorted(across, key=lambda pair: -len(problem.matches[pair])):
+        known, new = pair if pair[0] in there else pair[::-1]
+        pose = pair_pose(problem, reconstruction, (known, new))
+        if pose is None or pose.inliers < MIN_START or pose.parallax < MIN_NEIGHBOUR_ANGLE:
+            continue
+        step = _step_length(problem, reconstruction, known, new, pose)
+        if step is not None:
+            relative = pycolmap.Rigid3d(pose.cam2_from_cam1.rotation, step * pose.cam2_from_cam1.translation)
+            frame = reconstruction.frame(new + 1)
+            frame.set_cam_from_world(problem.lens[new] + 1, relative * reconstruction.image(known + 1).cam_from_world())
+            mapper.observation_manager.register_frame(new + 1)
+            return new + 1
+    return 0
+
+
+def _step_length(
+    problem: Problem, reconstruction: pycolmap.Reconstruction, known: int, new: int, pose: RelativePose
+) -> float | None:
+    """Median ratio of the depths of points near the matches, in the known photo, to the matches' at a step of 1."""
+    image = reconstruction.image(known + 1)
+    seen = [p for p in image.points2D if p.has_point3D()]
+    if len(seen) < MIN_START:
+        return None
+    depth = (image.cam_from_world() * np.stack([reconstruction.point3D(p.point3D_id).xyz for p in seen]))[:, 2]
+    xy1, xy2 = matched_pixels(problem, (known, new))
+    found = triangulated_depth(pose.cam2_from_cam1, *_cameras(problem, reconstruction, (known, new)), xy1, xy2)
+    distance, nearest = cKDTree(np.stack([p.xy for p in seen])).query(xy1)
+    near = (found > 0) & (distance <= max(1.0, np.quantile(distance, 0.25)))
+    return float(np.median(depth[nearest[near]] / found[near])) if near.any() else None

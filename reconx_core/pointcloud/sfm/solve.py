@@ -1,0 +1,234 @@
+"""Cameras and sparse points from a few photos, without weights: SIFT, two-view geometry, incremental mapping (pycolmap)."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import warnings
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+import pycolmap
+import torch
+from jaxtyping import Bool, Float, Float64, Int
+from numpy.typing import NDArray
+from torch import Tensor
+
+from reconx_core.errors import UserError
+from reconx_core.geometry.transforms import transform
+from reconx_core.pointcloud.global_alignment.graph import nearest_pairs
+from reconx_core.pointcloud.sfm.focal import FocalPrior, focal_prior, solve_focals
+from reconx_core.pointcloud.sfm.mapper import Problem, drop_from_impossible_sides, reconstruct
+from reconx_core.pointcloud.sfm.matching import Features, Matches, add_tilted, extract_features, match_features, verify_matches
+from reconx_core.types import Cameras, PointCloud, Views
+
+pycolmap.logging.minloglevel = 2  # glog prints every step otherwise; what goes wrong is raised
+
+WEAK = 40  # points of a view below which its matches are looked for harder
+SAME_LENS = 1.03  # focals, or sizes, closer than this, as ratios, are of one lens
+
+
+class Solution(NamedTuple):
+    problem: Problem
+    reconstruction: pycolmap.Reconstruction
+
+
+@dataclass(frozen=True)
+class Sfm:
+    """Cameras of the registered photos and the points that they see.
+
+    World: that of the known cameras; without any, the first registered camera is the identity and the median depth is 1.
+    """
+
+    cameras: Cameras  # of the registered views, in their order
+    registered: Bool[Tensor, " views"]  # which of the given views these are
+    sparse: PointCloud
+    observations: Bool[Tensor, "n p"]  # registered view x point
+    pairs: Int[Tensor, "e 2"]  # matched pairs, indices into the registered views
+    inlier_counts: Int[Tensor, " e"]
+
+
+def require_two(views: Views) -> None:
+    """Raise UserError for fewer than two photos."""
+    if len(views) < 2:
+        raise UserError(f"One photo is not enough: give at least two photos of the same place (got {len(views)}).")
+
+
+def solve_cameras(views: Views, fixed: Cameras | None, generator: torch.Generator) -> Sfm:
+    """Cameras of input views. ``fixed``: cameras of all or of the first views, which keep their pose and intrinsics.
+
+    Raises:
+        UserError: fewer than two photos, or no two that overlap.
+    """
+    require_two(views)
+    seed = int(torch.randint(2**31 - 1, (), generator=generator))
+    features = _each(extract_features, views.images, views.masks)
+    posed = fixed is not None and len(fixed) == len(views)
+    every = nearest_pairs(fixed) if fixed is not None and posed else list(itertools.combinations(range(len(views)), 2))
+    best = _solve(views, fixed, features, matches := match_pairs(features, every, views, seed), seed)
+    # Known cameras need points for their depth range alone, and a few will do.
+    weak = set() if posed and best is not None else _weak_views(best, len(views))
+    if weak:  # views far apart: look for what foreshortening hides, in the pairs that need it
+        features = _each(add_tilted, features, views.images, views.masks)
+        more = match_pairs(features, [pair for pair in every if weak & set(pair)], views, seed)
+        best = _better(best, _solve(views, fixed, features, matches | more, seed))
+    if best is None:
+        raise UserError(_no_overlap(views))
+    sfm = _to_sfm(views, fixed, *best)
+    _warn_dropped(views, sfm.registered)
+    return sfm if fixed is not None else _canonical(sfm)
+
+
+def _each(function: Callable[..., Features], *columns: Iterable) -> list[Features]:
+    """One photo per thread: SIFT runs outside Python's lock."""
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        return list(pool.map(function, *columns))
+
+
+def match_pairs(
+    features: list[Features], pairs: list[tuple[int, int]], views: Views, seed: int
+) -> dict[tuple[int, int], Matches]:
+    """Verified matches of those pairs that have any."""
+    found = {}
+    for i, j in pairs:
+        matches = verify_matches(features[i], features[j], match_features(features[i], features[j]), _max_error(views), seed)
+        if len(matches):
+            found[i, j] = matches
+    return found
+
+
+def _solve(
+    views: Views, fixed: Cameras | None, features: list[Features], matches: dict[tuple[int, int], Matches], seed: int
+) -> Solution | None:
+    lens, known, prior = _lenses(views, fixed)
+    poses = {} if fixed is None else dict(enumerate(fixed.world_to_cam.double().numpy()))
+    size = (views.images.shape[1], views.images.shape[2])
+    problem = Problem([f.keypoints for f in features], matches, lens, size, poses, seed, _max_error(views))
+    found = reconstruct(problem, known, False) if prior is None else solve_focals(problem, prior)
+    if found is not None:
+        drop_from_impossible_sides(problem, found)
+    return None if found is None or found.num_reg_images() < 2 or found.num_points3D() == 0 else Solution(problem, found)
+
+
+def _weak_views(best: Solution | None, n: int) -> set[int]:
+    """Views that are not registered, or by so few points that a wrong pose would not show."""
+    if best is None:
+        return set(range(n))
+    points = {i - 1: best.reconstruction.image(i).num_points3D for i in best.reconstruction.reg_image_ids()}
+    return {view for view in range(n) if points.get(view, 0) < WEAK}
+
+
+def _better(one: Solution | None, two: Solution | None) -> Solution | None:
+    found = [s for s in (two, one) if s is not None]
+    return max(found, key=lambda s: s.reconstruction.num_reg_images(), default=None)
+
+
+def _max_error(views: Views) -> float:
+    """Pixels within which a match agrees with a geometry: SIFT's accuracy at 512 px, growing slowly with the image."""
+    return 2.0 * max(1.0, max(views.masks.shape[1:]) / 512) ** 0.5
+
+
+def _lenses(
+    views: Views, fixed: Cameras | None
+) -> tuple[tuple[int, ...], list[Float64[np.ndarray, "3 3"]], list[FocalPrior] | None]:
+    """(lens of each view, intrinsics per lens, what is believed of the focals or None where they are known)."""
+    known = fixed.intrinsics if fixed is not None else views.given_intrinsics
+    if known is None:
+        lens, kinds = _group_lenses(views)
+        return lens, [], [focal_prior(exif, long_side) for exif, long_side in kinds]
+    first = list(known.double().numpy())
+    if len(first) == len(views):
+        return tuple(range(len(views))), first, None
+    # The first views are known and do not move; the lens of the others is taken to be like theirs.
+    return (*range(len(first)), *[len(first)] * (len(views) - len(first))), [*first, np.median(np.stack(first), 0)], None
+
+
+def _group_lenses(views: Views) -> tuple[tuple[int, ...], list[tuple[float, int]]]:
+    """One lens for all photos of one size with the same EXIF focal, or none: lens per view, (EXIF, long side) per lens."""
+    lens, kinds = [], list[tuple[float, int]]()
+    for exif, image, mask in zip(views.focal_prior.tolist(), views.images, views.masks):
+        kind = (exif, _long_side(image, mask))
+        same = [k for k, other in enumerate(kinds) if _agree(kind[0], other[0]) and _agree(*map(float, (kind[1], other[1])))]
+        if not same:
+            kinds.append(kind)
+        lens.append(same[0] if same else len(kinds) - 1)
+    return tuple(lens), kinds
+
+
+def _long_side(image: Float[Tensor, "h w 3"], mask: Bool[Tensor, "h w"]) -> int:
+    """Of the photo on its canvas, whose margin is black and masked (what the user masked out is not black)."""
+    rows, columns = (((image > 0).any(-1) | mask).any(axis).nonzero()[:, 0] for axis in (1, 0))
+    return max((int(r.max() - r.min()) + 1 for r in (rows, columns) if len(r)), default=max(mask.shape))
+
+
+def _agree(a: float, b: float) -> bool:
+    return (math.isnan(a) and math.isnan(b)) or max(a, b) < SAME_LENS * min(a, b)
+
+
+def _to_sfm(views: Views, fixed: Cameras | None, problem: Problem, reconstruction: pycolmap.Reconstruction) -> Sfm:
+    registered = sorted(image_id - 1 for image_id in reconstruction.reg_image_ids())
+    where = {view: k for k, view in enumerate(registered)}
+    images = [reconstruction.image(view + 1) for view in registered]
+    intrinsics = np.stack([reconstruction.camera(image.camera_id).calibration_matrix() for image in images])
+    world_to_cam = np.stack([np.concatenate([image.cam_from_world().matrix(), [[0, 0, 0, 1]]]) for image in images])
+    height, width = problem.size
+    cam_to_world = _float(np.linalg.inv(world_to_cam))
+    for view in range(0 if fixed is None else len(fixed)):  # bit for bit, not inverted twice
+        cam_to_world[where[view]] = fixed.cam_to_world[view]  # type: ignore[union-attr]
+    cameras = Cameras(_float(intrinsics), cam_to_world, width, height)
+    sparse, observations = _points(views, reconstruction, where)
+    pairs = [(where[i], where[j], len(m)) for (i, j), m in problem.matches.items() if i in where and j in where]
+    table = torch.tensor(pairs, dtype=torch.int64).reshape(-1, 3)
+    mask = torch.zeros(len(views), dtype=torch.bool)
+    mask[registered] = True
+    return Sfm(cameras, mask, sparse, observations, table[:, :2], table[:, 2])
+
+
+def _points(
+    views: Views, reconstruction: pycolmap.Reconstruction, where: dict[int, int]
+) -> tuple[PointCloud, Bool[Tensor, "n p"]]:
+    """Points by id with the mean colour of their observations; confidence falls with the reprojection error."""
+    points = [reconstruction.point3D(i) for i in sorted(reconstruction.point3D_ids())]
+    observations = torch.zeros(len(where), len(points), dtype=torch.bool)
+    rgb = torch.zeros(len(points), 3)
+    for index, point in enumerate(points):
+        for element in point.track.elements:
+            view = element.image_id - 1
+            x, y = reconstruction.image(element.image_id).points2D[element.point2D_idx].xy.astype(int)
+            rgb[index] += views.images[view, y, x] / point.track.length()
+            observations[where[view], index] = True
+    error = torch.tensor([point.error for point in points])
+    xyz = _float(np.stack([point.xyz for point in points]))
+    return PointCloud(xyz, rgb, torch.exp(-error).float().clamp(0, 1)), observations
+
+
+def _float(array: NDArray[np.float64]) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array)).float()
+
+
+def _canonical(sfm: Sfm) -> Sfm:
+    """First camera = identity, median depth of the confident points in the cameras that see them = 1."""
+    first = sfm.cameras.cam_to_world[0].double()
+    depth = transform(sfm.cameras.world_to_cam, sfm.sparse.xyz[None])[..., 2]
+    scale = 1 / depth[sfm.observations & (sfm.sparse.confidence >= sfm.sparse.confidence.median())].median().double()
+    to_first = torch.linalg.inv(first)
+    poses = to_first @ sfm.cameras.cam_to_world.double()
+    poses[:, :3, 3] *= scale
+    poses[0] = torch.eye(4)
+    xyz = transform(to_first, sfm.sparse.xyz.double()) * scale
+    return replace(sfm, cameras=replace(sfm.cameras, cam_to_world=poses.float()), sparse=replace(sfm.sparse, xyz=xyz.float()))
+
+
+def _warn_dropped(views: Views, registered: Bool[Tensor, " n"]) -> None:
+    dropped = [name for name, ok in zip(views.names, registered.tolist()) if not ok]
+    if dropped:
+        warnings.warn(f"Left out {', '.join(dropped)}: too little in common with the other photos.", stacklevel=3)
+
+
+def _no_overlap(views: Views) -> str:
+    n = len(views)
+    start = f"{' and '.join(views.names)} do not show" if n == 2 else f"No two of the {n} photos show"
+    return f"{start} enough of the same place to find the cameras; add photos taken in between, overlapping by half or more."

@@ -1,0 +1,65 @@
+"""What the pages have in common: templates, pictures inside the page, and a budget for them."""
+
+from __future__ import annotations
+
+import base64
+import io
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from PIL import Image
+
+from reconx_core.io.files import explain_disk, write_atomic
+
+PAGE_BYTES = 15_000_000  # of pictures and videos as they stand in the page, where base64 adds a third
+PANEL_WIDTH = 640  # pixels
+
+
+def render_page(template: str, **content: Any) -> str:
+    """The HTML of a template in ``reconx_core/reporting/templates`` (without its `.html.jinja`)."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("reconx_core.reporting"), autoescape=True, trim_blocks=True, lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )  # fmt: skip
+    return environment.get_template(f"{template}.html.jinja").render(**content)
+
+
+def write_page(path: Path, html: str) -> None:
+    """Write a page atomically.
+
+    Raises:
+        UserError: the folder cannot be written or the disk is full.
+    """
+    try:
+        write_atomic(path, html.encode())
+    except OSError as error:
+        raise explain_disk(error, path.parent) from error
+
+
+def open_picture(picture: bytes | Path) -> Image.Image:
+    """A picture from the bytes of a file, or from the file."""
+    return Image.open(io.BytesIO(picture) if isinstance(picture, bytes) else picture).convert("RGB")
+
+
+def picture_uri(image: Image.Image) -> str:
+    """A picture as it stands in a page: JPEG, at most 640 pixels wide."""
+    small = image.copy()
+    small.thumbnail((PANEL_WIDTH, 4 * PANEL_WIDTH))
+    buffer = io.BytesIO()
+    # WebP is a sixth smaller and takes fifteen times as long, which the end of a run of many scenes would feel.
+    small.save(buffer, "JPEG", quality=80)
+    return data_uri("image/jpeg", buffer.getvalue())
+
+
+def data_uri(kind: str, content: bytes) -> str:
+    """A file as a URI that needs no other file."""
+    return f"data:{kind};base64," + base64.b64encode(content).decode()
+
+
+def format_duration(seconds: float) -> str:
+    """`12.3 s`, `4 min 05 s` or `3 h 12 min`."""
+    if seconds < 99.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"

@@ -1,0 +1,291 @@
+"""`report.html`: one self-contained page per run, with scores, pictures, video, costs and settings, readable on a phone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from reconx_core.reporting.pages import (
+    PAGE_BYTES,
+    data_uri,
+    format_duration,
+    open_picture,
+    picture_uri,
+    render_page,
+    write_page,
+)
+from reconx_core.reporting.plots import ScenePlot, scene_plot
+from reconx_core.types import Scores, ViewScore
+
+VIDEO_BYTES = 8_000_000  # all videos of a page together, as files; half of it where there are several scenes
+PICTURED = 24  # scenes of which the page shows pictures, where there are more
+
+# key in Scores.summary -> column title, format, unit or direction, what it is
+COLUMNS = {
+    "psnr": ("PSNR", "{:.2f}", "dB ↑", "on held-out views"),
+    "ssim": ("SSIM", "{:.3f}", "↑", "on held-out views"),
+    "lpips": ("LPIPS", "{:.3f}", "↓", "on held-out views"),
+    "psnr_unrefined": ("PSNR, unrefined", "{:.2f}", "dB ↑", "held-out cameras as aligned, before refinement"),
+    "ssim_unrefined": ("SSIM, unrefined", "{:.3f}", "↑", "held-out cameras as aligned, before refinement"),
+    "lpips_unrefined": ("LPIPS, unrefined", "{:.3f}", "↓", "held-out cameras as aligned, before refinement"),
+    "photo_psnr": ("Photo PSNR", "{:.2f}", "dB ↑", "on the input photos"),
+    "photo_ssim": ("Photo SSIM", "{:.3f}", "↑", "on the input photos"),
+    "photo_lpips": ("Photo LPIPS", "{:.3f}", "↓", "on the input photos"),
+    "rotation_error": ("Rotation", "{:.2f}", "° ↓", "mean error between pairs of input cameras"),
+    "translation_error": ("Translation", "{:.2f}", "° ↓", "mean error of direction between pairs of input cameras"),
+    "auc_5": ("AUC@5°", "{:.3f}", "↑", "view pairs by the larger angle error, area under the curve"),
+    "auc_10": ("AUC@10°", "{:.3f}", "↑", "view pairs by the larger angle error, area under the curve"),
+    "auc_20": ("AUC@20°", "{:.3f}", "↑", "view pairs by the larger angle error, area under the curve"),
+    "auc_30": ("AUC@30°", "{:.3f}", "↑", "view pairs by the larger angle error, area under the curve"),
+    "registered": ("Placed", "{:.0%}", "", "share of the input photos whose camera was found"),
+    "gaussians": ("Gaussians", "{:,.0f}", "", "number of Gaussians in the scene"),
+}
+HEADLINES = ("psnr", "ssim", "lpips", "photo_psnr", "photo_ssim", "auc_30")
+
+
+@dataclass(frozen=True)
+class StageCost:
+    """What a stage of a scene took when it was computed, in this run or (``cached``) in an earlier one."""
+
+    stage: str
+    seconds: float
+    peak_mib: float
+    cached: bool = False
+
+
+@dataclass(frozen=True)
+class StageTotal:
+    """What a stage took over all scenes of a run."""
+
+    stage: str
+    scenes: int  # in which it ended
+    seconds: float  # all scenes together
+    peak_mib: float  # of the scene that needed most
+    cached: int  # scenes whose result an earlier run had computed
+
+
+@dataclass(frozen=True)
+class ReportPicture:
+    """One view's panels (`photo`, `render`, ...): picture files, or their bytes."""
+
+    view: str
+    is_target: bool
+    panels: dict[str, bytes | Path]
+
+
+@dataclass(frozen=True)
+class SceneReport:
+    """One scene: its scores, or the stage and the error that ended it."""
+
+    name: str
+    split: str = "all photos"
+    size: tuple[int, int] | None = None  # width, height of the scored images
+    scores: Scores | None = None
+    pictures: tuple[ReportPicture, ...] = ()
+    video: bytes | Path | None = None  # MP4
+    costs: tuple[StageCost, ...] = ()
+    notes: tuple[str, ...] = ()  # sentences worth knowing, such as photos that could not be placed
+    failed_stage: str | None = None
+    error: str | None = None
+    spread: dict[str, float] = field(default_factory=dict)  # of the scores: standard deviation over several seeds
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """Everything the page says, as plain data."""
+
+    title: str
+    scenes: tuple[SceneReport, ...]
+    settings: dict[str, Any]  # the resolved settings, a mapping per section
+    seeds: tuple[int, ...]
+    lpips_net: str | None  # None: not computed
+    lpips_missing: str | None = None  # why not
+    facts: dict[str, str] = field(default_factory=dict)  # versions, machine, preset, git revision, ...
+    files: dict[str, str] = field(default_factory=dict)  # files beside the page -> what they are
+
+
+def write_report(path: Path, run: RunReport) -> None:
+    """Write the page at ``path``, atomically; it refers to nothing outside itself but ``run.files``, by relative links.
+
+    Raises:
+        UserError: the folder cannot be written or the disk is full.
+    """
+    write_page(path, render_report(run))
+
+
+def render_report(run: RunReport) -> str:
+    """The page's HTML."""
+    done = [scene for scene in run.scenes if scene.scores is not None]
+    headlines = _headlines(done)
+    shown = pictured(run.scenes, headlines[0] if headlines else None)
+    videos = _inline_videos(shown)
+    return render_page(
+        "report",
+        run=run,
+        done=done,
+        failed=[scene for scene in run.scenes if scene.error is not None],
+        shown={scene.name for scene in shown},
+        columns=used_columns(done),
+        all_columns=COLUMNS,
+        headlines=headlines,
+        mean=mean_summary(done),
+        spread=mean_spread(done),
+        plots=[_plot(key, done) for key in headlines[:3]] if len(done) > 1 else [],
+        totals=stage_totals(cost for scene in run.scenes for cost in scene.costs),
+        number=format_score,
+        duration=format_duration,
+        score_of=_view_score,
+        context=_context(run, done),
+        pictures=_inline_pictures(shown, PAGE_BYTES - sum(map(len, videos.values()))),
+        videos=videos,
+        slowest=max((cost.seconds for scene in run.scenes for cost in scene.costs), default=0.0),
+    )
+
+
+def format_score(key: str, value: float | None) -> str:
+    """A score as the page shows it; a dash for one that was not computed."""
+    if value is None:
+        return "–"
+    return "∞" if math.isinf(value) else COLUMNS[key][1].format(value)
+
+
+def mean_summary(scenes: Iterable[SceneReport]) -> dict[str, float | None]:
+    """The mean over scenes of every score; None where a scene lacks it."""
+    summaries = [scene.scores.summary for scene in scenes if scene.scores is not None]
+    keys = [key for key in COLUMNS if any(key in summary for summary in summaries)]
+    return {key: _mean([summary.get(key) for summary in summaries]) for key in keys}
+
+
+def mean_spread(scenes: Iterable[SceneReport]) -> dict[str, float | None]:
+    """How far the mean over scenes varies from one seed to the next, for every score."""
+    scenes = list(scenes)
+    return {key: pooled_spread([scene.spread.get(key) for scene in scenes]) for key in COLUMNS}
+
+
+def pooled_spread(spreads: list[float | None]) -> float | None:
+    """Standard deviation over seeds of a mean over scenes, from each scene's; None where one is not known.
+
+    Scenes draw independently of each other from the same seed, so their variances add up. This estimate rests on all scenes'
+    seeds and is far steadier than the deviation of two or three means.
+    """
+    known = [spread for spread in spreads if spread is not None]
+    if not known or len(known) < len(spreads):
+        return None
+    return math.sqrt(math.fsum(spread**2 for spread in known)) / len(known)
+
+
+def stage_totals(costs: Iterable[StageCost]) -> list[StageTotal]:
+    """The costs of all scenes summed up by stage, in the order in which the stages come first."""
+    by_stage: dict[str, list[StageCost]] = {}
+    for cost in costs:
+        by_stage.setdefault(cost.stage, []).append(cost)
+    return [
+        StageTotal(stage, len(of), math.fsum(c.seconds for c in of), max(c.peak_mib for c in of), sum(c.cached for c in of))
+        for stage, of in by_stage.items()
+    ]
+
+
+def pictured(scenes: tuple[SceneReport, ...], key: str | None) -> tuple[SceneReport, ...]:
+    """The scenes of which the page shows pictures: all, or 24 at even steps from the lowest score ``key`` to the highest."""
+    done = [scene for scene in scenes if scene.pictures]
+    if len(done) <= PICTURED or key is None:
+        return tuple(done[:PICTURED])
+    ranked = sorted(done, key=lambda scene: _score(scene, key))
+    chosen = {ranked[i * (len(ranked) - 1) // (PICTURED - 1)].name for i in range(PICTURED)}
+    return tuple(scene for scene in done if scene.name in chosen)
+
+
+def used_columns(scenes: Iterable[SceneReport]) -> list[str]:
+    """Scores that at least one scene has, in the order of the table."""
+    summaries = [scene.scores.summary for scene in scenes if scene.scores is not None]
+    return [key for key in COLUMNS if any(summary.get(key) is not None for summary in summaries)]
+
+
+def _mean(values: list[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return math.fsum(known) / len(known) if len(known) == len(values) else None
+
+
+def _score(scene: SceneReport, key: str) -> float:
+    value = scene.scores.summary.get(key) if scene.scores else None
+    return -math.inf if value is None else value
+
+
+def _plot(key: str, done: list[SceneReport]) -> ScenePlot:
+    values = {scene.name: [scene.scores.summary.get(key)] for scene in done if scene.scores}
+    return scene_plot(f"{COLUMNS[key][0]} per scene", values, ("",), partial(format_score, key))
+
+
+def _headlines(done: list[SceneReport]) -> list[str]:
+    return [key for key in HEADLINES if key in used_columns(done)][:4]
+
+
+def _context(run: RunReport, done: list[SceneReport]) -> list[tuple[str, str]]:
+    """What has to stand beside every number: protocol, split, resolution, LPIPS net, number of scenes, seeds."""
+    sizes = _several(f"{scene.size[0]} × {scene.size[1]}" for scene in done if scene.size)
+    return [
+        ("protocol", _several(scene.scores.protocol for scene in done if scene.scores)),
+        ("split", _several(scene.split for scene in done)),
+        ("resolution", f"{sizes} px" if sizes else "–"),
+        ("LPIPS net", run.lpips_net or "not computed"),
+        ("scenes", f"{len(done)} of {len(run.scenes)}" if len(done) < len(run.scenes) else str(len(done))),
+        ("seed" if len(run.seeds) == 1 else "seeds", ", ".join(map(str, run.seeds))),
+    ]
+
+
+def _several(values: Iterable[str]) -> str:
+    return ", ".join(dict.fromkeys(values))
+
+
+def _inline_pictures(scenes: tuple[SceneReport, ...], budget: int) -> dict[str, list[tuple[ReportPicture, dict[str, str]]]]:
+    """Per scene the pictures with their panels as data URIs; evenly thinned where all together would be too heavy."""
+    return {scene.name: _within(budget // len(scenes), scene.pictures) for scene in scenes}
+
+
+def _within(budget: int, pictures: tuple[ReportPicture, ...]) -> list[tuple[ReportPicture, dict[str, str]]]:
+    """As many of the pictures as fit, at even steps, held-out views first, but at least one; only those are encoded."""
+    ranked = sorted(range(len(pictures)), key=lambda i: not pictures[i].is_target)
+    encoded = {ranked[0]: _encode(pictures[ranked[0]])}
+    count = max(1, min(len(pictures), budget // _weight(encoded[ranked[0]])))
+    while True:
+        chosen = sorted(ranked[i * len(ranked) // count] for i in range(count))
+        encoded |= {i: _encode(pictures[i]) for i in chosen if i not in encoded}
+        total = sum(_weight(encoded[i]) for i in chosen)
+        if total <= budget or count == 1:
+            return [(pictures[i], encoded[i]) for i in chosen]
+        count = max(1, min(count - 1, count * budget // total))
+
+
+def _encode(picture: ReportPicture) -> dict[str, str]:
+    return {name: picture_uri(open_picture(panel)) for name, panel in picture.panels.items()}
+
+
+def _weight(panels: dict[str, str]) -> int:
+    return sum(map(len, panels.values()))
+
+
+def _view_score(scores: Scores, picture: ReportPicture) -> ViewScore:
+    """The score that the picture shows: the one with the refined camera, where there are two."""
+    rows = [row for row in scores.views if (row.view, row.is_target) == (picture.view, picture.is_target)]
+    return max(rows, key=lambda row: row.refined)
+
+
+def _inline_videos(scenes: tuple[SceneReport, ...]) -> dict[str, str]:
+    """Per scene its clip as a data URI, as long as the page stays light enough."""
+    videos: dict[str, str] = {}
+    room = VIDEO_BYTES if len(scenes) < 2 else VIDEO_BYTES // 2
+    for scene in scenes:
+        size = _size(scene.video)
+        if scene.video is not None and size <= room:
+            room -= size
+            content = scene.video if isinstance(scene.video, bytes) else scene.video.read_bytes()
+            videos[scene.name] = data_uri("video/mp4", content)
+    return videos
+
+
+def _size(file: bytes | Path | None) -> int:
+    return file.stat().st_size if isinstance(file, Path) else len(file or b"")

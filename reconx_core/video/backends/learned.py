@@ -1,0 +1,190 @@
+"""The generators built on `ReconXPipeline`: `reconx-tiny`, `reconx` (the paper's) and `viewcrafter`."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from reconx_core.errors import UserError
+from reconx_core.settings import VideoSettings
+from reconx_core.types import Condition, Pointmaps, Views
+from reconx_core.video.backends.points import fill_holes
+from reconx_core.video.clip import PLAUSIBLE, POINTS, clips_between, model_size, structure_points
+from reconx_core.video.sources import SOURCES, frame_sources, photo_renders
+from reconx_core.weights.folder import weights_folder
+
+if TYPE_CHECKING:
+    from reconx_core.video.diffusion.pipeline import ReconXPipeline
+
+_one_clip_at_a_time = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a model is run where the user does not say otherwise."""
+
+    weights: str  # folder: in the package for reconx-tiny, else in RECONX_WEIGHTS
+    renders: bool  # every frame starts from its render; else the model has only the photos to interpolate between
+    steps: int
+    guidance: float
+    eta: float
+    fps: int | None = None
+    points: int = POINTS  # of the cloud that the structure encoder sees
+    pixels: int = 0  # area that the model was trained at; 0: any, so frames are only padded to a multiple
+    prompt: str = ""
+
+
+RECIPES = {
+    "reconx-tiny": Recipe("reconx-tiny", renders=True, steps=1, guidance=1.0, eta=0.0, points=2048),
+    "reconx": Recipe("reconx", renders=False, steps=50, guidance=7.5, eta=1.0, pixels=512 * 512),
+    "viewcrafter": Recipe(
+        "viewcrafter_1024", True, 50, 7.5, 1.0, fps=10, pixels=576 * 1024, prompt="Rotating view of a scene"
+    ),
+}  # fmt: skip
+
+
+def learned_frames(
+    inputs: Views, pointmaps: Pointmaps, condition: Condition, settings: VideoSettings, generator: torch.Generator,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> tuple[Float[Tensor, "f h w 3"], Float[Tensor, "f h w"]]:  # fmt: skip
+    """Frames in [0, 1], one clip per pair of views, and their confidence: the visibility, but at least PLAUSIBLE.
+
+    ``progress`` is told the denoising steps done and all there are.
+
+    Raises:
+        UserError: the weights are not there or cannot be read.
+    """
+    recipe, pipeline = with_settings(RECIPES[settings.backend], settings), load_pipeline(find_model(settings), settings.offload)
+    structure = settings.structure and pipeline.structure_encoder is not None
+    points = structure_points(inputs.images, pointmaps, recipe.points) if structure else None
+    clips = clips_between(condition)
+    seeds = torch.randint(2**62, (len(clips),), generator=generator).tolist()
+    images = torch.empty_like(condition.renders)
+    for number, ((pair, frames), seed) in enumerate(zip(clips, seeds)):
+        tell = lambda step, number=number: progress(number * recipe.steps + step + 1, len(clips) * recipe.steps)  # noqa: E731
+        cloud = None if points is None else _in_frame_of(points, pointmaps.cameras.cam_to_world[pair[0]])
+        clip = (inputs.images[pair], condition.renders[frames], condition.visibility[frames])
+        alone = photo_renders(inputs, pointmaps, pair, condition.cameras[frames]) if pipeline.config.sources else None
+        with _one_clip_at_a_time:  # scenes may run side by side in threads, and the scheduler remembers where it is
+            images[frames] = generate_clip(pipeline, recipe, *clip, alone, cloud, torch.Generator().manual_seed(seed), tell)
+    return images, condition.visibility.clamp(min=PLAUSIBLE)
+
+
+def with_settings(recipe: Recipe, settings: VideoSettings) -> Recipe:
+    """The recipe with what the user asks for in its place."""
+    asked = {name: getattr(settings, name) for name in ("steps", "guidance", "pixels", "prompt")}
+    return Recipe(**{**vars(recipe), **{name: value for name, value in asked.items() if value}})
+
+
+def generate_clip(
+    pipeline: ReconXPipeline, recipe: Recipe, photos: Float[Tensor, "2 h w 3"], renders: Float[Tensor, "k h w 3"],
+    visibility: Float[Tensor, "k h w"], alone: tuple[Tensor, Tensor] | None, cloud: tuple[Tensor, Tensor] | None,
+    generator: torch.Generator, tell: Callable[[int], None],
+) -> Float[Tensor, "k h w 3"]:  # fmt: skip
+    """The k frames between two photos, in order.
+
+    ``alone``: what `photo_renders` gives, for a model that blends sources. ``cloud``: points in the first photo's frame and
+    their colours.
+    """
+    height, width = visibility.shape[1:]
+    if pipeline.config.residual:
+        renders, visibility = fill_holes(renders, visibility)
+    fit, back = fitting(height, width, recipe.pixels, pipeline.pixels_per_step)
+    given: dict[str, Any] = {}
+    if recipe.renders:
+        given["renders"] = fit(torch.cat([photos[:1], renders, photos[1:]]))[None]
+        given["visibility"] = fit(F.pad(visibility, (0, 0, 0, 0, 1, 1), value=1.0)[..., None])[None, :, 0]
+    if alone is not None:
+        beside = F.pad(frame_sources(renders, visibility, alone), (0, 0, 0, 0, 0, 0, 0, 0, 1, 1))
+        given["sources"] = fit(beside.flatten(0, 1)).unflatten(0, (-1, SOURCES))[None]
+    if cloud is not None:
+        given["points"], given["point_features"] = cloud[0][None], cloud[1][None]
+
+    def on_step(pipeline: ReconXPipeline, step: int, timestep: Tensor, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        tell(step)
+        return tensors
+
+    count = len(renders) + 2
+    made = pipeline(
+        fit(photos)[None], [0, count - 1], generator, count, **given, prompt=recipe.prompt,
+        num_inference_steps=recipe.steps, guidance_scale=recipe.guidance, eta=recipe.eta, fps=recipe.fps,
+        callback_on_step_end=on_step,
+    )  # fmt: skip
+    return back(made.frames[0, 1:-1].float().cpu()).clamp(0, 1)
+
+
+def fitting(
+    height: int, width: int, pixels: int, multiple: int
+) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+    """How images (n h w c) come to a size the network takes (n c H W), and how its frames come back.
+
+    Without ``pixels`` the border is repeated up to the next multiples, so that no pixel is resampled.
+    """
+    if not pixels:
+        right, below = -width % multiple, -height % multiple
+        pad = lambda x: F.pad(x.movedim(-1, 1), (0, right, 0, below), mode="replicate")  # noqa: E731
+        return pad, lambda x: x[..., :height, :width].movedim(1, -1)
+    size = model_size(height, width, pixels, multiple)
+    resize = lambda x, to: F.interpolate(x, to, mode="bilinear", antialias=True, align_corners=False)  # noqa: E731
+    return lambda x: resize(x.movedim(-1, 1), size), lambda x: resize(x, (height, width)).movedim(1, -1)
+
+
+def find_model(settings: VideoSettings) -> Path:
+    """The model's folder: what ``video.weights`` names, itself or in RECONX_WEIGHTS, else the backend's own.
+
+    Raises:
+        UserError: there is none.
+    """
+    name = settings.weights or RECIPES[settings.backend].weights
+    own = Path(__file__).parents[1] / "reconx-tiny" if settings.backend == "reconx-tiny" and not settings.weights else None
+    places = [own] if own else [Path(name).expanduser(), weights_folder() / name]
+    found = next((place for place in places if (place / "model_index.json").is_file()), None)
+    if found is None:
+        raise UserError(
+            f"There are no weights for video.backend={settings.backend} in {' or '.join(map(str, places))}; make them with "
+            "`reconx weights convert` (docs/weights.md), or use video.backend=points, which needs none."
+        )
+    return found.resolve()
+
+
+@lru_cache(maxsize=1)
+def load_pipeline(folder: Path, offload: bool = False) -> ReconXPipeline:
+    """The pipeline in ``folder``, in bfloat16 on a GPU, in float32 on the CPU; kept for the next scene.
+
+    Raises:
+        UserError: a file is missing or not what it should be.
+    """
+    import diffusers
+    import transformers
+
+    from reconx_core.video.diffusion.pipeline import ReconXPipeline
+
+    cuda = torch.cuda.is_available()
+    for library in (diffusers, transformers):  # a run's own progress is on the screen
+        library.utils.logging.disable_progress_bar()
+    try:
+        pipeline = ReconXPipeline.from_pretrained(
+            folder, dtype=torch.bfloat16 if cuda else torch.float32, local_files_only=True, use_safetensors=True
+        )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise UserError(f"Cannot read the video model in {folder}: {str(error).strip().splitlines()[0]}") from error
+    pipeline.set_progress_bar_config(disable=True)
+    if cuda and offload:
+        pipeline.enable_model_cpu_offload()
+        return pipeline
+    return pipeline.to("cuda" if cuda else "cpu")
+
+
+def _in_frame_of(points: tuple[Tensor, Tensor], cam_to_world: Float[Tensor, "4 4"]) -> tuple[Tensor, Tensor]:
+    from reconx_core.video.diffusion.structure_encoder import normalise_points
+
+    return normalise_points(points[0], cam_to_world), points[1]

@@ -1,0 +1,190 @@
+"""The orchestration, with stand-in stages: what runs, what does not run again, and what a failure leaves."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import standins
+from processes import alive, children, wait_until
+from standins import artifact_bytes, write_folder
+
+from reconx_core.settings import STAGES
+
+SCRIPT = Path(standins.__file__)
+
+
+def test_second_run_computes_nothing_even_into_another_folder(reconx, tiny, photos, tmp_path):
+    store = tmp_path / "store"
+    assert reconx("reconstruct", photos, "-o", tmp_path / "a", "--store", store).code == 0
+    assert tiny() == list(STAGES)
+    outcome = reconx("reconstruct", photos, "-o", tmp_path / "b", "--store", store)
+    assert (outcome.code, tiny()) == (0, [])
+    assert (tmp_path / "a" / "scene.ply").read_bytes() == (tmp_path / "b" / "scene.ply").read_bytes()
+
+
+def test_reconstruct_leaves_everything_it_names(reconx, tiny, photos, tmp_path):
+    out = tmp_path / "out"
+    outcome = reconx("reconstruct", photos, "-o", out, "--store", tmp_path / "store", "-S", "splats.steps=3")
+    assert outcome.code == 0
+    for name in (
+        "scene.ply",
+        "video.mp4",
+        "report.html",
+        "settings.yaml",
+        "cameras/transforms.json",
+        "cameras/sparse/0/cameras.bin",
+    ):
+        assert (out / name).stat().st_size > 0, name
+    assert "steps: 3" in (out / "settings.yaml").read_text()
+    assert "GiB" in outcome.out
+    assert "PSNR" in outcome.out
+
+
+def test_changed_setting_reruns_its_stage_and_what_follows(reconx, tiny, photos, tmp_path):
+    command = ("reconstruct", photos, "-o", tmp_path / "out", "--store", tmp_path / "store")
+    reconx(*command)
+    tiny()
+    assert reconx(*command, "-S", "splats.steps=3").code == 0
+    assert tiny() == ["splats", "metrics"]
+
+
+def test_stage_with_unchanged_output_stops_the_recomputation(reconx, tiny, photos, tmp_path):
+    command = ("reconstruct", photos, "-o", tmp_path / "out", "--store", tmp_path / "store")
+    reconx(*command)
+    tiny()
+    # The stand-in's frames do not depend on this setting, so what follows meets the same bytes.
+    assert reconx(*command, "-S", "confidence.size=128").code == 0
+    assert tiny() == ["confidence"]
+
+
+def test_flipped_byte_is_found_and_only_that_entry_recomputed(reconx, tiny, photos, tmp_path):
+    store = tmp_path / "store"
+    command = ("reconstruct", photos, "-o", tmp_path / "out", "--store", store)
+    reconx(*command)
+    before = artifact_bytes(store)
+    tiny()
+    victim = max((store / "condition").glob("*/condition.zarr/renders/c/**/*"), key=lambda p: p.is_file() and p.stat().st_size)
+    content = bytearray(victim.read_bytes())
+    content[len(content) // 2] ^= 1
+    victim.write_bytes(content)
+    outcome = reconx(*command)
+    assert (outcome.code, tiny()) == (0, ["condition"])
+    assert "damaged" in outcome.out or "changed since it was written" in " ".join(outcome.out.split())
+    assert artifact_bytes(store) == before
+
+
+def test_deleted_entry_runs_again_and_moved_store_still_hits(reconx, tiny, photos, tmp_path):
+    store = tmp_path / "store"
+    reconx("reconstruct", photos, "-o", tmp_path / "out", "--store", store)
+    tiny()
+    (entry,) = (store / "video").iterdir()
+    for path in sorted(entry.rglob("*"), reverse=True):
+        path.rmdir() if path.is_dir() else path.unlink()
+    entry.rmdir()
+    moved = store.rename(tmp_path / "elsewhere")
+    assert reconx("reconstruct", photos, "-o", tmp_path / "out", "--store", moved).code == 0
+    assert tiny() == ["video"]
+
+
+def test_failed_scene_leaves_the_others_running(reconx, tiny, tmp_path):
+    for name in ("attic", "broken", "cellar"):
+        write_folder(tmp_path / "data" / name)
+    out = tmp_path / "runs" / "first"
+    outcome = reconx("evaluate", tmp_path / "data", "-o", out, "--store", tmp_path / "store")
+    assert outcome.code == 1
+    assert "broken failed in views: This scene is broken; take another one." in " ".join(outcome.out.split())
+    record = json.loads((out / "run.json").read_text())
+    assert [scene["error"] for scene in record["scenes"].values()] == [None, "This scene is broken; take another one.", None]
+    assert (out / "attic" / "scene.ply").exists()
+    assert (out / "cellar" / "scene.ply").exists()
+    assert "broken" in (out / "report.html").read_text()
+    whole = ("evaluate", tmp_path / "data", "--scenes", "attic,cellar")
+    calm = reconx(*whole, "-o", tmp_path / "runs" / "calm", "--store", tmp_path / "calm")
+    assert calm.code == 0
+    assert artifact_bytes(tmp_path / "store") == artifact_bytes(tmp_path / "calm")
+
+
+def test_few_tasks_at_a_time_and_steps_that_runs_share(reconx, tiny, tmp_path, monkeypatch):
+    """Tasks of a large dataset are handed on little by little; what a step shares with an earlier run is known by then."""
+    from flows.execution import flow as pipeline
+
+    for name in ("attic", "broken", "cellar"):
+        write_folder(tmp_path / "data" / name)
+    monkeypatch.setattr(pipeline, "WAITING", 2)
+    outcome = reconx("evaluate", tmp_path / "data", "--seeds", "2", "-o", tmp_path / "out", "--store", tmp_path / "store")
+    assert outcome.code == 1
+    assert Counter(tiny()) == dict.fromkeys(STAGES, 4) | {"views": 3}
+
+
+def test_user_error_of_the_only_scene_is_one_sentence_and_code_2(reconx, tiny, tmp_path):
+    folder = write_folder(tmp_path / "broken")
+    outcome = reconx("reconstruct", folder, "-o", tmp_path / "out", "--store", tmp_path / "store")
+    assert (outcome.code, outcome.err) == (2, "reconx: This scene is broken; take another one.\n")
+
+
+def test_kill_9_repeats_at_most_the_interrupted_task(server, tiny, photos, tmp_path):
+    """A real process, killed within a stage: the next run goes on there, and the bytes are those of an undisturbed run."""
+    log = tmp_path / "killed.log"
+    environment = {**os.environ, "RECONX_TEST_LOG": str(log)}
+    command = [sys.executable, str(SCRIPT), "reconstruct", str(photos), "-o", str(tmp_path / "out"), "--store"]
+
+    paused = {**environment, "RECONX_TEST_PAUSE": "confidence"}
+    process = subprocess.Popen([*command, str(tmp_path / "killed")], env=paused, stdout=subprocess.DEVNULL)
+    wait_until(lambda: log.exists() and "confidence" in log.read_text(), process)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    log.write_text("")
+    subprocess.run([*command, str(tmp_path / "killed")], env=environment, check=True, stdout=subprocess.DEVNULL)
+    assert log.read_text().split() == ["confidence", "splats", "metrics"]
+    subprocess.run([*command, str(tmp_path / "calm")], env=environment, check=True, stdout=subprocess.DEVNULL)
+    assert artifact_bytes(tmp_path / "killed") == artifact_bytes(tmp_path / "calm")
+
+
+def test_own_server_starts_without_a_home_and_ends_with_its_parent(tiny, photos, tmp_path):
+    """No PREFECT_API_URL, no HOME: the run brings its own server, and kill -9 of the run takes it along."""
+    log = tmp_path / "log"
+    environment = {k: v for k, v in os.environ.items() if k not in ("PREFECT_API_URL", "HOME", "XDG_CACHE_HOME")}
+    environment |= {"RECONX_TEST_LOG": str(log), "RECONX_TEST_PAUSE": "pointcloud", "HOME": ""}
+    command = [
+        sys.executable,
+        str(SCRIPT),
+        "reconstruct",
+        str(photos),
+        "-o",
+        str(tmp_path / "out"),
+        "--store",
+        str(tmp_path / "s"),
+    ]
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+    wait_until(lambda: log.exists() and "pointcloud" in log.read_text(), process)
+    (server_pid,) = children(process.pid)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    wait_until(lambda: not alive(server_pid))
+
+
+def test_interrupt_ends_at_once_although_a_thread_computes():
+    code = """
+import os, signal, threading, time
+from rich.console import Console
+from flows.execution.run import stop_at_once
+with stop_at_once(Console()):
+    threading.Thread(target=time.sleep, args=(600,)).start()
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(600)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 130
+    assert "run the same command again" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["default", "permissive", "paper"])
+def test_presets_are_valid_settings(name):
+    from flows.execution.run import resolve_settings
+
+    assert resolve_settings(name, None).seed == 0

@@ -1,0 +1,82 @@
+"""MLflow: a parent per evaluation, a child per scene; and nothing lost when it fails. Also `gc`, which keeps what runs use."""
+
+import json
+import shutil
+
+import pytest
+from standins import write_folder
+
+from flows.runs.garbage import collect_garbage
+from flows.runs.tracking import make_client
+from reconx_core.cache import store
+from reconx_core.cache.lock import in_use
+from reconx_core.errors import UserError
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    for name in ("attic", "cellar"):
+        write_folder(tmp_path / "data" / name)
+    return tmp_path / "data"
+
+
+def test_evaluation_is_a_parent_with_a_child_per_scene(reconx, tiny, dataset, tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    out = tmp_path / "runs" / "first"
+    assert reconx("evaluate", dataset, "-o", out, "--store", tmp_path / "store", "-S", "splats.steps=5").code == 0
+    client = make_client(f"sqlite:///{tmp_path}/runs/mlflow.db")
+    runs = client.search_runs([client.get_experiment_by_name("reconx").experiment_id])
+    (parent,) = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    children = {run.info.run_name: run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id}
+    assert set(children) == {"attic", "cellar"}
+    assert parent.data.params["splats.steps"] == "5"
+    record = json.loads((out / "run.json").read_text())
+    for name, child in children.items():
+        assert child.data.metrics["metrics.psnr"] == pytest.approx(record["scenes"][name]["summary"]["psnr"])
+        assert child.data.params["splats.digest"] == record["scenes"][name]["artifacts"]["splats"]["digest"]
+        assert "metrics.lpips" not in child.data.metrics
+        assert len(client.list_artifacts(child.info.run_id, "pictures")) == 2
+    assert {a.path for a in client.list_artifacts(parent.info.run_id)} == {"report.html", "run.json", "settings.yaml"}
+    assert parent.data.tags["reconx.git revision"]
+    check_compare_reads_mlflow(reconx, out, tmp_path, monkeypatch)
+
+
+def check_compare_reads_mlflow(reconx, out, tmp_path, monkeypatch):
+    """By name, with the run's own folder gone; the pictures come from MLflow, too."""
+    shutil.rmtree(out)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/runs/mlflow.db")
+    outcome = reconx("compare", "first", "first", "-o", tmp_path / "compare.html")
+    assert outcome.code == 0
+    assert "The settings are the same." in outcome.out
+    page = (tmp_path / "compare.html").read_text()
+    assert page.count('data-name="render"') == 2 * 2 * 2  # runs, scenes, views
+    assert "No pictures" not in page
+    assert reconx("compare", "first", "second").err.startswith("reconx: There is no run 'second'")
+
+
+def test_failing_mlflow_loses_nothing(reconx, tiny, dataset, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////proc/no/such/place.db")
+    out = tmp_path / "runs" / "first"
+    outcome = reconx("evaluate", dataset, "-o", out, "--store", tmp_path / "store")
+    assert outcome.code == 0
+    assert "MLflow did not take the run" in outcome.out
+    assert (out / "run.json").exists()
+    assert (out / "attic" / "scene.ply").exists()
+
+
+def test_gc_keeps_what_existing_runs_use(reconx, tiny, photos, tmp_path):
+    root = tmp_path / "store"
+    for out, steps in (("kept", 1), ("deleted", 2)):
+        assert reconx("reconstruct", photos, "-o", tmp_path / out, "--store", root, "-S", f"splats.steps={steps}").code == 0
+    shutil.rmtree(tmp_path / "deleted")
+    assert "Removed 2 artifacts" in reconx("gc", "--store", root).out  # its splats and metrics
+    tiny()
+    reconx("reconstruct", photos, "-o", tmp_path / "kept", "--store", root, "-S", "splats.steps=1")
+    assert tiny() == []
+
+
+def test_gc_waits_for_runs(tmp_path):
+    store.publish(tmp_path, "views", "key", {}, {"a.txt": b"a"}, {})
+    with in_use(tmp_path), pytest.raises(UserError, match="wait until it has ended"):
+        collect_garbage(tmp_path)
+    assert collect_garbage(tmp_path)[0] == 1

@@ -1,0 +1,67 @@
+"""`reconx weights convert`: what a user is told about a converted model."""
+
+import io
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+from flows import cli
+from flows.weights.convert import convert as weights
+from reconx_core.video.checkpoints.convert import schedule_buffers
+from reconx_core.video.diffusion.pipeline import ReconXPipeline
+from reconx_core.video.diffusion.scheduler import ReconXScheduler
+
+GOLDEN = Path(os.environ.get("RECONX_GOLDEN", Path(__file__).parents[4] / "shared" / "golden"))
+LISTED = sorted(GOLDEN.glob("pipeline_*.json"))[:1]
+
+needs_golden = pytest.mark.skipif(not LISTED, reason=f"no pipeline_*.json in {GOLDEN} (set RECONX_GOLDEN)")
+
+
+@pytest.fixture
+def told(tmp_path, monkeypatch):
+    """Convert a small checkpoint without the keys that start with ``left_out``; returns what is printed."""
+    monkeypatch.setenv("RECONX_WEIGHTS", str(tmp_path / "weights"))
+
+    def run(name, left_out=(), out=None):
+        listed = json.loads(LISTED[0].read_text())["state_dict"]
+        buffers = schedule_buffers(ReconXScheduler())
+        tensors = {k: buffers[k].float() if k in buffers else torch.zeros(v) for k, v in listed.items()}
+        torch.save({"state_dict": {k: v for k, v in tensors.items() if not k.startswith(left_out)}}, tmp_path / name)
+        printed = io.StringIO()
+        weights.convert(tmp_path / name, out, None, "float16", LISTED[0], None, Console(file=printed))
+        return printed.getvalue()
+
+    return run
+
+
+@needs_golden
+def test_licence_source_and_use_are_told_golden(told, tmp_path):
+    printed = told("ViewCrafter_25_512.ckpt")
+    assert f"ViewCrafter, class 512, float16, in {tmp_path}/weights/viewcrafter_512\n" in printed
+    assert "Licence: code Apache-2.0; weights tagged apache-2.0" in printed
+    assert json.loads((tmp_path / "weights" / "viewcrafter_512" / "provenance.json").read_text())["sha256"] in printed
+    assert "no tokenizer" in printed
+    assert printed.endswith("-S video.backend=viewcrafter -S video.weights=viewcrafter_512\n")
+    assert ReconXPipeline.from_pretrained(tmp_path / "weights" / "viewcrafter_512").vae.dtype == torch.float32
+
+
+@needs_golden
+def test_a_pruned_checkpoint_asks_for_its_clip_golden(told, tmp_path):
+    printed = told("dynamicrafter_512_interp_pruned.ckpt", ("cond_stage_model.", "embedder."), tmp_path / "a model")
+    assert "lacks text_encoder, image_encoder, tokenizer; convert again with --clip" in printed
+    assert printed.endswith(f"-S video.backend=reconx -S 'video.weights={tmp_path}/a model'\n")
+
+
+def test_command_line_ends_a_mistake_with_one_sentence(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["reconx", "weights", "convert", str(tmp_path / "interp.ckpt"), "--dtype", "float16"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"reconx: There is no file '{tmp_path}/interp.ckpt'; give a checkpoint")
+    assert error.count("\n") == 1

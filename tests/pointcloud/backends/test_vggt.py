@@ -1,0 +1,80 @@
+"""The backend around VGGT's network: what a right network predicts becomes the right scene, whatever is known beforehand."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from exact_scene import assert_right_cameras, assert_right_depth, draw, room, room_depth
+from small_models import save_hub, small_vggt
+from torch import nn
+
+from reconx_core.errors import UserError
+from reconx_core.geometry.transforms import matrix_to_quaternion
+from reconx_core.pointcloud import make_backend
+from reconx_core.pointcloud.backends import vggt
+from reconx_core.pointcloud.backends.predictions import choose_window, to_window
+from reconx_core.pointcloud.backends.vggt import Vggt
+from reconx_core.pointcloud.networks.vggt import VGGTConfig, VGGTPrediction
+from reconx_core.settings import PointcloudSettings
+
+SETTINGS = PointcloudSettings(backend="vggt")
+UNIT = 3.0  # the network's scale is its own
+
+
+class Exact(nn.Module):
+    """A network that knows the room, in the first photo's frame and in other units."""
+
+    def __init__(self):
+        super().__init__()
+        self.config, self.marker = VGGTConfig(image_size=160, patch=8), nn.Parameter(torch.zeros(1))
+
+    def forward(self, images, frames_per_chunk=None, points=True):
+        cameras = to_window(room().inputs().cameras, choose_window((120, 160), 160, 8))
+        world_to_cam = cameras.world_to_cam @ cameras.cam_to_world[:1]
+        translation, rotation = world_to_cam[:, :3, 3] * UNIT, matrix_to_quaternion(world_to_cam[:, :3, :3])
+        sides = torch.tensor([cameras.height, cameras.width])
+        fov = 2 * torch.atan(sides / 2 / cameras.intrinsics[:, [1, 0], [1, 0]])
+        encoding = torch.cat([translation, rotation.roll(-1, 1), fov], 1)
+        depth = room_depth()[None] * UNIT
+        return VGGTPrediction(encoding[None], depth, torch.full_like(depth, 20.0), None, None)
+
+
+def reconstruct(monkeypatch, views, fixed=None):
+    monkeypatch.setattr(vggt, "load_network", lambda load, path: Exact())
+    monkeypatch.setattr(vggt, "find_weights", lambda *names: names)
+    return Vggt(SETTINGS)(views, fixed, draw())
+
+
+def test_the_networks_cameras_come_through(monkeypatch):
+    inputs = replace(room().inputs(), protocol="unposed")
+    pointmaps, kept = reconstruct(monkeypatch, inputs)
+    assert kept.tolist() == [0, 1, 2]
+    assert_right_cameras(pointmaps.cameras)
+
+
+def test_known_cameras_give_the_scale(monkeypatch):
+    inputs = room().inputs()
+    pointmaps, _ = reconstruct(monkeypatch, inputs, inputs.cameras)
+    assert torch.equal(pointmaps.cameras.cam_to_world, inputs.cameras.cam_to_world)
+    assert_right_depth(pointmaps)
+
+
+@pytest.mark.parametrize("posed", [False, True])
+def test_a_file_of_weights_goes_through(monkeypatch, tmp_path, posed):
+    monkeypatch.setenv("RECONX_WEIGHTS", str(tmp_path))
+    save_hub(tmp_path / "VGGT-1B", *small_vggt())
+    inputs = room().inputs()
+    pointmaps, kept = make_backend(SETTINGS)(inputs, inputs.cameras if posed else None, draw())
+    assert kept.tolist() == [0, 1, 2]
+    assert pointmaps.points_world.isfinite().all()
+    assert pointmaps.confidence.amin() >= 0
+    assert pointmaps.confidence.amax() <= 1
+    assert pointmaps.confidence.amax() > 0
+    again, _ = make_backend(SETTINGS)(inputs, inputs.cameras if posed else None, draw())
+    assert torch.equal(again.points_world, pointmaps.points_world)
+
+
+def test_no_weights_is_a_sentence(monkeypatch, tmp_path):
+    monkeypatch.setenv("RECONX_WEIGHTS", str(tmp_path))
+    with pytest.raises(UserError, match=r"no weights for pointcloud.backend=vggt in .* or .*reconx weights fetch vggt"):
+        make_backend(SETTINGS)(room().inputs(), None, draw())
