@@ -4,5 +4,3 @@ import os
 
 # Spinning OpenMP threads cost more than the work on shared machines; torch reads this once, at its import.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
-__version__ = "0.1.0"

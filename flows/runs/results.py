@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from flows.execution.flow import SceneRun, describe_error
-from reconx_core import __version__, export
+from reconx_core import export
 from reconx_core.cache import store
 from reconx_core.cache.code_version import code_version
 from reconx_core.export.cameras import write_cameras
@@ -24,6 +24,7 @@ from reconx_core.losses.lpips import lpips_missing_reason
 from reconx_core.reporting.report import ReportPicture, RunReport, SceneReport, StageCost, write_report
 from reconx_core.settings import STAGES, Settings
 from reconx_core.types import Scores
+from reconx_core.version import __version__
 from tasks.execute import machine
 
 RECORD = "run.json"

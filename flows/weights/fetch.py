@@ -21,11 +21,11 @@ from rich.console import Console
 from rich.prompt import Confirm
 from rich.table import Table
 
-import reconx_core
 from flows.weights.convert import inspect, summary, tell
 from reconx_core.errors import UserError
 from reconx_core.io.files import explain_disk, require_writable, write_json
 from reconx_core.pointcloud.networks.checkpoints import DUST3R_LICENCE
+from reconx_core.version import __version__
 from reconx_core.weights.files import describe_files, read_config, require_space
 from reconx_core.weights.folder import weights_folder
 
@@ -235,7 +235,7 @@ def _record(row: Published, listing: Listing, described: Mapping[str, Any]) -> d
         "revision": listing.commit,
         "licence": row.licence,
         "files": described,
-        "reconx": reconx_core.__version__,
+        "reconx": __version__,
     }
 
 

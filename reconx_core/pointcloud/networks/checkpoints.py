@@ -17,12 +17,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-import reconx_core
 from reconx_core.cache.store import file_digest
 from reconx_core.errors import UserError
 from reconx_core.io.files import require_writable, write_json
 from reconx_core.pointcloud.networks.dust3r import DUSt3R, dust3r_config
 from reconx_core.pointcloud.networks.vggt import VGGT, vggt_config
+from reconx_core.version import __version__
 from reconx_core.weights.files import (
     Opened,
     Verified,
@@ -138,7 +138,7 @@ def _provenance(opened: Opened, folder: Path) -> dict[str, Any]:
         "network": DUST3R_FILES.name,
         "licence": DUST3R_LICENCE,
         "files": describe_files(sorted(folder.iterdir()), folder),
-        "reconx": reconx_core.__version__,
+        "reconx": __version__,
     }
 
 

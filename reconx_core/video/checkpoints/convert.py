@@ -20,10 +20,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-import reconx_core
 from reconx_core.cache.store import file_digest
 from reconx_core.errors import UserError
 from reconx_core.io.files import require_writable, write_json
+from reconx_core.version import __version__
 from reconx_core.video.checkpoints.parts import PUBLISHED, Part, Source, clip_parts, published_parts, stored_parts
 from reconx_core.weights.files import describe_files, new_folder, read_file, require_space, unshared
 from reconx_core.weights.folder import weights_folder
@@ -421,7 +421,7 @@ def _provenance(path: Path, variant: str, summary: Summary, dtype: str | None, c
         "dtype": dtype or summary.dtype,
         "licence": LICENCES[family],
         "clip": _digests(clip) if clip else {},
-        "reconx": reconx_core.__version__,
+        "reconx": __version__,
     }
 
 
