@@ -11,11 +11,13 @@ from rich.console import Console
 from rich.markup import escape
 
 from reconx_core.errors import UserError
-from reconx_core.pointcloud.networks.checkpoints import DUST3R_FILES, VGGT_FILES, convert_dust3r, recognise
-from reconx_core.pointcloud.networks.checkpoints import verify as verify_geometry
+from reconx_core.pointcloud.networks.checkpoints import DUST3R_FILES, VGGT_FILES, recognise
+from reconx_core.pointcloud.networks.convert import convert_dust3r
+from reconx_core.pointcloud.networks.verify import verify as verify_geometry
 from reconx_core.video.checkpoints.convert import convert as convert_checkpoint
-from reconx_core.weights.files import PICKLES, Verified, check_digests, open_weights
+from reconx_core.weights.files import PICKLES, open_weights
 from reconx_core.weights.folder import weights_folder
+from reconx_core.weights.records import Verified, check_digests
 
 MODELS = {"i2v": "DynamiCrafter, image to video", "interp": "DynamiCrafter, interpolation", "viewcrafter": "ViewCrafter"}
 BACKENDS = {"i2v": "reconx", "interp": "reconx", "viewcrafter": "viewcrafter"}

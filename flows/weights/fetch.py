@@ -24,10 +24,12 @@ from rich.table import Table
 from flows.weights.convert import inspect, summary, tell
 from reconx_core.errors import UserError
 from reconx_core.io.files import explain_disk, require_writable, write_json
-from reconx_core.pointcloud.networks.checkpoints import DUST3R_LICENCE
+from reconx_core.pointcloud.networks.convert import DUST3R_LICENCE
 from reconx_core.version import __version__
-from reconx_core.weights.files import describe_files, read_config, require_space
+from reconx_core.weights.files import read_config
 from reconx_core.weights.folder import weights_folder
+from reconx_core.weights.records import describe_files
+from reconx_core.weights.writing import require_space
 
 HUB_LAYOUT = ("config.json", "model*.safetensors*")  # one file, or shards and their index
 ALONG = ("config.json", "LICENSE*", "README.md")  # taken along where there are any

@@ -1,31 +1,24 @@
-"""Files of weights: opened without being loaded, compared with what a network needs, recorded with their SHA-256."""
+"""Files of weights: opened without being loaded, and compared with what a network needs."""
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import re
-import shutil
-import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from zipfile import is_zipfile
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from reconx_core.cache.store import file_digest
 from reconx_core.errors import UserError
-from reconx_core.io.files import explain_disk
 
 PICKLES = (".pth", ".pt", ".ckpt")
 STEMS = ("model", "diffusion_pytorch_model")  # of .safetensors files, as the Hub's libraries write them
-RECORDS = ("fetched.json", "provenance.json")  # beside the weights; what they call "files" has sizes and SHA-256
 WRAPPERS = ("model", "state_dict", "module")  # around the table of tensors in a pickle
 
 
@@ -38,19 +31,6 @@ class Opened:
     tensors: Mapping[str, Tensor]  # in the files' order
     config: dict[str, Any] | None  # config.json beside them
     arguments: Any = None  # what a pickle holds as "args": those that the network was trained with
-
-
-@dataclass(frozen=True)
-class Verified:
-    """Weights that are what their network needs, key by key and shape by shape."""
-
-    what: str
-    source: Path
-    files: tuple[Path, ...]
-    tensors: int  # in the files
-    unused: int  # of these, how many the network does not read
-    parameters: int  # of the network
-    dtypes: tuple[str, ...]
 
 
 def open_weights(path: Path) -> Opened:
@@ -213,77 +193,3 @@ def _require_like(wanted: Tensor, found: Tensor, key: str, source: Path) -> None
 def dtype_name(tensor: Tensor) -> str:
     """'float32' and the like."""
     return str(tensor.dtype).removeprefix("torch.")
-
-
-def describe_files(files: Iterable[Path], folder: Path) -> dict[str, dict[str, Any]]:
-    """Size and SHA-256 of every file by its name in ``folder``, as a record keeps them."""
-    return {file.relative_to(folder).as_posix(): {"bytes": file.stat().st_size, "sha256": file_digest(file)} for file in files}
-
-
-def check_digests(folder: Path, files: Iterable[Path]) -> dict[str, tuple[str, bool]]:
-    """By name the SHA-256 of every file and whether a record in ``folder`` has it. Recorded files are all looked at.
-
-    Raises:
-        UserError: a recorded file is missing or is not what it was.
-    """
-    record = read_record(folder)
-    chosen = {file.relative_to(folder).as_posix(): file for file in files} | {name: folder / name for name in record}
-    result = {}
-    for name, file in chosen.items():
-        told = record.get(name)
-        if told is not None and not file.is_file():
-            raise UserError(f"'{folder}' lacks '{name}', which was recorded there; fetch or convert it again.")
-        digest = file_digest(file)
-        if told is not None and digest != told["sha256"]:
-            raise UserError(f"'{file}' is not the file that was recorded: its SHA-256 is {digest}; fetch or convert it again.")
-        result[name] = (digest, told is not None)
-    return result
-
-
-def read_record(folder: Path) -> dict[str, dict[str, Any]]:
-    """What `describe_files` once gave for the files of a folder; nothing where it was not recorded.
-
-    Raises:
-        UserError: the record is damaged.
-    """
-    for name in RECORDS:
-        files = (read_config(folder / name) or {}).get("files", {})
-        good = isinstance(files, dict) and all(isinstance(told, dict) and "sha256" in told for told in files.values())
-        if not good or any(Path(file).is_absolute() or ".." in Path(file).parts for file in files):
-            raise UserError(f"'{folder / name}' is damaged; remove it, and the files are no longer compared with it.")
-        if files:
-            return files
-    return {}
-
-
-@contextlib.contextmanager
-def new_folder(out: Path) -> Iterator[Path]:
-    """A hidden folder beside ``out`` that takes its name once it is complete.
-
-    Raises:
-        UserError: it cannot be written.
-    """
-    temporary = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        temporary.mkdir()
-        yield temporary
-        temporary.rename(out)
-    except OSError as error:
-        raise explain_disk(error, out.parent) from error
-    except SafetensorError as error:
-        raise UserError(f"Cannot write under {out.parent}: {error}.") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def require_space(needed: int, folder: Path) -> None:
-    """Raise UserError unless so many bytes are free under an existing folder."""
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise UserError(f"The weights take {needed / 1e9:.1f} GB but only {free / 1e9:.1f} GB are free under {folder}.")
-
-
-def unshared(tensor: Tensor) -> Tensor:
-    """The tensor in memory of its own: safetensors refuses weights that share it."""
-    whole = tensor.untyped_storage().nbytes() == tensor.nbytes
-    return tensor if whole and tensor.is_contiguous() else tensor.clone(memory_format=torch.contiguous_format)

@@ -1,4 +1,4 @@
-"""Published checkpoints of DUSt3R and VGGT: loaded, checked without being loaded, and brought into the Hub's layout.
+"""Published checkpoints of DUSt3R and VGGT: recognised and loaded.
 
 Every tensor is accounted for: it is a weight of the network, or on the list of those that the network does without. The files
 are mapped, so that nothing is copied on the way to the network.
@@ -14,30 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from reconx_core.cache.store import file_digest
 from reconx_core.errors import UserError
-from reconx_core.io.files import require_writable, write_json
 from reconx_core.pointcloud.networks.dust3r import DUSt3R, dust3r_config
 from reconx_core.pointcloud.networks.vggt import VGGT, vggt_config
-from reconx_core.version import __version__
-from reconx_core.weights.files import (
-    Opened,
-    Verified,
-    describe_files,
-    dtype_name,
-    match,
-    new_folder,
-    open_weights,
-    require_space,
-    unshared,
-)  # fmt: skip
-from reconx_core.weights.folder import weights_folder
+from reconx_core.weights.files import Opened, match, open_weights
 
 CONSTRUCTOR = "AsymmetricCroCo3DStereo"  # whose call in text is what a .pth of DUSt3R says of its sizes
-DUST3R_LICENCE = "CC BY-NC-SA 4.0: non-commercial use only"
 SECOND_NAME = re.compile(r"(downstream_head\d\.dpt\.scratch\.)layer(\d)_rn\.weight")
 CANNOT_BUILD = (TypeError, ValueError, AttributeError, LookupError, ArithmeticError, RuntimeError)
 
@@ -78,73 +62,9 @@ def recognise(opened: Opened) -> Family | None:
     return next((family for family in FAMILIES if any(key.startswith(family.mark) for key in opened.tensors)), None)
 
 
-def verify(path: Path) -> Verified:
-    """Compare the keys and shapes of DUSt3R's or VGGT's weights with what the network needs; their values are not read.
-
-    Raises:
-        UserError: as in `load_dust3r`.
-    """
-    opened = open_weights(path)
-    family = recognise(opened)
-    if family is None:
-        raise UserError(f"'{path}' holds neither DUSt3R's nor VGGT's weights.")
-    network, _, _ = _prepare(family, opened)
-    config = network.config
-    head = f", {config.head} head" if hasattr(config, "head") else ""
-    return Verified(
-        f"{family.name}, {config.image_size} pixels{head}",
-        opened.source,
-        opened.files,
-        len(opened.tensors),
-        sum(re.fullmatch(family.unused, key) is not None for key in opened.tensors),
-        sum(value.numel() for value in network.state_dict().values()),
-        tuple(sorted({dtype_name(value) for value in opened.tensors.values()})),
-    )
-
-
-def convert_dust3r(path: Path, out: Path | None = None) -> tuple[Path, dict[str, Any]]:
-    """Write a .pth of DUSt3R to a new folder in the Hub's layout, bit by bit; returns the folder and its provenance.json.
-
-    ``out``: by default a folder in the weights folder, named after the file.
-
-    Raises:
-        UserError: as in `load_dust3r`, or the folder cannot be written.
-    """
-    opened = open_weights(path)
-    if opened.files[0].suffix == ".safetensors":
-        raise UserError(f"'{path}' is in the Hub's layout already; use it as it is.")
-    _, keys, settings = _prepare(DUST3R_FILES, opened)
-    out = out or weights_folder() / opened.source.stem
-    if out.exists():
-        raise UserError(f"{out} is there already; remove it or choose another folder with -o.")
-    kept = {name: opened.tensors[key] for name, key in keys.items() if key in opened.tensors}
-    kept |= {key: value for key, value in opened.tensors.items() if re.fullmatch(DUST3R_FILES.unused, key)}
-    require_writable(out.parent)
-    require_space(sum(value.nbytes for value in kept.values()), out.parent)
-    with new_folder(out) as folder:
-        write_json(folder / "config.json", settings)
-        save_file({name: unshared(value) for name, value in kept.items()}, folder / "model.safetensors", {"format": "pt"})
-        told = _provenance(opened, folder)
-        write_json(folder / "provenance.json", told)
-    return out, told
-
-
-def _provenance(opened: Opened, folder: Path) -> dict[str, Any]:
-    """Where converted weights come from."""
-    return {
-        "source": opened.source.name,
-        "bytes": opened.source.stat().st_size,
-        "sha256": file_digest(opened.source),
-        "network": DUST3R_FILES.name,
-        "licence": DUST3R_LICENCE,
-        "files": describe_files(sorted(folder.iterdir()), folder),
-        "reconx": __version__,
-    }
-
-
 def _load(family: Family, path: Path) -> Any:
     opened = open_weights(path)
-    network, keys, _ = _prepare(family, opened)
+    network, keys, _ = prepare(family, opened)
     tensors = family.complete(opened.tensors)
     # The heads compute in float32; weights of half the size become that, all others stay mapped.
     weights = {name: tensors[key].float() for name, key in keys.items()}
@@ -161,7 +81,7 @@ def _apart(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return weights
 
 
-def _prepare(family: Family, opened: Opened) -> tuple[Any, dict[str, str], Mapping[str, Any]]:
+def prepare(family: Family, opened: Opened) -> tuple[Any, dict[str, str], Mapping[str, Any]]:
     """The network without its weights (on the meta device), the key of each of them, and upstream's settings."""
     found = recognise(opened)
     if found is not family:

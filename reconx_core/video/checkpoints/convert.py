@@ -25,8 +25,10 @@ from reconx_core.errors import UserError
 from reconx_core.io.files import require_writable, write_json
 from reconx_core.version import __version__
 from reconx_core.video.checkpoints.parts import PUBLISHED, Part, Source, clip_parts, published_parts, stored_parts
-from reconx_core.weights.files import describe_files, new_folder, read_file, require_space, unshared
+from reconx_core.weights.files import read_file
 from reconx_core.weights.folder import weights_folder
+from reconx_core.weights.records import describe_files
+from reconx_core.weights.writing import new_folder, require_space, unshared
 
 if TYPE_CHECKING:  # imported where they are used: a wrong file is told without waiting for them
     from transformers import CLIPTokenizer

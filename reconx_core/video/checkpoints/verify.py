@@ -20,8 +20,9 @@ from reconx_core.video.checkpoints.convert import (
     schedule_buffers,
     summarise,
 )
-from reconx_core.weights.files import Opened, Verified, dtype_name, find_shards, match, open_weights
+from reconx_core.weights.files import Opened, dtype_name, find_shards, match, open_weights
 from reconx_core.weights.files import read_config as read_json
+from reconx_core.weights.records import Verified
 
 NETWORKS = {  # where each class comes from: what a folder says of that itself is not imported
     "ReconXUNet": "reconx_core.video.diffusion.unet", "ImageProjector": "reconx_core.video.diffusion.conditioning",

@@ -16,9 +16,11 @@ from safetensors.torch import load_file, save_file
 from reconx_core.cache.store import file_digest
 from reconx_core.errors import UserError
 from reconx_core.io.files import write_json
-from reconx_core.pointcloud.networks import checkpoints
-from reconx_core.pointcloud.networks.checkpoints import convert_dust3r, load_dust3r, load_vggt, parse_constructor, verify
+from reconx_core.pointcloud.networks import convert
+from reconx_core.pointcloud.networks.checkpoints import load_dust3r, load_vggt, parse_constructor
+from reconx_core.pointcloud.networks.convert import convert_dust3r
 from reconx_core.pointcloud.networks.dust3r import DUSt3R, dust3r_config
+from reconx_core.pointcloud.networks.verify import verify
 from reconx_core.pointcloud.networks.vggt import VGGT, vggt_config
 
 INF = float("inf")
@@ -477,7 +479,7 @@ def test_nothing_is_left_behind_where_conversion_fails(networks, tmp_path, monke
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr(checkpoints, "save_file", full)
+        patched.setattr(convert, "save_file", full)
         assert "is full" in refused(convert_dust3r, path, tmp_path / "out")
     with monkeypatch.context() as patched:
         patched.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 10, 1000))

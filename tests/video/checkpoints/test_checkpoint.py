@@ -22,7 +22,7 @@ from reconx_core.video.checkpoints.parts import published_parts
 from reconx_core.video.checkpoints.verify import verify_folder
 from reconx_core.video.diffusion.pipeline import ReconXPipeline
 from reconx_core.video.diffusion.scheduler import ReconXScheduler
-from reconx_core.weights.files import check_digests
+from reconx_core.weights.records import check_digests
 
 TOWERS = ("cond_stage_model.", "embedder.")
 SMALL = {
