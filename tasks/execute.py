@@ -146,7 +146,9 @@ def code_of(stage: str) -> str:
 
 
 def _modules_of(stage: str) -> tuple[str, ...]:
-    return (f"tasks.{stage}", *([f"reconx_core.{stage}"] if stage in STAGES else []))
+    """Where the code of a stage begins; its random generator is made here, so that no import of its own shows it."""
+    drawing = ["reconx_core.seeds"] if stage in STAGES and stage not in SEEDLESS else []
+    return (f"tasks.{stage}", *([f"reconx_core.{stage}"] if stage in STAGES else []), *drawing)
 
 
 def require_code(stage: str, code: str) -> None:

@@ -1,20 +1,25 @@
 """A digest of the code that a stage can reach, so that a changed method never meets its old results.
 
-Imports are followed statically. What carries no behaviour (comments, docstrings, formatting) does not count.
+Imports are followed statically: a module that is loaded by its name alone is not seen, and must be imported somewhere, too.
+What carries no behaviour (comments, docstrings, formatting) does not count. Nor does the version of Python, because machines
+share a store.
 """
 
 from __future__ import annotations
 
 import ast
 import hashlib
+from collections.abc import Iterator
 from functools import cache
+from itertools import groupby
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 PACKAGE = "reconx_core"
 _ROOT = Path(__file__).parents[2]
 # Both have a place of their own in every key: the settings by their values, the format by its schema number.
-_COUNTED_ELSEWHERE = {f"{PACKAGE}.settings", f"{PACKAGE}.store"}
+_COUNTED_ELSEWHERE = {f"{PACKAGE}.settings", f"{PACKAGE}.cache.store"}
+_NO_BEHAVIOUR = {"ctx", "kind", "type_comment", "type_ignores"}
 
 
 @cache
@@ -37,25 +42,26 @@ def module_versions(*modules: str) -> dict[str, str]:
 def reachable(modules: tuple[str, ...]) -> set[str]:
     """``modules`` and, transitively, what they import of reconx_core, late imports in functions included.
 
-    Of a package among ``modules`` themselves everything counts: a stage may load its backends by name.
+    A package is loaded with any module in it. Where nothing imports the package itself, nothing calls its functions, and their
+    late imports do not count.
     """
-    found: set[str] = set()
-    waiting = list(modules)
+    found: set[tuple[str, bool]] = set()
+    waiting = [(name, True) for name in modules]
     while waiting:
-        name = waiting.pop()
-        if name in found or name in _COUNTED_ELSEWHERE or (path := _locate(name)) is None:
+        name, used = step = waiting.pop()
+        if step in found or name in _COUNTED_ELSEWHERE or _locate(name) is None:
             continue
-        found.add(name)
-        waiting += _parsed(name).imports
-        waiting += [name.rpartition(".")[0]] if name.startswith(f"{PACKAGE}.") else []
-        if path.name == "__init__.py" and name in modules:
-            waiting += [f"{name}.{child.stem}" for child in path.parent.glob("*.py") if child.stem != "__init__"]
-    return found
+        found.add(step)
+        imports = _parsed(name).imports if used else _parsed(name).imports_at_load
+        waiting += [(other, True) for other in imports if other != name]  # a package may import its modules through itself
+        waiting += [(name.rpartition(".")[0], False)] if name.startswith(f"{PACKAGE}.") else []
+    return {name for name, _ in found}
 
 
 class _Parsed(NamedTuple):
     place: str  # in the project
     imports: list[str]
+    imports_at_load: list[str]  # of these all but the late ones
     skeleton: str
 
 
@@ -65,8 +71,9 @@ def _parsed(name: str) -> _Parsed:
     path = _locate(name)
     assert path is not None
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    imports = _imports(tree, name if path.name == "__init__.py" else name.rpartition(".")[0])
-    return _Parsed(path.relative_to(_ROOT).as_posix(), imports, _skeleton(tree))
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    imports, at_load = (_imports(tree, package, late) for late in (True, False))
+    return _Parsed(path.relative_to(_ROOT).as_posix(), imports, at_load, _skeleton(tree))
 
 
 def _locate(name: str) -> Path | None:
@@ -76,25 +83,75 @@ def _locate(name: str) -> Path | None:
     return next((path for path in (base / "__init__.py", base.with_suffix(".py")) if path.is_file()), None)
 
 
-def _imports(tree: ast.Module, package: str) -> list[str]:
+def _imports(tree: ast.Module, package: str, late: bool) -> list[str]:
+    """What a module of ``package`` imports of the project; ``late``: also inside of functions."""
     names = []
-    for node in ast.walk(tree):
+    for node in _walk(tree, late):
         if isinstance(node, ast.Import):
-            names += [alias.name for alias in node.names]
+            names += [part for alias in node.names for part in _with_parents(alias.name)]
         elif isinstance(node, ast.ImportFrom):
-            base = node.module or ""
-            if node.level:
-                parts = package.split(".")[: len(package.split(".")) - node.level + 1]
-                base = ".".join([*parts, *([node.module] if node.module else [])])
+            base = _absolute(node, package)
             names += [base, *(f"{base}.{alias.name}" for alias in node.names)]
     return [name for name in names if name == PACKAGE or name.startswith(f"{PACKAGE}.")]
 
 
-def _skeleton(tree: ast.Module) -> str:
-    for node in ast.walk(tree):
-        if not isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
-            continue
-        first = node.body[0] if node.body else None
-        if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
-            node.body = node.body[1:] or [ast.Pass()]
-    return ast.dump(tree)
+def _walk(tree: ast.AST, late: bool) -> Iterator[ast.AST]:
+    """All nodes; without ``late`` those that run when the module is loaded."""
+    yield tree
+    if late or not isinstance(tree, (ast.FunctionDef, ast.AsyncFunctionDef)):
+        for child in ast.iter_child_nodes(tree):
+            yield from _walk(child, late)
+
+
+def _with_parents(name: str) -> list[str]:
+    """``import a.b`` makes a's own functions callable, too."""
+    parts = name.split(".")
+    return [".".join(parts[: i + 1]) for i in range(len(parts))]
+
+
+def _absolute(node: ast.ImportFrom, package: str) -> str:
+    """The full name of the module that a ``from`` statement names, perhaps by dots."""
+    if not node.level:
+        return node.module or ""
+    parts = package.split(".")
+    return ".".join([*parts[: len(parts) - node.level + 1], *([node.module] if node.module else [])])
+
+
+def _skeleton(node: Any) -> str:
+    """A syntax tree as text, the same under every version of Python: ast.dump is not."""
+    if isinstance(node, list):
+        return f"[{','.join(map(_skeleton, node))}]"
+    if not isinstance(node, ast.AST):
+        return ascii(node)  # repr shows as it is what this version's Unicode tables call printable
+    fields = (f"{name}={_skeleton(value)}" for name, value in sorted(_fields(node).items()))
+    return f"{type(node).__name__}({','.join(fields)})"
+
+
+def _fields(node: ast.AST) -> dict[str, Any]:
+    """The fields that carry behaviour; what is empty is left out, because versions differ in which empty fields there are."""
+    fields = {name: value for name, value in ast.iter_fields(node) if name not in _NO_BEHAVIOUR}
+    if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+        fields["body"] = _without_docstring(node.body)
+    elif isinstance(node, ast.JoinedStr):
+        fields["values"] = _joined(node.values)
+    elif isinstance(node, ast.FormattedValue) and _skeleton(node.format_spec) == "JoinedStr()":
+        del fields["format_spec"]
+    return {name: value for name, value in fields.items() if value is not None and value != []}
+
+
+def _without_docstring(body: list[ast.stmt]) -> list[ast.stmt]:
+    """The statements without ``pass``, too, which may stand where a docstring could."""
+    first = body[0] if body else None
+    is_docstring = isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant)
+    return [statement for statement in body[is_docstring:] if not isinstance(statement, ast.Pass)]
+
+
+def _joined(values: list[ast.expr]) -> list[ast.expr]:
+    """The parts of an f-string; where its text is cut, and whether there are empty pieces, differs between versions."""
+    parts: list[ast.expr] = []
+    for is_text, group in groupby(values, lambda value: isinstance(value, ast.Constant)):
+        if not is_text:
+            parts += group
+        elif text := "".join(map(ast.literal_eval, group)):
+            parts.append(ast.Constant(text))
+    return parts
