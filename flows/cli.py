@@ -1,4 +1,4 @@
-"""The command line `reconx`. Everything heavy is imported inside the commands, so that help and mistakes are told at once."""
+"""The command line `reconx`. Heavy imports are inside the commands, so that help and mistakes are shown at once."""
 
 from __future__ import annotations
 

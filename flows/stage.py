@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from flows.evaluate import find_scenes
-from flows.execution.plan import Planned
+from flows.execution.plan import ScenePlan
 from flows.execution.run import load_params, run_stages
 from reconx_core.errors import UserError
 from reconx_core.settings import STAGES
@@ -32,14 +32,14 @@ def run_stage(stage: str, root: Path, console: Console, artifacts: Path = ARTIFA
         raise UserError(f"There is no stage '{stage}'; there are {', '.join(STAGES)}.")
     dataset, settings = load_params()
 
-    def plans() -> list[Planned]:
+    def plans() -> list[ScenePlan]:
         adopt(artifacts, root)
-        return [Planned(name, source, settings) for name, source in find_scenes(dataset)]
+        return [ScenePlan(name, source, settings) for name, source in find_scenes(dataset)]
 
     runs = run_stages(plans, root, console, last=stage)
 
     from flows.execution.flow import describe_error
-    from flows.runs.registry import remember
+    from flows.runs.registry import register_end
     from reconx_core.io.files import write_json
 
     folder = artifacts / stage
@@ -52,7 +52,7 @@ def run_stage(stage: str, root: Path, console: Console, artifacts: Path = ARTIFA
         write_json(folder / SCORES, mean_scores([folder / name for name in done]))
     write_json(folder / INDEX, {"scenes": {name: ref.digest for name, ref in done.items()}, "failed": failed})
     # Under the stage's name: the artifacts of the other stages are other runs' to keep.
-    remember(root, folder, [reference for run in runs for reference in run.references.values()])
+    register_end(root, folder, [reference for run in runs for reference in run.references.values()])
     for name, error in failed.items():
         console.print(f"[red]{name} failed in {escape(error)}[/red]", soft_wrap=True)
     if not done:

@@ -60,16 +60,16 @@ def add_runs(published: PaperTable, runs: Iterable[Run], newest: bool = False) -
     ours: dict[Cell, Entry] = {}
     remarks: dict[Cell, list[str]] = {}
     for run in runs:
-        entry, told = entry_of(run, published)
+        entry, sentences = entry_of(run, published)
         cell = (entry.label, entry.row, *entry.column)
         if cell in ours and not newest:
             raise UserError(f"Two of the runs are for one cell ({_where(entry)}); leave one out, or name its row: LABEL=RUN.")
         if cell not in ours:
-            ours[cell], remarks[cell] = entry, told
+            ours[cell], remarks[cell] = entry, sentences
     cells = _in_order(ours)
     entries = [ours[cell] for cell in cells]
-    told = [remark for cell in cells for remark in remarks[cell]] + _on_all(published.name, entries)
-    return replace(published, entries=(*published.entries, *entries), remarks=tuple(told))
+    all_remarks = [remark for cell in cells for remark in remarks[cell]] + _on_all(published.name, entries)
+    return replace(published, entries=(*published.entries, *entries), remarks=tuple(all_remarks))
 
 
 def entry_of(run: Run, published: PaperTable) -> tuple[Entry, list[str]]:
@@ -128,7 +128,7 @@ def named_runs(name: str, runs: list[str]) -> Iterator[Run]:
 
 
 def tracked_runs(name: str, console: Console) -> Iterator[Run]:
-    """The evaluations in MLflow that belong to a table, newest first; one whose record is lost is told.
+    """The evaluations in MLflow that belong to a table, newest first; those whose record is lost are printed.
 
     Raises:
         UserError: MLflow cannot be read.

@@ -78,8 +78,8 @@ def caption(record: dict[str, Any], done: dict[str, Any]) -> str:
     lpips = "vgg" if any(scene["summary"].get("photo_lpips") is not None for scene in done.values()) else "not computed"
     count = f"{len(done)} of {len(record['scenes'])}" if len(done) < len(record["scenes"]) else str(len(done))
     seeds = record.get("seeds") or [record["settings"]["seed"]]
-    told = f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
-    return f"protocol {protocols} · split {splits} · {sizes} px · LPIPS {lpips} · scenes {count} · {told}"
+    seed_list = f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
+    return f"protocol {protocols} · split {splits} · {sizes} px · LPIPS {lpips} · scenes {count} · {seed_list}"
 
 
 def few(values: Iterable[str]) -> str:

@@ -23,7 +23,7 @@ IDS = "mlflow.json"  # in the run's folder: where MLflow has it
 
 
 def track(record: dict[str, Any], out: Path, console: Console) -> None:
-    """Log an evaluation; whatever goes wrong in MLflow is told and loses nothing."""
+    """Log an evaluation. An error of MLflow is printed and loses no result."""
     try:
         with console.status("Writing to MLflow"):
             _log(record, out)

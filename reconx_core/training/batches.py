@@ -11,9 +11,9 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from reconx_core.types import Clip
-from reconx_core.video.backends.points import fill_holes
 from reconx_core.video.clip import spread
 from reconx_core.video.diffusion.structure_encoder import normalise_points
+from reconx_core.video.hole_filling import fill_holes
 from reconx_core.video.sources import frame_sources
 
 

@@ -13,10 +13,10 @@ from reconx_core.seeds import generator
 from reconx_core.training.settings import TrainSettings
 from reconx_core.types import Clip
 from reconx_core.video.backends.learned import RECIPES, Recipe, generate_clip
-from reconx_core.video.backends.points import fill_holes
 from reconx_core.video.clip import spread
 from reconx_core.video.diffusion.pipeline import ReconXPipeline
 from reconx_core.video.diffusion.structure_encoder import normalise_points
+from reconx_core.video.hole_filling import fill_holes
 
 SHOWN = 4  # frames of each clip
 

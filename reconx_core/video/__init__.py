@@ -12,7 +12,7 @@ from torch import Tensor
 from reconx_core.errors import UserError
 from reconx_core.settings import VideoSettings
 from reconx_core.types import BackendInfo, Cameras, Condition, Frames, Pointmaps, Views
-from reconx_core.video.backends.points import fill_holes
+from reconx_core.video.hole_filling import fill_holes
 
 BACKENDS: dict[str, BackendInfo] = {
     "points": BackendInfo("video", "points", "renders of the point cloud, masked by visibility; nothing is learned"),

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from reconx_core.geometry.point_renders import render_points, visible_points
 from reconx_core.types import Cameras, Pointmaps, Views
-from reconx_core.video.backends.points import fill_holes
+from reconx_core.video.hole_filling import fill_holes
 
 SOFTER = (2, 6)  # factors by which the render is made smaller and larger again
 SOURCES = 2 + len(SOFTER)

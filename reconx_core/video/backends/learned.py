@@ -17,8 +17,8 @@ from torch import Tensor
 from reconx_core.errors import UserError
 from reconx_core.settings import VideoSettings
 from reconx_core.types import Condition, Pointmaps, Views
-from reconx_core.video.backends.points import fill_holes
 from reconx_core.video.clip import PLAUSIBLE, POINTS, clips_between, model_size, structure_points
+from reconx_core.video.hole_filling import fill_holes
 from reconx_core.video.sources import SOURCES, frame_sources, photo_renders
 from reconx_core.weights.folder import weights_folder
 

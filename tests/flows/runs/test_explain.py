@@ -6,10 +6,10 @@ import shutil
 import pytest
 from standins import write_folder
 
-from flows.execution.plan import Planned
+from flows.execution.plan import ScenePlan
 from flows.execution.run import resolve_settings
 from flows.runs.explain import changes, choose, nearest
-from flows.runs.request import Asked
+from flows.runs.request import RunRequest
 from reconx_core.cache import store
 from reconx_core.errors import UserError
 from reconx_core.settings import STAGES
@@ -191,14 +191,14 @@ def test_the_nearest_differs_least_and_then_is_the_newest_of_the_same_scene(tmp_
 
 def test_rows_and_seeds_must_be_named_only_where_they_part(tmp_path):
     plans = [
-        Planned("u", "u", resolve_settings(None, [f"seed={seed}", f"splats.steps={steps}"]), row, seeded=True)
+        ScenePlan("u", "u", resolve_settings(None, [f"seed={seed}", f"splats.steps={steps}"]), row, seeded=True)
         for row, steps in (("short", 1), ("long", 2))
         for seed in (0, 1)
     ]
-    asked = Asked(tmp_path / "out", tmp_path, "u", "", 0.0, {}, 1, tuple(plans), {}, {}, frozenset())
+    request = RunRequest(tmp_path / "out", tmp_path, "u", "", 0.0, {}, 1, tuple(plans), {}, {}, frozenset())
 
     def chosen(stage, row=None, seed=None):
-        return choose(asked, tmp_path, "u", stage, row, seed)[stage].plan.label
+        return choose(request, tmp_path, "u", stage, row, seed)[stage].plan.label
 
     assert chosen("views") == "u · short · seed 0"
     assert chosen("video", seed=1) == "u · short · seed 1"

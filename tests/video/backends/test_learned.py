@@ -12,8 +12,8 @@ from reconx_core.errors import UserError
 from reconx_core.settings import ConditionSettings, VideoSettings
 from reconx_core.video import generate_frames, weights_of
 from reconx_core.video.backends.learned import RECIPES, find_model, fitting, learned_frames, load_pipeline, with_settings
-from reconx_core.video.backends.points import fill_holes
 from reconx_core.video.clip import PLAUSIBLE
+from reconx_core.video.hole_filling import fill_holes
 
 
 @pytest.fixture(scope="module")
