@@ -11,12 +11,12 @@ import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub
 from huggingface_hub import errors
+from huggingface_hub.utils import filter_repo_objects
 from rich.console import Console
 from rich.prompt import Confirm
 from rich.table import Table
@@ -199,10 +199,8 @@ def choose_files(row: Published, there: Iterable[str]) -> list[str]:
     """
     files = sorted(there)
     for patterns in row.files:
-        matching = {pattern: [file for file in files if fnmatchcase(file, pattern)] for pattern in patterns}
-        if all(matching.values()):
-            along = [file for file in files if any(fnmatchcase(file, pattern) for pattern in ALONG)]
-            return sorted({*along, *(file for found in matching.values() for file in found)})
+        if all(any(filter_repo_objects(files, allow_patterns=pattern)) for pattern in patterns):
+            return list(filter_repo_objects(files, allow_patterns=[*patterns, *ALONG]))
     wanted = " or ".join(" and ".join(patterns) for patterns in row.files)
     raise UserError(f"{row.repository} does not have the files that are needed ({wanted}); try another --revision.")
 
