@@ -215,7 +215,7 @@ def download(row: Published, listing: Listing, chosen: list[str], out: Path) -> 
     have = sum(file.stat().st_size for file in partial.rglob("*") if file.is_file())
     require_space(sum(listing.files[file][0] for file in chosen) - have, out.parent)
     with _explained(row, listing.commit):
-        for file in chosen:
+        for file in chosen:  # snapshot_download's threads would hold Ctrl-C back until the files that they are at are complete
             huggingface_hub.hf_hub_download(row.repository, file, revision=listing.commit, local_dir=partial)
     try:
         described = describe_files([partial / file for file in chosen], partial)

@@ -4,6 +4,7 @@ import argparse
 import hashlib
 import json
 import shutil
+import signal
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -43,6 +44,7 @@ class Hub(ThreadingHTTPServer):
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Answer)
         self.repositories, self.gated, self.cut, self.spoilt, self.requests = {}, set(), set(), set(), []
+        self.interrupted, self.released, self.late = set(), threading.Event(), False
 
     @property
     def url(self):
@@ -87,6 +89,10 @@ class Answer(BaseHTTPRequestHandler):
         assert revision == COMMIT  # what is fetched is one revision, whatever happens to its branch meanwhile
         if repository in self.server.gated:
             return self.refuse(403, "GatedRepo")
+        if name in self.server.interrupted and body:
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+            self.server.late = not self.server.released.wait(5)
+            return None
         content = self.server.repositories[repository][name]
         headers = {"ETag": f'"{hashlib.sha256(content).hexdigest()}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
         whole, start = len(content), 0
@@ -260,6 +266,15 @@ def test_an_interrupted_fetch_goes_on_where_it_was(hub, repositories, reconx, we
     assert reconx("fetch", "dust3r")[0] == 0
     assert [path.rpartition("/")[2] for command, path in hub.requests if command == "GET"] == ["main", "model.safetensors"]
     assert not list(weights.glob(".*"))
+
+
+def test_ctrl_c_does_not_wait_for_the_file_that_is_on_its_way(hub, repositories, reconx, weights):
+    hub.repositories = repositories
+    hub.interrupted.add("model.safetensors")
+    assert reconx("fetch", "dust3r", "--accept-licence")[0] == 130
+    assert not hub.late
+    hub.released.set()
+    assert not (weights / DUST3R_FOLDER).exists()
 
 
 @pytest.mark.parametrize("fault", ["cut", "spoilt"])
