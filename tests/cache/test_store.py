@@ -145,7 +145,7 @@ def test_write_that_the_kernel_refuses_is_reported_the_same_way(tmp_path):
     code = f"""
 import resource, torch
 from pathlib import Path
-from reconx_core import store
+from reconx_core.cache import store
 from reconx_core.errors import UserError
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
 try:
