@@ -16,10 +16,11 @@ from flows.execution.run import default_store
 from flows.runs.records import differing
 from flows.runs.registry import known_runs
 from flows.runs.request import RunRequest, find_request, near, newest_run, read_request, shown
-from flows.runs.status import duration, moment
+from flows.runs.status import moment
 from flows.runs.task_states import States, TaskState, measured_of, states_by_plan
 from reconx_core.cache import store
 from reconx_core.errors import UserError
+from reconx_core.reporting.numbers import format_duration
 from reconx_core.settings import STAGES
 from tasks.execute import PARENTS
 
@@ -84,7 +85,7 @@ def explain(request: RunRequest, root: Path, states: States, stage: str) -> list
     measured = measured_of(root, task.manifest)
     if measured["made"] < request.started:
         return _reused(request, root, states, task.manifest, what)
-    took = f" in {duration(measured['seconds'])}" if "seconds" in measured else ""
+    took = f" in {format_duration(measured['seconds'])}" if "seconds" in measured else ""
     sentences = [f"{what} was computed in this run ({request.shown}), done {moment(measured['made'])}{took}."]
     if measured.get("damage"):
         return [

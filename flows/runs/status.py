@@ -15,6 +15,7 @@ from rich.table import Table
 from flows.execution.run import default_store
 from flows.runs.request import RunRequest, newest_run, read_request, shown
 from flows.runs.task_states import TaskState, measured_of, states_of_run
+from reconx_core.reporting.numbers import format_duration
 from reconx_core.settings import STAGES
 
 _STATES = ("done", "failed", "not reached", "to do")
@@ -65,7 +66,9 @@ def closing(request: RunRequest, tasks: list[TaskState], seconds: dict[str, floa
     if to_do and set(to_do) <= set(seconds):
         left = sum(count * seconds[stage] for stage, count in to_do.items())
         side = min(request.workers, len(request.plans))
-        sentences.append(f"About {duration(left / side)} are left{f', with {side} scenes side by side' if side > 1 else ''}.")
+        sentences.append(
+            f"About {format_duration(left / side)} are left{f', with {side} scenes side by side' if side > 1 else ''}."
+        )
     if request.place and not Path(request.place).exists():
         sentences.append(f"The dataset {request.place} is gone; nothing more can be computed from it until it is back.")
     elif not request.finished() and request.running() is False:
@@ -82,21 +85,13 @@ def moment(seconds: float) -> str:
     return datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M:%S")
 
 
-def duration(seconds: float) -> str:
-    """A length of time in its two largest units."""
-    if seconds < 60:
-        return f"{seconds:.{0 if seconds >= 10 else 1}f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
-
-
 def _state(request: RunRequest, tasks: list[TaskState]) -> str:
     began = f"started {moment(request.started)}"
     if request.finished():
         return f"{began}, ended"
     running = request.running()
     if running:
-        return f"{began}, running for {duration(time.time() - request.started)} (process {request.process['pid']})"
+        return f"{began}, running for {format_duration(time.time() - request.started)} (process {request.process['pid']})"
     if running is None:
         return f"{began} on {request.process['host']}, not ended; whether it still runs cannot be seen from this machine"
     return f"{began}, stopped before its end"

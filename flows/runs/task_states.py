@@ -41,7 +41,7 @@ class TaskState:
     def digest(self) -> str:
         """Of the artifact's files."""
         assert self.manifest is not None
-        return store.told_reference(self.manifest).digest
+        return store.reference_of_manifest(self.manifest).digest
 
 
 def states_by_plan(request: RunRequest, root: Path) -> list[tuple[ScenePlan, States]]:

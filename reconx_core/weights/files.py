@@ -1,4 +1,4 @@
-"""Files of weights: opened without being loaded, compared with what a network needs, recorded with their SHA-256."""
+"""Weight files: opened without being loaded, matched with a network's parameters, recorded with their SHA-256."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ from reconx_core.io.files import explain_disk
 
 PICKLES = (".pth", ".pt", ".ckpt")
 STEMS = ("model", "diffusion_pytorch_model")  # of .safetensors files, as the Hub's libraries write them
-RECORDS = ("fetched.json", "provenance.json")  # beside the weights; what they call "files" has sizes and SHA-256
-WRAPPERS = ("model", "state_dict", "module")  # around the table of tensors in a pickle
+RECORDS = ("fetched.json", "provenance.json")  # beside the weights; their entry "files" has sizes and SHA-256
+WRAPPERS = ("model", "state_dict", "module")  # keys under which a pickle may hold the state dict
 
 
 @dataclass(frozen=True)
 class Opened:
-    """Weights on disk. The tensors are mapped: what is not used is not read."""
+    """Weights on disk. The tensors are memory-mapped: those that are not used are not read."""
 
     source: Path  # a file, or the folder of all of them
     files: tuple[Path, ...]
     tensors: Mapping[str, Tensor]  # in the files' order
     config: dict[str, Any] | None  # config.json beside them
-    arguments: Any = None  # what a pickle holds as "args": those that the network was trained with
+    arguments: Any = None  # the entry "args" of a pickle: the options that the network was trained with
 
 
 @dataclass(frozen=True)
 class Verified:
-    """Weights that are what their network needs, key by key and shape by shape."""
+    """Weights whose keys and shapes match their network."""
 
     what: str
     source: Path
@@ -90,7 +90,7 @@ def find_files(path: Path) -> list[Path]:
 
 
 def find_shards(folder: Path) -> list[Path]:
-    """The .safetensors files of one network, whole or in shards with an index; none where it is not stored so.
+    """The .safetensors files of one network, a single one or shards with an index; empty if there are none.
 
     Raises:
         UserError: a shard is missing, or the index cannot be read.
@@ -108,14 +108,14 @@ def _listed(index: Path) -> list[Path]:
     if not isinstance(places, dict) or not places or any(Path(str(name)).name != name for name in places.values()):
         raise UserError(f"'{index}' does not list the files that the weights are in; download it again.")
     names = sorted(set(places.values()))
-    lacking = next((name for name in names if not index.with_name(name).is_file()), None)
-    if lacking is not None:
-        raise UserError(f"'{index.parent}' lacks '{lacking}', which {index.name} lists; download it again.")
+    missing = next((name for name in names if not index.with_name(name).is_file()), None)
+    if missing is not None:
+        raise UserError(f"'{index.parent}' lacks '{missing}', which {index.name} lists; download it again.")
     return [index.with_name(name) for name in names]
 
 
 def read_config(path: Path) -> dict[str, Any] | None:
-    """A JSON object, or None where there is no such file; it may hold Infinity.
+    """A JSON object, or None if there is no such file; it may contain Infinity.
 
     Raises:
         UserError: it is no JSON object.
@@ -132,9 +132,9 @@ def read_config(path: Path) -> dict[str, Any] | None:
 
 
 def read_file(path: Path, known: Sequence[type] = ()) -> Any:
-    """What a .safetensors file or a pickle holds, its tensors mapped. Code in a pickle is never run.
+    """The content of a .safetensors file or a pickle, with memory-mapped tensors. Code in a pickle is never run.
 
-    ``known``: plain classes of which the pickle may hold objects.
+    ``known``: plain classes whose instances the pickle may contain.
 
     Raises:
         UserError: it is truncated, damaged, of another kind, or holds more than tensors.
@@ -146,19 +146,19 @@ def read_file(path: Path, known: Sequence[type] = ()) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
     except PermissionError:
         raise UserError(f"'{path}' may not be read; change its permissions.") from None
-    except Exception as error:  # whatever a damaged file leads torch and safetensors to
+    except Exception as error:  # torch and safetensors raise many kinds for damaged files
         raise _unreadable(path, error) from None
 
 
 def _unreadable(path: Path, error: Exception) -> UserError:
     if "unsupported global" in str(error).lower():
         return UserError(f"'{path}' holds Python objects besides tensors and was not opened, because these could run code.")
-    # Not torch's own words: they advise to load such a file without weights_only.
+    # Not torch's own message, which advises to load such a file without weights_only.
     return UserError(f"'{path}' is truncated, damaged or not a checkpoint ({type(error).__name__}); download it again.")
 
 
 def unwrap(loaded: Any, path: Path) -> dict[str, Tensor]:
-    """The table of tensors in what a file holds.
+    """The state dict in the content of a file, which may wrap it.
 
     Raises:
         UserError: there is none.
@@ -183,11 +183,11 @@ def match(
 ) -> dict[str, str]:
     """The key in the file for each of a network's weights.
 
-    ``names``: under which keys a weight may lie; where several do, the last one counts. ``unused``: a pattern of the keys that
-    the network does without.
+    ``names``: the keys under which a weight may be stored; of several that exist, the last is used. ``unused``: a pattern for
+    keys that the network does not need.
 
     Raises:
-        UserError: it names the first weight that is missing or misshapen, else the first key that nothing is known about.
+        UserError: a weight is missing or has another shape, or the file has an unexpected key; the message names the first.
     """
     keys = {name: [key for key in names(name) if key in tensors] for name in wanted}
     for name, found in keys.items():
@@ -216,39 +216,39 @@ def dtype_name(tensor: Tensor) -> str:
 
 
 def describe_files(files: Iterable[Path], folder: Path) -> dict[str, dict[str, Any]]:
-    """Size and SHA-256 of every file by its name in ``folder``, as a record keeps them."""
+    """Size and SHA-256 of every file by its path in ``folder``, as they are recorded."""
     return {file.relative_to(folder).as_posix(): {"bytes": file.stat().st_size, "sha256": file_digest(file)} for file in files}
 
 
 def check_digests(folder: Path, files: Iterable[Path]) -> dict[str, tuple[str, bool]]:
-    """By name the SHA-256 of every file and whether a record in ``folder`` has it. Recorded files are all looked at.
+    """By name the SHA-256 of every file, and whether it is recorded in ``folder``. All recorded files are checked.
 
     Raises:
-        UserError: a recorded file is missing or is not what it was.
+        UserError: a recorded file is missing or has changed.
     """
     record = read_record(folder)
     chosen = {file.relative_to(folder).as_posix(): file for file in files} | {name: folder / name for name in record}
     result = {}
     for name, file in chosen.items():
-        told = record.get(name)
-        if told is not None and not file.is_file():
+        recorded = record.get(name)
+        if recorded is not None and not file.is_file():
             raise UserError(f"'{folder}' lacks '{name}', which was recorded there; fetch or convert it again.")
         digest = file_digest(file)
-        if told is not None and digest != told["sha256"]:
+        if recorded is not None and digest != recorded["sha256"]:
             raise UserError(f"'{file}' is not the file that was recorded: its SHA-256 is {digest}; fetch or convert it again.")
-        result[name] = (digest, told is not None)
+        result[name] = (digest, recorded is not None)
     return result
 
 
 def read_record(folder: Path) -> dict[str, dict[str, Any]]:
-    """What `describe_files` once gave for the files of a folder; nothing where it was not recorded.
+    """The recorded result of :func:`describe_files` for a folder; empty if there is no record.
 
     Raises:
         UserError: the record is damaged.
     """
     for name in RECORDS:
         files = (read_config(folder / name) or {}).get("files", {})
-        good = isinstance(files, dict) and all(isinstance(told, dict) and "sha256" in told for told in files.values())
+        good = isinstance(files, dict) and all(isinstance(entry, dict) and "sha256" in entry for entry in files.values())
         if not good or any(Path(file).is_absolute() or ".." in Path(file).parts for file in files):
             raise UserError(f"'{folder / name}' is damaged; remove it, and the files are no longer compared with it.")
         if files:
@@ -258,7 +258,7 @@ def read_record(folder: Path) -> dict[str, dict[str, Any]]:
 
 @contextlib.contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
-    """A hidden folder beside ``out`` that takes its name once it is complete.
+    """A hidden folder beside ``out`` that is renamed to ``out`` at the end of the block.
 
     Raises:
         UserError: it cannot be written.
@@ -277,13 +277,13 @@ def new_folder(out: Path) -> Iterator[Path]:
 
 
 def require_space(needed: int, folder: Path) -> None:
-    """Raise UserError unless so many bytes are free under an existing folder."""
+    """Raise UserError unless ``needed`` bytes are free under an existing folder."""
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise UserError(f"The weights take {needed / 1e9:.1f} GB but only {free / 1e9:.1f} GB are free under {folder}.")
 
 
 def unshared(tensor: Tensor) -> Tensor:
-    """The tensor in memory of its own: safetensors refuses weights that share it."""
+    """The tensor in memory of its own: safetensors refuses weights that share memory."""
     whole = tensor.untyped_storage().nbytes() == tensor.nbytes
     return tensor if whole and tensor.is_contiguous() else tensor.clone(memory_format=torch.contiguous_format)

@@ -124,7 +124,7 @@ def publish(root, stage, key, made, keys=None, **parts):
     keys = keys or {}
     known = {
         "settings": {}, "source": "", "code": "c", "weights": {}, "device": "cpu", "modules": {}, "parent_keys": keys,
-        "parents": {name: store.told_reference(store.manifest_of(root, name, k)).digest for name, k in keys.items()},
+        "parents": {name: store.reference_of_manifest(store.manifest_of(root, name, k)).digest for name, k in keys.items()},
     }  # fmt: skip
     about = {"scene": "u"} | {name: value for name, value in (known | parts).items() if value is not None}
     store.publish(root, stage, key, about, {"bytes": key.encode()}, {"made": made})
