@@ -21,8 +21,8 @@ def run(folder, *changes):
 
 
 def test_train_makes_a_model_that_a_run_can_use(tmp_path):
-    told = run(tmp_path)
-    assert "1 of 1 clips" in told
+    output = run(tmp_path)
+    assert "1 of 1 clips" in output
     assert (tmp_path / "out" / "samples" / "000002.png").is_file()
     assert (tmp_path / "mlflow.db").is_file()
     again = run(tmp_path, "steps=3", f"validation={DATA}")
@@ -50,6 +50,14 @@ def test_wrong_settings_are_sentences(preset, changes, words):
 @pytest.mark.parametrize("preset", ["tiny", "paper-image", "paper-structure"])
 def test_presets_are_valid(preset):
     resolve_train_settings(preset, None)
+
+
+@pytest.mark.parametrize(("earlier", "field", "value"), [("vary=false", "augment", False), ("kept_clips=3", "clip_cache", 3)])
+def test_earlier_names_of_settings_are_accepted(tmp_path, earlier, field, value):
+    assert getattr(resolve_train_settings("tiny", [earlier]), field) == value
+    file = tmp_path / "own.yaml"
+    file.write_text(earlier.replace("=", ": "))
+    assert getattr(resolve_train_settings(str(file), None), field) == value
 
 
 def test_clips_are_drawn_from_the_seed():

@@ -57,7 +57,7 @@ def test_without_variation_the_clip_is_as_it_is(clip, load):
 
 def test_a_model_that_does_not_blend_is_given_no_sources(clip):
     blends, plain = (prepare(clip, 64, blends, CPU) for blends in (True, False))
-    assert blends.looks.shape[1] - plain.looks.shape[1] == SOURCES
+    assert blends.pictures.shape[1] - plain.pictures.shape[1] == SOURCES
     assert len(plain.points[0]) == 64
 
 

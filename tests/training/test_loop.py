@@ -1,11 +1,13 @@
 """The training loop learns, resumes exactly, and trains what a phase says."""
 
+import json
+
 import pytest
 import torch
 from small_models import small_pipeline
 
 from reconx_core.errors import UserError
-from reconx_core.training.loop import LAST, PROGRESS, pace, train
+from reconx_core.training.loop import LAST, PROGRESS, lr_lambda, train
 from reconx_core.training.objective import Objective, choose_parameters, draw_timesteps, drop_conditions
 from reconx_core.training.samples import sample_grid
 from reconx_core.training.settings import TrainSettings
@@ -52,6 +54,17 @@ def test_a_checkpoint_of_other_settings_is_refused(tmp_path, clip):
         run(tmp_path, clip, steps=2, learning_rate=0.5)
 
 
+def test_a_checkpoint_with_earlier_names_of_settings_is_resumed(tmp_path, clip):
+    run(tmp_path, clip, steps=1)
+    progress = tmp_path / LAST / PROGRESS
+    saved = json.loads(progress.read_text())
+    saved["settings"]["vary"] = saved["settings"].pop("augment")
+    saved["settings"]["kept_clips"] = saved["settings"].pop("clip_cache")
+    progress.write_text(json.dumps(saved))
+    losses, _ = run(tmp_path, clip, steps=2)
+    assert len(losses) == 1
+
+
 def test_without_clips_there_is_a_sentence(tmp_path):
     with pytest.raises(UserError, match="no clip"):
         train(small_pipeline(), [], settings(), tmp_path, lambda *_: None, lambda *_: None)
@@ -84,7 +97,7 @@ def test_the_last_timestep_has_its_share():
 
 def test_the_learning_rate_rises_and_falls():
     chosen = settings(steps=100, warmup=10)
-    rates = [pace(step, chosen) for step in range(100)]
+    rates = [lr_lambda(step, chosen) for step in range(100)]
     assert rates[0] == pytest.approx(0.1)
     assert max(rates) == pytest.approx(1, abs=0.01)
     assert rates[-1] == pytest.approx(0.01, abs=0.01)
@@ -98,7 +111,7 @@ def test_a_sample_grid_shows_truth_render_and_frames(clip):
 
 def test_one_clip_is_learned_by_heart(tmp_path, clip):
     """The network, its conditions and the loss fit together: frames of a clip it has seen come out above 30 dB."""
-    chosen = settings(steps=200, learning_rate=3e-3, terminal_share=1.0, ema=0, drop_image=0, drop_structure=0, vary=False)
+    chosen = settings(steps=200, learning_rate=3e-3, terminal_share=1.0, ema=0, drop_image=0, drop_structure=0, augment=False)
     losses = []
     made = train(small_pipeline(), [lambda: clip], chosen, tmp_path, lambda k, loss: losses.append(loss), lambda *_: None)
     _, scores = sample_grid(made, [clip], chosen)
