@@ -27,11 +27,11 @@ BACKENDS: dict[str, BackendInfo] = {
 }  # fmt: skip
 FUSED_CONFIDENCE = 0.5  # pointmap pixels above it go into the fused cloud
 MAX_POINTS = 500_000
-THRIFTY = {"planes": 48, "rounds": 1, "iterations": 1, "sources": 2, "graph": "window"}
+FAST = {"planes": 48, "rounds": 1, "iterations": 1, "sources": 2, "graph": "window"}
 
 
-def make_backend(settings: PointcloudSettings, thrifty: bool = False) -> GeometryBackend:
-    """The geometry backend that the settings name; ``thrifty`` for the many small frames of the `confidence` stage.
+def make_backend(settings: PointcloudSettings, fast: bool = False) -> GeometryBackend:
+    """The geometry backend that the settings name; ``fast`` for the many small frames of the `confidence` stage.
 
     Raises:
         UserError: there is no such backend.
@@ -48,7 +48,7 @@ def make_backend(settings: PointcloudSettings, thrifty: bool = False) -> Geometr
         return Vggt(settings)
     from reconx_core.pointcloud.backends.classical import Classical
 
-    return Classical(settings.model_copy(update=THRIFTY) if thrifty else settings)
+    return Classical(settings.model_copy(update=FAST) if fast else settings)
 
 
 def weights_of(settings: PointcloudSettings) -> Path | None:

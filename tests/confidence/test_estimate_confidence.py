@@ -40,7 +40,7 @@ def frames(inputs):
 
 
 def estimate(inputs, frames, enabled=True):
-    backend = make_backend(PointcloudSettings(planes=48), thrifty=True)
+    backend = make_backend(PointcloudSettings(planes=48), fast=True)
     settings = ConfidenceSettings(enabled=enabled, size=160)
     return estimate_confidence(inputs, frames, None, backend, settings, draw())
 

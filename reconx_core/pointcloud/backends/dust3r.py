@@ -8,7 +8,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from reconx_core.pointcloud.backends.predictions import align, both_orders, choose_window, find_weights, lift, load_network, see
+from reconx_core.pointcloud.backends.predictions import (
+    align,
+    both_orders,
+    choose_window,
+    crop_to_window,
+    find_weights,
+    lift,
+    load_network,
+)
 from reconx_core.pointcloud.global_alignment.graph import (
     COMPLETE_UP_TO,
     nearest_pairs,
@@ -41,8 +49,8 @@ class Dust3r:
         require_two(views)
         network = load_network(load_dust3r, find_weights("dust3r", self.settings.weights, WEIGHTS))
         window = choose_window(views.masks.shape[1:], network.config.image_size, PATCH)
-        pairs, points, confidence = predict(network, see(views.images, window), fixed, self.settings)
-        aligned = align(pairs, points, confidence, views, fixed, window, ITERATIONS, one_lens(views))
+        pairs, points, confidence = predict(network, crop_to_window(views.images, window), fixed, self.settings)
+        aligned = align(pairs, points, confidence, views, fixed, window, ITERATIONS, has_shared_focal(views))
         return lift(aligned, views, fixed, window), torch.arange(len(views))
 
 
@@ -76,7 +84,7 @@ def choose_pairs(tokens: Float[Tensor, "n t c"], fixed: Cameras | None, settings
     return nearest_pairs(fixed) if fixed is not None and len(fixed) == n else overlap_pairs(token_overlap(tokens).cpu())
 
 
-def one_lens(views: Views) -> bool:
+def has_shared_focal(views: Views) -> bool:
     """Whether the photos say nothing of their lenses, or all the same."""
     prior = views.focal_prior[views.focal_prior.isfinite()]
     return len(prior) in (0, len(views)) and (len(prior) == 0 or bool(prior.max() <= SAME_LENS * prior.min()))

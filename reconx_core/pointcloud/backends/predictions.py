@@ -69,7 +69,7 @@ def choose_window(shape: Sequence[int], long_side: int, patch: int) -> Window:
     return Window(full, size, ((full[0] - size[0]) // 2, (full[1] - size[1]) // 2))
 
 
-def see(images: Float[Tensor, "n h w 3"], window: Window) -> Float[Tensor, "n 3 H W"]:
+def crop_to_window(images: Float[Tensor, "n h w 3"], window: Window) -> Float[Tensor, "n 3 H W"]:
     """The window of the photos."""
     (height, width), (top, left) = window.size, window.corner
     resized = resize_images(images, *window.full)[:, top : top + height, left : left + width]
@@ -88,7 +88,7 @@ def align(
     known = None if given is None else to_window(_with_intrinsics(views, given), window).intrinsics.to(points.device)
     cameras = None if fixed is None else _move(to_window(fixed, window), points.device)
     everything = cameras is not None and len(cameras) == len(views)
-    usable = see(views.masks[..., None].float(), window)[:, 0].to(points.device)[pairs] > 0.5
+    usable = crop_to_window(views.masks[..., None].float(), window)[:, 0].to(points.device)[pairs] > 0.5
     steps = 0 if everything else iterations
     sure = torch.where(usable, 1 - 1 / confidence, 0.0)
     weight = torch.where(usable, confidence.log(), 0.0) if steps else None

@@ -9,7 +9,15 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from reconx_core.geometry.transforms import transform, unproject
-from reconx_core.pointcloud.backends.predictions import align, both_orders, choose_window, find_weights, lift, load_network, see
+from reconx_core.pointcloud.backends.predictions import (
+    align,
+    both_orders,
+    choose_window,
+    crop_to_window,
+    find_weights,
+    lift,
+    load_network,
+)
 from reconx_core.pointcloud.global_alignment.graph import pair_graph
 from reconx_core.pointcloud.networks.checkpoints import load_vggt
 from reconx_core.pointcloud.networks.vggt import VGGTPrediction, decode_cameras
@@ -36,7 +44,7 @@ class Vggt:
         network = load_network(load_vggt, find_weights("vggt", self.settings.weights, WEIGHTS))
         window = choose_window(views.masks.shape[1:], network.config.image_size, network.config.patch)
         with torch.inference_mode():
-            images = see(views.images, window).to(next(network.parameters()).device)
+            images = crop_to_window(views.images, window).to(next(network.parameters()).device)
             predicted = network(images[None], frames_per_chunk=self.settings.batch, points=False)
         # The maps agree already: the closed forms lay them onto what is known of the cameras, without a descent.
         aligned = align(*as_pairs(predicted), views, fixed, window, iterations=0, shared_focal=False)

@@ -19,7 +19,7 @@ Schedule = Literal["linear", "cosine"]
 EDGE_SCALE = 0.5  # geometric mean of the edges' scales, in units of which the loss is measured
 FOCAL_GAIN = 20.0  # focals are learned as FOCAL_GAIN * log(focal), so that Adam's steps of equal size suit them
 SOFT = 2e-3  # residual, relative to the distance, below which predictions count as equal
-WILD = 5.0  # times the median residual: from here on a prediction loses its pull
+OUTLIER = 5.0  # times the median residual: from here on a prediction loses its pull
 BLOCK = {"cpu": 2**19, "cuda": 2**25}  # coordinates that are worked on at a time: what fits a cache, what bounds memory
 
 
@@ -92,19 +92,19 @@ def refine(
 ) -> State:
     """Minimise eq. 9 from ``state``, whose focals are equal where they are shared.
 
-    Predictions that are wild there lose most of their pull (see ``_tame``). What is ``held`` stays as it is to the last bit.
-    Where Adam ends above its start (which then was exact), that is returned.
+    Predictions that are outliers at ``state`` are down-weighted (see ``_downweight_outliers``). What is ``held`` is returned
+    bit for bit. If the loss after Adam is above that of ``state`` (which then was exact), ``state`` is returned.
     """
     predictions, slope = pack(pairs, points, weight), slopes(state.cameras)
     # Adam's steps have a fixed size, so the world must have one, too.
     unit = float(state.edges.scale.log().mean().exp()) / EDGE_SCALE
     variables = encode(scaled(state, 1 / unit), shared_focal)
-    predictions = _tame(variables, slope, predictions, held)
+    predictions = _downweight_outliers(variables, slope, predictions, held)
     before = evaluate(variables, slope, predictions, held)
     descend(variables, slope, predictions, held, descent, progress)
     if not evaluate(variables, slope, predictions, held) < before:
         return state
-    return _kept(scaled(decode(variables, state.cameras, held), unit), state, held)
+    return _restore_held(scaled(decode(variables, state.cameras, held), unit), state, held)
 
 
 def scaled(state: State, factor: float) -> State:
@@ -115,7 +115,7 @@ def scaled(state: State, factor: float) -> State:
     return State(state.depth * factor, replace(state.cameras, cam_to_world=poses), edges)
 
 
-def _kept(found: State, start: State, held: Held) -> State:
+def _restore_held(found: State, start: State, held: Held) -> State:
     """With the held poses and intrinsics bit for bit, which ways through other parametrisations are not."""
     if held.poses == len(start.depth):
         return found._replace(cameras=start.cameras)
@@ -199,7 +199,7 @@ def slopes(cameras: Cameras) -> Float[Tensor, "n 2 p"]:
 def evaluate(variables: Variables, slope: Float[Tensor, "n 2 p"], predictions: Predictions, held: Held) -> float:
     """The value of eq. 9, with the mean over the pixels of one side of all edges, summed over both sides."""
     with torch.no_grad():
-        return float(_misfit(_world(variables, slope, held), _matrices(variables), predictions)[0])
+        return float(_loss_and_gradients(_world(variables, slope, held), _matrices(variables), predictions)[0])
 
 
 def descend(
@@ -226,7 +226,7 @@ def backpropagate(
     """Leave the gradient of eq. 9 at the variables, 0 for what is held, and return its value."""
     world, matrices = _world(variables, slope, held), _matrices(variables)
     with torch.no_grad():
-        loss, by_world, by_matrices = _misfit(world, matrices, predictions)
+        loss, by_world, by_matrices = _loss_and_gradients(world, matrices, predictions)
     torch.autograd.backward((world, matrices), (by_world, by_matrices))
     return loss
 
@@ -247,7 +247,7 @@ def _matrices(variables: Variables) -> Float[Tensor, "e 3 4"]:
     return _scales(variables)[:, None, None] * torch.cat([rotation, translation[..., None]], -1)
 
 
-def _misfit(
+def _loss_and_gradients(
     world: Float[Tensor, "n 3 p"], matrices: Float[Tensor, "e 3 4"], predictions: Predictions
 ) -> tuple[Float[Tensor, ""], Float[Tensor, "n 3 p"], Float[Tensor, "e 3 4"]]:
     """Eq. 9 and its gradients with respect to the world's points and the edges' matrices.
@@ -278,7 +278,9 @@ def _residuals(
 
 
 @torch.no_grad()
-def _tame(variables: Variables, slope: Float[Tensor, "n 2 p"], predictions: Predictions, held: Held) -> Predictions:
+def _downweight_outliers(
+    variables: Variables, slope: Float[Tensor, "n 2 p"], predictions: Predictions, held: Held
+) -> Predictions:
     """Weights with the pull of wild predictions cut off.
 
     Eq. 9 has no cut. It is needed where a pixel has few predictions: of two, a wild one pulls on the transform of the good one
@@ -288,5 +290,5 @@ def _tame(variables: Variables, slope: Float[Tensor, "n 2 p"], predictions: Pred
     depth = variables.log_depth.exp()
     parts = [distance / depth[predictions.view[part]] for part, _, distance in _residuals(world, matrices, predictions)]
     relative = torch.cat(parts)
-    cut = WILD * relative[predictions.weight > 0].median().clamp(min=SOFT)
+    cut = OUTLIER * relative[predictions.weight > 0].median().clamp(min=SOFT)
     return predictions._replace(weight=predictions.weight / (1 + (relative / cut).square_()))

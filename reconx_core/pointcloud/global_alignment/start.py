@@ -16,12 +16,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from reconx_core.geometry.transforms import camera_rays, fit_similarity, pixel_grid, rigid
-from reconx_core.pointcloud.global_alignment.refine import SOFT, WILD, Similarity
+from reconx_core.pointcloud.global_alignment.refine import OUTLIER, SOFT, Similarity
 from reconx_core.types import Cameras
 
 SAMPLES = 3000  # pixels per pointmap that the transforms are fitted to
-VOTERS = 500  # of them that a consensus is sought among
-SANE = (0.25, 4.0)  # focal over long side, between which it is looked for
+RANSAC_POINTS = 500  # of them that a consensus is sought among
+PLAUSIBLE = (0.25, 4.0)  # focal over long side, between which it is looked for
 
 
 def _sample(height: int, width: int) -> Int[Tensor, " m"]:
@@ -87,15 +87,15 @@ def start_from_pointmaps(
     sample = _sample(height, width)
     some, weight = points.flatten(2, 3)[:, :, sample].double().cpu(), confidence.flatten(2)[:, :, sample].double().cpu()
     pairs = pairs.cpu()
-    edges, world = _lay_out(pairs, some, weight, n)
+    edges, world = _align_along_tree(pairs, some, weight, n)
     intrinsics = _intrinsics(pairs, some, weight, n, (height, width), known)
     of_view = torch.zeros(n, weight.shape[-1], dtype=weight.dtype).index_add_(0, pairs.flatten(), weight.flatten(0, 1))
     cameras = _recover_poses(world, of_view, intrinsics, _first_frames(pairs, edges, weight, n), sample, height, width)
     edges = Similarity(*(part.float() for part in edges))
-    return (cameras, edges) if known.fixed is None else _onto(known.fixed.cam_to_world.cpu(), cameras, edges)
+    return (cameras, edges) if known.fixed is None else _align_to_fixed(known.fixed.cam_to_world.cpu(), cameras, edges)
 
 
-def _onto(fixed: Float[Tensor, "k 4 4"], cameras: Cameras, edges: Similarity) -> tuple[Cameras, Similarity]:
+def _align_to_fixed(fixed: Float[Tensor, "k 4 4"], cameras: Cameras, edges: Similarity) -> tuple[Cameras, Similarity]:
     """The same world with its first cameras as near as can be to the fixed poses, and then in their places."""
     k = len(fixed)
     u, _, vt = torch.linalg.svd((fixed[:, :3, :3] @ cameras.cam_to_world[:k, :3, :3].mT).sum(0))
@@ -111,7 +111,7 @@ def _onto(fixed: Float[Tensor, "k 4 4"], cameras: Cameras, edges: Similarity) ->
     return replace(cameras, cam_to_world=poses), Similarity(scale * edges.scale, turn @ edges.rotation, moved)
 
 
-def _lay_out(
+def _align_along_tree(
     pairs: Int[Tensor, "e 2"], points: Float[Tensor, "e 2 m 3"], weight: Float[Tensor, "e 2 m"], n: int
 ) -> tuple[Similarity, Float[Tensor, "n m 3"]]:
     """Along the maximum spanning tree (Prim's), each edge laid on what the tree already has of its two views."""
@@ -140,7 +140,7 @@ def _reweight(weight: Float[Tensor, "e 2 m"], moved: Tensor, world: Tensor) -> F
     """
     distance = (moved - world).norm(dim=-1)
     size = (world - world.mean((1, 2), keepdim=True)).norm(dim=-1).mean((1, 2))[:, None, None]
-    cut = WILD * distance[weight > 0].median().maximum(SOFT * size)
+    cut = OUTLIER * distance[weight > 0].median().maximum(SOFT * size)
     return weight / distance.maximum(SOFT * size) / (1 + (distance / cut) ** 2)
 
 
@@ -158,7 +158,7 @@ def _fit_consensus(
     source: Float[Tensor, "m 3"], target: Float[Tensor, "m 3"], weight: Float[Tensor, " m"]
 ) -> tuple[Float[Tensor, ""], Float[Tensor, "3 3"], Float[Tensor, " 3"]]:
     keep = ((weight > 0) & (weight >= weight.median())).nonzero()[:, 0]
-    keep = keep[:: max(1, len(keep) // VOTERS)]
+    keep = keep[:: max(1, len(keep) // RANSAC_POINTS)]
     size = (target[keep] - target[keep].median(0).values).norm(dim=-1).median() if len(keep) >= 3 else weight.new_zeros(())
     if not size > 0:  # nothing, or a point
         return weight.new_ones(()), torch.eye(3).to(source), source.new_zeros(3)
@@ -201,7 +201,7 @@ def _focals(
         mine = owner == view
         focals[view] = fit_focal(pixel[mine].flatten(0, 1), points[mine, 0].flatten(0, 1), weight[mine, 0].flatten())
     long_side = max(size)
-    return torch.where(focals.isnan(), focals.nanmedian(), focals).clamp(SANE[0] * long_side, SANE[1] * long_side)
+    return torch.where(focals.isnan(), focals.nanmedian(), focals).clamp(PLAUSIBLE[0] * long_side, PLAUSIBLE[1] * long_side)
 
 
 def fit_focal(pixel: Float[Tensor, "m 2"], points: Float[Tensor, "m 3"], weight: Float[Tensor, " m"]) -> Float[Tensor, ""]:

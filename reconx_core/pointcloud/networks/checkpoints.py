@@ -124,9 +124,9 @@ def convert_dust3r(path: Path, out: Path | None = None) -> tuple[Path, dict[str,
     with new_folder(out) as folder:
         write_json(folder / "config.json", settings)
         save_file({name: unshared(value) for name, value in kept.items()}, folder / "model.safetensors", {"format": "pt"})
-        told = _provenance(opened, folder)
-        write_json(folder / "provenance.json", told)
-    return out, told
+        provenance = _provenance(opened, folder)
+        write_json(folder / "provenance.json", provenance)
+    return out, provenance
 
 
 def _provenance(opened: Opened, folder: Path) -> dict[str, Any]:
@@ -148,11 +148,11 @@ def _load(family: Family, path: Path) -> Any:
     tensors = family.complete(opened.tensors)
     # The heads compute in float32; weights of half the size become that, all others stay mapped.
     weights = {name: tensors[key].float() for name, key in keys.items()}
-    network.load_state_dict(_apart(weights), assign=True)
+    network.load_state_dict(_unshare(weights), assign=True)
     return network.eval()
 
 
-def _apart(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+def _unshare(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """No two weights in the same memory, so that changing one leaves the other."""
     seen: set[int] = set()
     for name, value in weights.items():

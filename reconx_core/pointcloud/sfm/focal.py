@@ -12,11 +12,11 @@ from jaxtyping import Float64
 
 from reconx_core.pointcloud.sfm.mapper import Problem, bundle_options, reconstruct
 
-USUAL = 0.8  # focal over long side: between a phone's main lens and a normal one
-USUAL_SPREAD = 0.4  # of its logarithm
+TYPICAL = 0.8  # focal over long side: between a phone's main lens and a normal one
+TYPICAL_SPREAD = 0.4  # of its logarithm
 EXIF_SPREAD = 0.05
 STARTS = (1.0, 0.65, 1.5, 2.3)  # times the prior's focal
-SANE = (0.25, 4.0)  # focal over long side; a refinement that ends outside has found no focal
+PLAUSIBLE = (0.25, 4.0)  # focal over long side; a refinement that ends outside has found no focal
 FINE = 0.06  # step of the logarithm over which the refined focal is questioned
 COARSE = (-0.5, -0.25, 0.0, 0.25, 0.5)  # the same where the matches hardly tell it
 # Matches share what the pinhole model leaves out (distortion, rolling shutter): so many of them say as much as one
@@ -33,7 +33,7 @@ class FocalPrior(NamedTuple):
 
 def focal_prior(exif: float, long_side: int) -> FocalPrior:
     """From EXIF where it is there (pixels), else what photographs usually are."""
-    return FocalPrior(USUAL * long_side, USUAL_SPREAD) if math.isnan(exif) else FocalPrior(exif, EXIF_SPREAD)
+    return FocalPrior(TYPICAL * long_side, TYPICAL_SPREAD) if math.isnan(exif) else FocalPrior(exif, EXIF_SPREAD)
 
 
 def solve_focals(problem: Problem, priors: list[FocalPrior]) -> pycolmap.Reconstruction | None:
@@ -44,14 +44,16 @@ def solve_focals(problem: Problem, priors: list[FocalPrior]) -> pycolmap.Reconst
     if not found:
         return None
     total = _matched_keypoints(problem)
-    best = max(found, key=lambda r: (r.num_reg_images(), -_misfit(problem, r, total) - _surprise(r, priors)))
-    return _weigh(problem, best, priors)
+    best = max(
+        found, key=lambda r: (r.num_reg_images(), -_negative_log_likelihood(problem, r, total) - _negative_log_prior(r, priors))
+    )
+    return _map_estimate(problem, best, priors)
 
 
 def _refined(problem: Problem, guess: list[Float64[np.ndarray, "3 3"]]) -> pycolmap.Reconstruction | None:
     found = reconstruct(problem, guess, True)
     long_side = max(problem.size)
-    if found is None or all(SANE[0] < camera.focal_length / long_side < SANE[1] for camera in found.cameras.values()):
+    if found is None or all(PLAUSIBLE[0] < camera.focal_length / long_side < PLAUSIBLE[1] for camera in found.cameras.values()):
         return found
     return reconstruct(problem, guess, False)
 
@@ -68,7 +70,7 @@ def _matched_keypoints(problem: Problem) -> int:
     return sum(map(len, seen))
 
 
-def _misfit(problem: Problem, reconstruction: pycolmap.Reconstruction, total: int) -> float:
+def _negative_log_likelihood(problem: Problem, reconstruction: pycolmap.Reconstruction, total: int) -> float:
     """Negative log-likelihood up to a constant: squared errors, and a fixed price for each keypoint that is not explained."""
     count = reconstruction.compute_num_observations()
     price = (problem.max_error / 2) ** 2
@@ -77,17 +79,17 @@ def _misfit(problem: Problem, reconstruction: pycolmap.Reconstruction, total: in
     return 0.5 * freedom / REDUNDANT * math.log(cost / total + 1e-6)
 
 
-def _surprise(reconstruction: pycolmap.Reconstruction, priors: list[FocalPrior], step: float = 0.0) -> float:
+def _negative_log_prior(reconstruction: pycolmap.Reconstruction, priors: list[FocalPrior], step: float = 0.0) -> float:
     """Negative log-prior of the focals multiplied by exp(step)."""
     logs = [math.log(reconstruction.camera(k + 1).focal_length / p.focal) + step for k, p in enumerate(priors)]
     return 0.5 * sum((log / p.spread) ** 2 for log, p in zip(logs, priors)) / len(priors)
 
 
-def _weigh(problem: Problem, best: pycolmap.Reconstruction, priors: list[FocalPrior]) -> pycolmap.Reconstruction:
+def _map_estimate(problem: Problem, best: pycolmap.Reconstruction, priors: list[FocalPrior]) -> pycolmap.Reconstruction:
     """Scale all focals by the factor that maximises likelihood times prior, and adjust the rest to it."""
 
     def cost(step: float) -> float:
-        value = _misfit_at(problem, best, step) + _surprise(best, priors, step)
+        value = _negative_log_likelihood_at(problem, best, step) + _negative_log_prior(best, priors, step)
         return math.inf if math.isnan(value) else value
 
     step = _vertex(cost, 0.0)
@@ -106,9 +108,9 @@ def _vertex(cost: Callable[[float], float], centre: float) -> float:
     return FINE * min(max(0.5 * (a - c) / curvature, -2.0), 2.0)
 
 
-def _misfit_at(problem: Problem, reconstruction: pycolmap.Reconstruction, step: float) -> float:
+def _negative_log_likelihood_at(problem: Problem, reconstruction: pycolmap.Reconstruction, step: float) -> float:
     adjusted = reconstruction if step == 0 else _adjusted(problem, reconstruction, step)
-    return _misfit(problem, adjusted, adjusted.compute_num_observations())
+    return _negative_log_likelihood(problem, adjusted, adjusted.compute_num_observations())
 
 
 def _adjusted(problem: Problem, reconstruction: pycolmap.Reconstruction, step: float) -> pycolmap.Reconstruction:

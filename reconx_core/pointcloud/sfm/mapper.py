@@ -186,7 +186,7 @@ def _drop_unsupported(problem: Problem, mapper: pycolmap.IncrementalMapper) -> N
             mapper.observation_manager.deregister_frame(image_id)
 
 
-def drop_from_impossible_sides(problem: Problem, reconstruction: pycolmap.Reconstruction) -> None:
+def drop_wide_angle_images(problem: Problem, reconstruction: pycolmap.Reconstruction) -> None:
     """Take out photos that share points only with views from too far round. Focals have to be final: angles depend on them."""
     for image_id in sorted(set(reconstruction.reg_image_ids()) - {view + 1 for view in problem.fixed_poses}):
         if nearest_angle(reconstruction, image_id) > MAX_ANGLE:

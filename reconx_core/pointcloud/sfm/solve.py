@@ -21,7 +21,7 @@ from reconx_core.errors import UserError
 from reconx_core.geometry.transforms import transform
 from reconx_core.pointcloud.global_alignment.graph import nearest_pairs
 from reconx_core.pointcloud.sfm.focal import FocalPrior, focal_prior, solve_focals
-from reconx_core.pointcloud.sfm.mapper import Problem, drop_from_impossible_sides, reconstruct
+from reconx_core.pointcloud.sfm.mapper import Problem, drop_wide_angle_images, reconstruct
 from reconx_core.pointcloud.sfm.matching import Features, Matches, add_tilted, extract_features, match_features, verify_matches
 from reconx_core.types import Cameras, PointCloud, Views
 
@@ -65,14 +65,14 @@ def solve_cameras(views: Views, fixed: Cameras | None, generator: torch.Generato
     """
     require_two(views)
     seed = int(torch.randint(2**31 - 1, (), generator=generator))
-    features = _each(extract_features, views.images, views.masks)
+    features = _map_threads(extract_features, views.images, views.masks)
     posed = fixed is not None and len(fixed) == len(views)
     every = nearest_pairs(fixed) if fixed is not None and posed else list(itertools.combinations(range(len(views)), 2))
     best = _solve(views, fixed, features, matches := match_pairs(features, every, views, seed), seed)
     # Known cameras need points for their depth range alone, and a few will do.
     weak = set() if posed and best is not None else _weak_views(best, len(views))
     if weak:  # views far apart: look for what foreshortening hides, in the pairs that need it
-        features = _each(add_tilted, features, views.images, views.masks)
+        features = _map_threads(add_tilted, features, views.images, views.masks)
         more = match_pairs(features, [pair for pair in every if weak & set(pair)], views, seed)
         best = _better(best, _solve(views, fixed, features, matches | more, seed))
     if best is None:
@@ -82,7 +82,7 @@ def solve_cameras(views: Views, fixed: Cameras | None, generator: torch.Generato
     return sfm if fixed is not None else _canonical(sfm)
 
 
-def _each(function: Callable[..., Features], *columns: Iterable) -> list[Features]:
+def _map_threads(function: Callable[..., Features], *columns: Iterable) -> list[Features]:
     """One photo per thread: SIFT runs outside Python's lock."""
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         return list(pool.map(function, *columns))
@@ -109,7 +109,7 @@ def _solve(
     problem = Problem([f.keypoints for f in features], matches, lens, size, poses, seed, _max_error(views))
     found = reconstruct(problem, known, False) if prior is None else solve_focals(problem, prior)
     if found is not None:
-        drop_from_impossible_sides(problem, found)
+        drop_wide_angle_images(problem, found)
     return None if found is None or found.num_reg_images() < 2 or found.num_points3D() == 0 else Solution(problem, found)
 
 

@@ -164,8 +164,8 @@ def choose_variant(path: Path, variant: str | None) -> str:
     if variant is not None and variant not in VARIANTS:
         raise UserError(f"There is no variant '{variant}'; choose one of {', '.join(VARIANTS)}.")
     names = f"{path.absolute().parent.name}/{path.name}".lower()
-    told = {"viewcrafter": "viewcrafter", "interp": "interp", "dynamicrafter": "i2v"}
-    found = variant or next((value for word, value in told.items() if word in names), None)
+    variants = {"viewcrafter": "viewcrafter", "interp": "interp", "dynamicrafter": "i2v"}
+    found = variant or next((value for word, value in variants.items() if word in names), None)
     if found is None:
         raise UserError(f"The name '{path.name}' does not tell what the model is for; say --variant {', '.join(VARIANTS)}.")
     return found
@@ -184,17 +184,17 @@ def summarise(tensors: Mapping[str, Tensor], upstream: Mapping[str, Any]) -> Sum
         raise UserError("This is DynamiCrafter's 256 model, whose noise schedule is another; take 512, 512_Interp or 1024.")
     if "scale_arr" not in tensors and "base_scale" not in upstream:
         raise UserError("The checkpoint lacks 'scale_arr', which tells 512 from 1024; give the model's YAML with --config.")
-    told = {}
+    detected = {}
     if (scale := tensors.get("scale_arr")) is not None:
-        told["base_scale"] = round(float(scale[-1]), 6 if scale.dtype == torch.float32 else 2)
+        detected["base_scale"] = round(float(scale[-1]), 6 if scale.dtype == torch.float32 else 2)
     if (alphas := tensors.get("alphas_cumprod")) is not None:
-        told["rescale_betas_zero_snr"] = float(alphas[-1]) == 0
-    for name, value in told.items():
+        detected["rescale_betas_zero_snr"] = float(alphas[-1]) == 0
+    for name, value in detected.items():
         if upstream.get(name, value) != value:
             raise UserError(
                 f"The checkpoint has {name} {value}, but the file of --config says {upstream[name]}; give its own YAML."
             )
-    found = {"rescale_betas_zero_snr": True, **upstream, **told}
+    found = {"rescale_betas_zero_snr": True, **upstream, **detected}
     return Summary(found["base_scale"], found["rescale_betas_zero_snr"], str(unet[0].dtype).removeprefix("torch."))
 
 

@@ -105,9 +105,9 @@ def _parts(index: dict[str, Any]) -> dict[str, str]:
 
 
 def _name(folder: Path, index: dict[str, Any], ours: bool) -> str:
-    told = read_json(folder / "provenance.json") or {}
-    if "variant" in told:
-        return f"ReconXPipeline, {told['variant']}, class {told.get('class')}"
+    provenance = read_json(folder / "provenance.json") or {}
+    if "variant" in provenance:
+        return f"ReconXPipeline, {provenance['variant']}, class {provenance.get('class')}"
     return "ReconXPipeline" if ours else f"{index.get('_class_name')} (its keys are checked when it is loaded)"
 
 
