@@ -1,4 +1,4 @@
-"""`reconx train` from the command line: clips are made once, the model is saved and can be used, mistakes are sentences."""
+"""`reconx train` from the command line: clips are cached, the model is saved and usable, wrong input gives one clear sentence."""
 
 import io
 
@@ -27,10 +27,10 @@ def test_train_makes_a_model_that_a_run_can_use(tmp_path):
     assert (tmp_path / "mlflow.db").is_file()
     again = run(tmp_path, "steps=3", f"validation={DATA}")
     assert "step 3:" in again
-    assert "step 2:" not in again  # it went on from the checkpoint
+    assert "step 2:" not in again  # it resumed from the checkpoint
     assert load_pipeline(tmp_path / "out" / "model").config.residual
     size = sum(file.stat().st_size for file in (tmp_path / "out" / "model").rglob("*.safetensors"))
-    assert size < 40e6  # what may be shipped
+    assert size < 40e6  # the size limit of the package
 
 
 def test_no_data_is_a_sentence(tmp_path):

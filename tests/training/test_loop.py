@@ -1,4 +1,4 @@
-"""The training loop learns, resumes exactly, and trains what a phase says."""
+"""The training loop: it learns, resumes exactly, and trains the parameters of its phase."""
 
 import json
 
@@ -26,7 +26,7 @@ def run(out, clip, **changes):
     return losses, torch.cat([p.detach().flatten() for p in made.unet.parameters()])
 
 
-def test_going_on_from_a_checkpoint_changes_nothing(tmp_path, clip):
+def test_resuming_from_a_checkpoint_changes_nothing(tmp_path, clip):
     straight, weights = run(tmp_path / "a", clip, checkpoint_every=2)
     run(tmp_path / "b", clip, steps=2, checkpoint_every=2, decay=False)
     (tmp_path / "b").rename(tmp_path / "unused")
@@ -81,7 +81,7 @@ def test_phases_train_what_they_say():
     assert not any("temp_" in name or "transformer_in" in name or "image_encoder" in name for name in chosen["structure"])
 
 
-def test_conditions_are_dropped_as_often_as_asked():
+def test_conditions_are_dropped_with_their_probability():
     present, absent = torch.ones(4000, 1, 1), torch.zeros(4000, 1, 1)
     tokens = {"image": (present, absent), "text": (present, None)}
     kept = drop_conditions(tokens, {"image": 0.25}, torch.Generator().manual_seed(0))
@@ -109,7 +109,7 @@ def test_a_sample_grid_shows_truth_render_and_frames(clip):
     assert scores.keys() == {"points_psnr", "psnr"}
 
 
-def test_one_clip_is_learned_by_heart(tmp_path, clip):
+def test_one_clip_is_overfitted(tmp_path, clip):
     """The network, its conditions and the loss fit together: frames of a clip it has seen come out above 30 dB."""
     chosen = settings(steps=200, learning_rate=3e-3, terminal_share=1.0, ema=0, drop_image=0, drop_structure=0, augment=False)
     losses = []

@@ -168,7 +168,7 @@ class Aggregator(nn.Module):
         )
 
     def forward(self, images: Float[Tensor, "b s 3 h w"], layers: Collection[int]) -> dict[int, Float[Tensor, "b s n 2c"]]:
-        """Tokens after the blocks of the ``layers``: output of the frame attention, then of the global attention, concatenated."""
+        """Tokens after the blocks of the ``layers``: frame and global attention outputs, concatenated."""
         scenes, photos, _, height, width = images.shape
         grid = (height // self.config.patch, width // self.config.patch)
         turn = self._rotation(grid, images.device)

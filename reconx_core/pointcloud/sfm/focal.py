@@ -16,7 +16,7 @@ TYPICAL = 0.8  # focal / long side: between a phone's main camera and a normal l
 TYPICAL_SPREAD = 0.4  # standard deviation of its logarithm
 EXIF_SPREAD = 0.05
 STARTS = (1.0, 0.65, 1.5, 2.3)  # initial focals, relative to the prior's
-PLAUSIBLE = (0.25, 4.0)  # range of focal / long side; a refinement that ends outside has failed
+FOCAL_RANGE = (0.25, 4.0)  # range of focal / long side; a refinement that ends outside has failed
 FINE = 0.06  # step of the log-focal in the search around the refined focal
 COARSE = (-0.5, -0.25, 0.0, 0.25, 0.5)  # steps of the log-focal if the matches hardly constrain it
 # Errors of matches are correlated by effects that the pinhole model ignores (distortion, rolling shutter): this many matches
@@ -53,7 +53,9 @@ def solve_focals(problem: Problem, priors: list[FocalPrior]) -> pycolmap.Reconst
 def _refined(problem: Problem, guess: list[Float64[np.ndarray, "3 3"]]) -> pycolmap.Reconstruction | None:
     found = reconstruct(problem, guess, True)
     long_side = max(problem.size)
-    if found is None or all(PLAUSIBLE[0] < camera.focal_length / long_side < PLAUSIBLE[1] for camera in found.cameras.values()):
+    if found is None or all(
+        FOCAL_RANGE[0] < camera.focal_length / long_side < FOCAL_RANGE[1] for camera in found.cameras.values()
+    ):
         return found
     return reconstruct(problem, guess, False)
 

@@ -43,7 +43,7 @@ class ImageProjector(IPAdapterPlusImageProjection, ModelMixin, ConfigMixin):
 
 
 def clip_pixels(images: Float[Tensor, "b 3 H W"], size: int = 224) -> Float[Tensor, "b 3 size size"]:
-    """Images in [-1, 1] in CLIP's input format: resized bicubically with antialiasing, normalised with CLIP's mean and standard deviation."""
+    """CLIP preprocessing of images in [-1, 1]: bicubic resize with antialiasing, normalised with CLIP's mean and std."""
     smooth = _blurred(_blurred(images, size, -1), size, -2)
     resized = interpolate(smooth, (size, size), mode="bicubic", align_corners=True)
     mean, std = (torch.tensor(v, dtype=images.dtype, device=images.device).view(3, 1, 1) for v in (CLIP_MEAN, CLIP_STD))
@@ -51,7 +51,7 @@ def clip_pixels(images: Float[Tensor, "b 3 H W"], size: int = 224) -> Float[Tens
 
 
 def _blurred(images: Float[Tensor, "b 3 H W"], size: int, axis: int) -> Float[Tensor, "b 3 H W"]:
-    """Antialiasing Gaussian along one axis; sigma = (factor - 1) / 2 for downsampling by a factor, as in scikit-image and kornia."""
+    """Antialiasing Gaussian along one axis; sigma = (factor - 1) / 2 for downsampling by factor, as in scikit-image, kornia."""
     sigma = max((images.shape[axis] / size - 1) / 2, 0.001)
     taps = int(max(4 * sigma, 3)) | 1
     offsets = torch.arange(taps, device=images.device, dtype=images.dtype) - taps // 2

@@ -129,9 +129,10 @@ class ReconXPipeline(DiffusionPipeline):
 
         Photos, renders and frames are in [0, 1]. The photos' ``positions`` are frame numbers, one list for all clips:
         [0, num_frames - 1] is the paper's interpolation, [0, 10] its extrapolation, one photo alone image-to-video; CLIP
-        encodes the first photo. With ``renders`` (ViewCrafter's mode) every frame is conditioned on its render of the point cloud;
-        their ``visibility`` is used if the model takes it, as are ``sources``: colours in [0, 1] and visibility of the images
-        that a frame may be blended from in addition to its render (`frame_sources`). ``points`` are as `StructureEncoder` expects them.
+        encodes the first photo. With ``renders`` (ViewCrafter's mode) every frame is conditioned on its render of the point
+        cloud; their ``visibility`` is used if the model takes it, as are ``sources``: colours in [0, 1] and visibility of the
+        images that a frame may be blended from in addition to its render (`frame_sources`). ``points`` are as
+        `StructureEncoder` expects them.
 
         ``generator``: a torch.Generator, one per clip, or a function that makes the noise (see `NoiseSource`). ``prompt``:
         one for all, or one per clip. ``image_guidance_scale`` and ``structure_guidance_scale`` default to
@@ -190,8 +191,8 @@ class ReconXPipeline(DiffusionPipeline):
         visibility: Float[Tensor, "b f H W"] | None = None,
         sources: Float[Tensor, "b f s 4 H W"] | None = None,
     ) -> Float[Tensor, "b d f h w"]:
-        """The condition latents and, if the model takes them, the visibility (without renders: 1 for the photos, else 0) and per
-        source the difference of its latents from those of the render, and its visibility.
+        """The condition latents and, if the model takes them, the visibility (without renders: 1 for the photos, else 0) and
+        per source the difference of its latents from those of the render, and its visibility.
         """
         if not self.config.concat_visibility:
             return condition

@@ -34,7 +34,7 @@ class ReconXScheduler(SchedulerMixin, ConfigMixin):
     With a = alphas_cumprod and c = the dynamic rescale, a noisy sample is sqrt(a) c x0 + sqrt(1 - a) noise, and the network
     predicts v = sqrt(a) noise - sqrt(1 - a) c x0.
 
-    ``rescale_base``: the value that c falls to within 400 timesteps (None: c is 1 throughout). ``rescale_last_step``: the last step
+    ``rescale_base``: the value of c after 400 timesteps (None: c is 1 throughout). ``rescale_last_step``: the last step
     divides by c, as in ViewCrafter's sampler; else it leaves c in, as in DynamiCrafter's. ``timestep_spacing``: "trailing",
     or "uniform", upstream's other list (1, 101, 201, ...), which is diffusers' "leading" with offset 1 only where the
     number of steps divides 1000. ``set_alpha_to_one``: the last step returns the predicted clean sample; else it keeps
@@ -125,7 +125,7 @@ class ReconXScheduler(SchedulerMixin, ConfigMixin):
         x, v = sample.float(), model_output.float()
         original = (alpha**0.5 * x - (1 - alpha) ** 0.5 * v) * self._rescale_ratio(timestep)
         epsilon = alpha**0.5 * v + (1 - alpha) ** 0.5 * x
-        # In float32, as upstream: at the first step with eta 1 this is 0 up to rounding, which is visible in upstream's results;
+        # In float32, as upstream: at the first step with eta 1 this is 0 up to rounding, which affects upstream's results;
         # where it rounds below 0 upstream gets NaN.
         direction = (1 - torch.tensor(alpha_next) - torch.tensor(sigma) ** 2).clamp(min=0).sqrt().item()
         following = alpha_next**0.5 * original + direction * epsilon

@@ -84,7 +84,7 @@ class StructureAttnProcessor(nn.Module):
         encoder_hidden_states: Tokens,
         attention_mask: None = None,
     ) -> Float[Tensor, "n q c"]:
-        """The terms of absent tokens (length 0, no structure) are skipped; without any, the result is the bias of ``to_out``."""
+        """The terms of absent tokens (length 0, no structure) are skipped; without any, only ``to_out``'s bias remains."""
         query = attn.to_q(hidden_states)
 
         def term(tokens: Tensor, to_k: nn.Module, to_v: nn.Module) -> Tensor:

@@ -1,4 +1,4 @@
-"""Eq. 9 as upstream minimises it, step by step, and what comes of it on rooms whose geometry is known."""
+"""Eq. 9 compared with upstream step by step, and its results on rooms with known geometry."""
 
 import pytest
 import torch
@@ -84,7 +84,7 @@ def variables(tensors, prefix):
 
 
 def problem(path, case):
-    """All that the descent needs to follow upstream's from its stored start."""
+    """The inputs of the optimisation from upstream's stored start."""
     tensors = load(path)[0]
     start = variables(tensors, f"{case}.init")
     cameras = upstream_cameras(path, torch.eye(4).repeat(len(start.poses), 1, 1), 1.0)
@@ -183,7 +183,7 @@ def test_golden_known_cameras(path, case):
     assert aligned.cameras is known
     theirs = tensors[f"{case}.out.depthmaps"]
     off = (depth_of(aligned.points_world, known) / theirs - 1).abs()
-    # Upstream's world shrinks a little against the poses that are held, ours is kept from it.
+    # Upstream's points shrink a little against the held poses; ours do not.
     assert off.median() < 3e-3
     assert off.quantile(0.99) < 2e-2
     truth = tensors[f"{name}.gt.depth"].float()
@@ -247,7 +247,7 @@ def both_ways(n):
 
 def predictions(cameras, depth, pairs, noise=0.01, outliers=0.1, lateral=False, seed=0):
     """Exact pointmaps in the first view's frame, each pair in its own units, with noise (of depth, along the ray or in all
-    directions) and with outliers anywhere, of which the confidence says nothing."""
+    directions) and with outliers anywhere, which the confidence does not show."""
     draw = torch.Generator().manual_seed(seed)
     world = unproject(depth, cameras)[pairs]
     points = transform(cameras.world_to_cam[pairs[:, 0]], world.flatten(1, 3)).reshape(world.shape)
@@ -349,7 +349,7 @@ def test_one_known_camera_gives_the_frame():
 
 
 def test_all_cameras_known_leaves_depth_and_the_edges_transforms():
-    """Pairs that are tilted as a whole: T_e takes that up, which it cannot where it is the camera's pose."""
+    """Pairs that are tilted as a whole: a free T_e absorbs that; one fixed to the camera's pose cannot."""
     truth, depth = room(3)
     pairs = both_ways(3)
     points, confidence = predictions(truth, depth, pairs)
@@ -440,7 +440,7 @@ def test_progress_is_told():
 
 
 def test_a_network_that_knows_nothing_still_gets_a_world():
-    """Random weights: no pointmap fits another, no camera fits any."""
+    """Random weights: no two pointmaps are consistent, and no camera fits any."""
     draw = torch.Generator().manual_seed(0)
     points = torch.randn(6, 2, 12, 16, 3, generator=draw)
     aligned = align_pointmaps(both_ways(3), points, 1 + torch.rand(6, 2, 12, 16, generator=draw), iterations=30)

@@ -1,4 +1,4 @@
-"""DUSt3R's and VGGT's checkpoints load in every published layout, and whatever is wrong with one is said by name."""
+"""DUSt3R's and VGGT's checkpoints load in every published layout, and errors name what is wrong."""
 
 import argparse
 import errno

@@ -1,4 +1,4 @@
-"""The generators on ReconXPipeline: a small random model, saved and loaded as a real one."""
+"""The backends on ReconXPipeline, with a small random model that is saved and loaded like a real one."""
 
 import json
 
