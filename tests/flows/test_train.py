@@ -1,4 +1,4 @@
-"""`reconx train` from the command line: clips are cached, the model is saved and usable, wrong input gives one clear sentence."""
+"""`reconx train` from the command line: cached clips, a saved model that a run can use, clear messages for wrong input."""
 
 import io
 

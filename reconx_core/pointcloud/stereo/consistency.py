@@ -21,7 +21,7 @@ IN_FRONT = 0.04  # relative distance in front of a known surface above which a p
 
 
 def _ratios(depth: Float[Tensor, "n h w"], surfaces: Float[Tensor, "n h w"], cameras: Cameras) -> Float[Tensor, "n n p"]:
-    """[i, j]: view j's surface depth (0: none) at each point of view i, divided by the point's depth in j; NaN if not visible."""
+    """[i, j]: view j's surface depth (0: none) at each point of view i over the point's depth in j; NaN if not visible."""
     return torch.stack([_ratios_of(depth[i], surfaces, cameras, i) for i in range(len(depth))])
 
 

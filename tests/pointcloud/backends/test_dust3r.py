@@ -20,7 +20,7 @@ SETTINGS = PointcloudSettings(backend="dust3r", batch=2)
 
 
 class Exact(nn.Module):
-    """A fake network with exact predictions of the room: tokens are the numbers of the views, in the order in which they are encoded."""
+    """A fake network with exact predictions of the room; the tokens are view indices in the order of encoding."""
 
     def __init__(self, size):
         super().__init__()
