@@ -1,4 +1,4 @@
-"""The weights that come with the package: small enough, quick enough, and worth more than the renders they start from."""
+"""The weights in the package: small enough, fast enough, and better than the input renders."""
 
 import time
 from dataclasses import replace
