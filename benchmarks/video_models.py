@@ -135,7 +135,7 @@ def main() -> int:
     options = read_options()
     results = {}
     try:
-        if options.model not in video.BACKENDS:  # told before an hour of work on the rows that need no model
+        if options.model not in video.BACKENDS:  # refused before an hour of work on the rows that need no model
             raise UserError(f"There is no video backend '{options.model}'; this version has {', '.join(video.BACKENDS)}.")
         for entry in parse_scenes(options.scenes):
             results[f"{entry.scene} {entry.split}"] = measure_scene(entry, options)

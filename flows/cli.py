@@ -239,7 +239,7 @@ def fetch_weights(
     name: Annotated[str | None, typer.Argument(help="What to fetch; without it: what there is.")] = None,
     revision: Annotated[str, typer.Option(help="Branch, tag or commit on the Hugging Face Hub.")] = "main",
     accept_licence: Annotated[
-        bool, typer.Option("--accept-licence", help="Accept a licence for non-commercial use, once, without being asked.")
+        bool, typer.Option("--accept-licence", help="Accept a licence for non-commercial use without the question.")
     ] = False,
 ) -> None:
     """Published weights from the Hugging Face Hub to RECONX_WEIGHTS; nothing else in reconx downloads anything."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import shutil
 from pathlib import Path
@@ -15,6 +14,7 @@ from flows.evaluate import find_scenes
 from flows.execution.plan import ScenePlan
 from flows.execution.run import load_params, run_stages
 from reconx_core.errors import UserError
+from reconx_core.reporting.numbers import mean_scores
 from reconx_core.settings import STAGES
 
 ARTIFACTS = Path("artifacts")
@@ -49,7 +49,7 @@ def run_stage(stage: str, root: Path, console: Console, artifacts: Path = ARTIFA
         lay(reference.folder(root), folder / name)
     failed = {run.name: f"{run.failed_stage}: {describe_error(run.error)}" for run in runs if run.error is not None}
     if stage == "metrics":
-        write_json(folder / SCORES, mean_scores([folder / name for name in done]))
+        write_json(folder / SCORES, dataset_scores([folder / name for name in done]))
     write_json(folder / INDEX, {"scenes": {name: ref.digest for name, ref in done.items()}, "failed": failed})
     # Under the stage's name: the artifacts of the other stages are other runs' to keep.
     register_end(root, folder, [reference for run in runs for reference in run.references.values()])
@@ -59,11 +59,10 @@ def run_stage(stage: str, root: Path, console: Console, artifacts: Path = ARTIFA
         raise UserError(f"Every scene failed: {'; '.join(failed.values())}")
 
 
-def mean_scores(scenes: list[Path]) -> dict[str, float]:
+def dataset_scores(scenes: list[Path]) -> dict[str, float]:
     """Means over the scenes of the scores that all of them have, for `dvc metrics` and `dvc exp show`."""
     summaries = [json.loads((scene / "metrics.json").read_text())["summary"] for scene in scenes]
-    columns = {key: [summary.get(key) for summary in summaries] for key in (summaries[0] if summaries else ())}
-    return {key: math.fsum(values) / len(values) for key, values in columns.items() if None not in values}
+    return {key: mean for key, mean in mean_scores(summaries).items() if mean is not None}
 
 
 def lay(entry: Path, view: Path) -> None:

@@ -7,6 +7,7 @@ The field descriptions are the user's documentation. Defaults here are the ``def
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -131,6 +132,14 @@ def load_settings(path: Path, overrides: list[str] | None = None) -> Settings:
     if not isinstance(base, dict):
         raise UserError(f"{path} should hold sections of settings, such as 'splats:', but holds {type(base).__name__}.")
     return parse_settings(base, overrides)
+
+
+def flatten(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """``{"splats": {"steps": 1}}`` as ``{"splats.steps": 1}``, the names that overrides have."""
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        flat |= {f"{key}.{inner}": v for inner, v in value.items()} if isinstance(value, dict) else {key: value}
+    return flat
 
 
 def _apply(merged: dict[str, Any], override: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from reconx_core.reporting.report import COLUMNS, format_score, pooled_spread
+from reconx_core.reporting.numbers import mean_or_none, pooled_spread
+from reconx_core.reporting.report import COLUMNS, format_score
 
 HEADLINE = ("psnr", "ssim", "lpips", "photo_psnr", "photo_ssim", "rotation_error", "auc_30", "gaussians")
 
@@ -94,6 +94,5 @@ def spread_of(scenes: dict[str, Any], key: str) -> float | None:
 
 
 def mean_of(scenes: dict[str, Any], key: str) -> float | None:
-    """The mean over scenes, or None where one lacks the score."""
-    values = [scene["summary"].get(key) for scene in scenes.values()]
-    return None if None in values else math.fsum(values) / len(values)
+    """The mean over scenes; None if there are none or one lacks the score."""
+    return mean_or_none(scene["summary"].get(key) for scene in scenes.values())

@@ -153,7 +153,7 @@ def _parents(root: Path, first: Manifest, second: Manifest, reported: set[str]) 
             reported.add(stage)
             lines += _parent(root, stage, first, second, reported)
     # Changes that were reported already are repeated only if nothing else explains the difference.
-    return lines or ([f"the bytes of {', '.join(again)} changed, as told above"] if again else [])
+    return lines or ([f"the bytes of {', '.join(again)} changed, see above"] if again else [])
 
 
 def _parent(root: Path, stage: str, first: Manifest, second: Manifest, reported: set[str]) -> list[str]:

@@ -13,11 +13,11 @@ def mean_or_none(values: Iterable[float | None]) -> float | None:
     return math.fsum(known) / len(known) if known and len(known) == len(given) else None
 
 
-def mean_over_scenes(summaries: Iterable[Mapping[str, float | None]]) -> dict[str, float | None]:
-    """The mean of every score over the scenes' summaries, in order of first appearance; None if a scene lacks the score."""
-    scenes = list(summaries)
-    keys = dict.fromkeys(key for scene in scenes for key in scene)
-    return {key: mean_or_none(scene.get(key) for scene in scenes) for key in keys}
+def mean_scores(summaries: Iterable[Mapping[str, float | None]]) -> dict[str, float | None]:
+    """The mean of every score over summaries (of scenes, or of seeds), in order of first appearance; None if one lacks it."""
+    rows = list(summaries)
+    keys = dict.fromkeys(key for row in rows for key in row)
+    return {key: mean_or_none(row.get(key) for row in rows) for key in keys}
 
 
 def pooled_spread(spreads: Sequence[float | None]) -> float | None:

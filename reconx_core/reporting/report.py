@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from reconx_core.reporting.numbers import format_duration, mean_over_scenes, pooled_spread
+from reconx_core.reporting.numbers import format_duration, mean_scores, pooled_spread
 from reconx_core.reporting.pages import (
     PAGE_BYTES,
     data_uri,
@@ -132,7 +132,7 @@ def render_report(run: RunReport) -> str:
         columns=used_columns(done),
         all_columns=COLUMNS,
         headlines=headlines,
-        mean=mean_over_scenes(scene.scores.summary for scene in done if scene.scores),
+        mean=mean_scores(scene.scores.summary for scene in done if scene.scores),
         spread=mean_spread(done),
         plots=[_plot(key, done) for key in headlines[:3]] if len(done) > 1 else [],
         totals=stage_totals(cost for scene in run.scenes for cost in scene.costs),

@@ -16,7 +16,7 @@ from reconx_core.io.images import encode
 from reconx_core.metrics import summarise
 from reconx_core.metrics.pose import AUC_THRESHOLDS
 from reconx_core.reporting import report
-from reconx_core.reporting.numbers import format_duration, mean_or_none, mean_over_scenes, pooled_spread
+from reconx_core.reporting.numbers import format_duration, mean_or_none, mean_scores, pooled_spread
 from reconx_core.reporting.report import (
     COLUMNS,
     MAX_PICTURED_SCENES,
@@ -233,8 +233,8 @@ def test_pooled_spread_is_that_of_the_mean_over_scenes():
 
 def test_a_mean_is_known_if_every_scene_has_the_score():
     summaries = [{"psnr": 20.0, "lpips": None}, {"psnr": 22.0, "lpips": 0.5, "ssim": 0.9}]
-    assert mean_over_scenes(summaries) == {"psnr": 21.0, "lpips": None, "ssim": None}
-    assert mean_over_scenes([]) == {}
+    assert mean_scores(summaries) == {"psnr": 21.0, "lpips": None, "ssim": None}
+    assert mean_scores([]) == {}
     assert mean_or_none([]) is None
 
 

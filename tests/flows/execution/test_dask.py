@@ -192,14 +192,14 @@ def test_dask_that_is_not_installed(reconx, data, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"token": Path("/nowhere/.tmp/token")}, "does not see the store /nowhere"),
         ({"environment": {"PREFECT_API_URL": "http://127.0.0.1:9/api"}}, "cannot reach the Prefect server"),
         ({"codes": {"splats": "another"}}, "has other code of splats"),
     ],
 )
-def test_worker_that_cannot_do_its_part_refuses(server, tmp_path, monkeypatch, change, told):
+def test_worker_that_cannot_do_its_part_refuses(server, tmp_path, monkeypatch, change, message):
     from flows.execution import dask_cluster as cluster
 
     monkeypatch.setattr(cluster, "route_warnings", lambda say: None)
@@ -208,7 +208,7 @@ def test_worker_that_cannot_do_its_part_refuses(server, tmp_path, monkeypatch, c
     fit = {"token": tmp_path, "environment": {"PREFECT_API_URL": server}, "codes": cluster._codes()}
     worker, messenger = SimpleNamespace(address="tcp://10.0.0.7:40000"), cluster.Messenger("topic")
     cluster.Preparation("name", **fit, messenger=messenger).setup(worker)
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         cluster.Preparation("name", **fit | change, messenger=messenger).setup(worker)
 
 
@@ -251,10 +251,10 @@ def test_error_that_cannot_travel_still_says_what_it_said(tmp_path, monkeypatch)
     job = Job("views", "attic", "procedural:room", "", Settings(), tmp_path, Monitor())
     with pytest.raises(Awkward):
         pipeline.run_stage.fn(job, {})
-    with pytest.raises(pipeline.WorkerError) as told:
+    with pytest.raises(pipeline.WorkerError) as raised:
         pipeline.run_stage.fn(job, {}, remote=True)
-    assert told.value.__context__ is None
-    assert pipeline.describe_error(pickle.loads(pickle.dumps(told.value))) == "Awkward: not today"
+    assert raised.value.__context__ is None
+    assert pipeline.describe_error(pickle.loads(pickle.dumps(raised.value))) == "Awkward: not today"
 
 
 def test_task_whose_workers_all_died_is_its_scenes_error():

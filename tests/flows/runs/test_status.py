@@ -116,8 +116,8 @@ def test_a_run_before_during_and_after_kill_9(server, reconx, tiny, status, data
     assert table == counts
     assert lines[0].endswith(", stopped before its end.")
     assert lines[-1] == "Run the same command again to go on from here."
-    told = reconx("why", "attic", "splats", "--run", "out").out
-    assert "was not reached: the run out stopped before its end; the same command goes on with confidence." in told
+    output = reconx("why", "attic", "splats", "--run", "out").out
+    assert "was not reached: the run out stopped before its end; the same command goes on with confidence." in output
     assert collect_garbage(tmp_path / "store")[:2] == (0, 4)
     assert "splats" not in log.read_text()
 
