@@ -317,7 +317,7 @@ def cells(result: Result) -> list[str]:
     return [result.name, *times, *costs, cell(result.psnr, ".1f"), cell(result.latents_error, ".2e")]
 
 
-def told(result: Result) -> str:
+def describe(result: Result) -> str:
     """A row as a line of text."""
     figures = [f"{name} {cell}" for name, cell in zip(HEADER[1:], cells(result)[1:]) if cell]
     return f"{result.name}: {result.failed or ', '.join(figures)}"
@@ -353,7 +353,7 @@ def run(options: argparse.Namespace) -> tuple[list[Result], dict[str, Any]]:
     results: list[Result] = []
 
     def on_row(result: Result) -> None:
-        print(told(result), file=sys.stderr, flush=True)
+        print(describe(result), file=sys.stderr, flush=True)
         results.append(result)
         if options.out:
             write_json(options.out, {**about, "rows": [asdict(result) for result in results]})

@@ -112,9 +112,9 @@ def change(folder: Path, scenes: int, nothing: dict[str, float]) -> bool:
 
 def trivial(folder: Path, scenes: int) -> bool:
     """Whether tasks that do nothing take little time, and many of them no memory."""
-    told = child("trivial", str(folder / "trivial"), str(scenes))
-    rows, stages = np.array(told["rows"]), 7
-    spent = beyond(told["after"], told["before"])
+    measured = child("trivial", str(folder / "trivial"), str(scenes))
+    rows, stages = np.array(measured["rows"]), 7
+    spent = beyond(measured["after"], measured["before"])
     print(f"\n{scenes} scenes through {stages} stages that do nothing, one thread")
     print(f"{'scenes':>11}{'wall/task (ms)':>16}{'CPU/task (ms)':>15}{'memory (MiB)':>14}")
     blocks = np.array_split(np.arange(len(rows)), max(1, scenes // 50))

@@ -91,7 +91,7 @@ def trivial(root: str, scenes: str) -> dict[str, Any]:
     """Times and memory whenever a scene is done; the stages write a few bytes each."""
     with server(Path(root)):
         from flows.execution.flow import run_scenes
-        from flows.execution.plan import Planned
+        from flows.execution.plan import ScenePlan
         from flows.execution.progress import Display
         from reconx_core.settings import STAGES, Settings
         from tasks.execute import load_stages
@@ -107,8 +107,8 @@ def trivial(root: str, scenes: str) -> dict[str, Any]:
 
         load_stages(STAGES)
         for stage in STAGES:
-            importlib.import_module(f"tasks.{stage}").run = lambda job, read: {"told": f"{job.stage} {job.scene}".encode()}
-        plans = [Planned(f"room_{i}", f"procedural:room?seed={i}", Settings()) for i in range(int(scenes))]
+            importlib.import_module(f"tasks.{stage}").run = lambda job, read: {"text": f"{job.stage} {job.scene}".encode()}
+        plans = [ScenePlan(f"room_{i}", f"procedural:room?seed={i}", Settings()) for i in range(int(scenes))]
         display = Watched(Console(file=io.StringIO()), Path(root), many=True)
         before = spent()
         with display.live():

@@ -188,7 +188,7 @@ def fit_and_score(result: Result, method: str, views: Views, geometry: Geometry 
     draw = {stage: generator(settings.seed, stage, result.scene) for stage in type(settings).model_fields}
     guide = run("condition", lambda: condition.build_condition(inputs, pointmaps, settings.condition, draw["condition"]))
     frames = run("video", lambda: video.generate_frames(inputs, pointmaps, guide, settings.video, draw["video"]))
-    backend = pointcloud.make_backend(settings.pointcloud, thrifty=True)
+    backend = pointcloud.make_backend(settings.pointcloud, fast=True)
     judge = partial(confidence.estimate_confidence, inputs, frames, pointmaps, backend, settings.confidence)
     judged = run("confidence", lambda: judge(draw["confidence"]))
     gaussians = run("splats", lambda: splats.fit_splats(judged, pointmaps, settings.splats, draw["splats"]))

@@ -85,7 +85,7 @@ def generate(scene: str, inputs: Views, pointmaps: Pointmaps, settings: Settings
 
 def judge(scene: str, inputs: Views, frames: Frames, pointmaps: Pointmaps, settings: Settings, weighed: bool) -> Frames:
     """The stage `confidence`, or without it every pixel alike."""
-    backend = pointcloud.make_backend(settings.pointcloud, thrifty=True)
+    backend = pointcloud.make_backend(settings.pointcloud, fast=True)
     chosen = settings.confidence.model_copy(update={"enabled": weighed})
     draw = generator(settings.seed, "confidence", scene)
     return confidence.estimate_confidence(inputs, frames, pointmaps, backend, chosen, draw)
@@ -135,7 +135,7 @@ def main() -> int:
     options = read_options()
     results = {}
     try:
-        if options.model not in video.BACKENDS:  # told before an hour of work on the rows that need no model
+        if options.model not in video.BACKENDS:  # refused before an hour of work on the rows that need no model
             raise UserError(f"There is no video backend '{options.model}'; this version has {', '.join(video.BACKENDS)}.")
         for entry in parse_scenes(options.scenes):
             results[f"{entry.scene} {entry.split}"] = measure_scene(entry, options)

@@ -1,4 +1,4 @@
-"""The command line `reconx`. Everything heavy is imported inside the commands, so that help and mistakes are told at once."""
+"""The command line `reconx`. Heavy imports are inside the commands, so that help and mistakes are shown at once."""
 
 from __future__ import annotations
 
@@ -239,7 +239,7 @@ def fetch_weights(
     name: Annotated[str | None, typer.Argument(help="What to fetch; without it: what there is.")] = None,
     revision: Annotated[str, typer.Option(help="Branch, tag or commit on the Hugging Face Hub.")] = "main",
     accept_licence: Annotated[
-        bool, typer.Option("--accept-licence", help="Accept a licence for non-commercial use, once, without being asked.")
+        bool, typer.Option("--accept-licence", help="Accept a licence for non-commercial use without the question.")
     ] = False,
 ) -> None:
     """Published weights from the Hugging Face Hub to RECONX_WEIGHTS; nothing else in reconx downloads anything."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from flows.evaluate import Request, evaluate
+from flows.evaluate import EvaluationRequest, evaluate
 from flows.execution.run import resolve_settings
 from reconx_core.errors import UserError
 
@@ -20,7 +20,7 @@ def main(folder: Path) -> int:
     """Write the photos into ``folder/photos``, evaluate them into ``folder/run``; returns the exit code."""
     console = Console(highlight=False)
     write_photos(folder / "photos", console)
-    request = Request(str(folder / "photos"), resolve_settings(None, SETTINGS))
+    request = EvaluationRequest(str(folder / "photos"), resolve_settings(None, SETTINGS))
     return int(evaluate(request, folder / "run", folder / "store", console) > 0)
 
 

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from flows.evaluation.ablation import load_ablation
 from flows.evaluation.protocols import Protocol, load_protocol, plan_protocol
-from flows.execution.plan import Planned, place_of
+from flows.execution.plan import ScenePlan, place_of
 from flows.execution.run import load_params, resolve_settings, run_stages
 from reconx_core.errors import UserError
 from reconx_core.io.files import require_writable
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Request:
-    """What `reconx evaluate` is asked for."""
+class EvaluationRequest:
+    """The arguments of `reconx evaluate`, resolved."""
 
     dataset: str
     settings: Settings
@@ -35,7 +35,9 @@ class Request:
     ablation: bool = False
 
 
-def evaluate(request: Request, out: Path, root: Path, console: Console, workers: int = 1, dask: str | None = None) -> int:
+def evaluate(
+    request: EvaluationRequest, out: Path, root: Path, console: Console, workers: int = 1, dask: str | None = None
+) -> int:
     """Run all stages on every scene, write results per scene and for the run; returns how many scenes failed.
 
     ``workers``, ``dask``: see :func:`flows.execution.run.run_stages`.
@@ -48,19 +50,19 @@ def evaluate(request: Request, out: Path, root: Path, console: Console, workers:
     require_writable(out)
     console.print(f"Evaluating {request.dataset}")
 
-    def plans() -> list[Planned]:
+    def plans() -> list[ScenePlan]:
         from flows.runs import tracking
-        from flows.runs.request import noted
+        from flows.runs.request import record_request
 
         tracking.load()  # while Prefect's server starts
-        return noted(make_plans(request, out), started, request.dataset, out, root, workers)
+        return record_request(make_plans(request, out), started, request.dataset, out, root, workers)
 
     runs = run_stages(plans, root, console, workers=workers, dask=dask)
 
     from flows.evaluation import score_tables as tables
-    from flows.runs.registry import remember
+    from flows.runs.registry import register_end
 
-    remember(root, out, [reference for run in runs for reference in run.references.values()])
+    register_end(root, out, [reference for run in runs for reference in run.references.values()])
     for row in rows_of(request):
         of_row = [run for run in runs if run.plan.row == row]
         record = write_row(request, row, of_row, out / row, root, console, started)
@@ -73,7 +75,7 @@ def evaluate(request: Request, out: Path, root: Path, console: Console, workers:
 def make_request(
     dataset: str | None, preset: str | None, overrides: list[str], protocol: str | None = None, views: int | None = None,
     index: Path | None = None, only: tuple[str, ...] = (), seeds: int = 1, ablation: bool = False,
-) -> Request:  # fmt: skip
+) -> EvaluationRequest:  # fmt: skip
     """What the command line asks for; without a dataset and a preset, that of params.yaml.
 
     Raises:
@@ -96,7 +98,7 @@ def make_request(
         settings = named.applied(settings, overrides)
     if named is None and index is not None:
         named = Protocol(name=index.stem, title=index.stem, views=(0,), index={0: str(index)})
-    return Request(dataset, settings, only, named, index, seeds, ablation)
+    return EvaluationRequest(dataset, settings, only, named, index, seeds, ablation)
 
 
 def check_dataset(dataset: str) -> None:
@@ -105,7 +107,7 @@ def check_dataset(dataset: str) -> None:
         raise UserError(f"There is no '{dataset}'; give a folder of scenes, or 'procedural:room'.")
 
 
-def make_plans(request: Request, out: Path) -> list[Planned]:
+def make_plans(request: EvaluationRequest, out: Path) -> list[ScenePlan]:
     """Every scene with its settings, for every row and every seed.
 
     Raises:
@@ -117,14 +119,14 @@ def make_plans(request: Request, out: Path) -> list[Planned]:
     else:
         chosen = plan_protocol(request.protocol, scenes, request.settings, request.index, out)
     return [
-        Planned(name, source, altered(settings, overrides, seed), row, seeded=request.seeds > 1)
+        ScenePlan(name, source, altered(settings, overrides, seed), row, seeded=request.seeds > 1)
         for row, overrides in rows_of(request).items()
         for name, source, settings in chosen
         for seed in range(request.settings.seed, request.settings.seed + request.seeds)
     ]
 
 
-def rows_of(request: Request) -> dict[str, tuple[str, ...]]:
+def rows_of(request: EvaluationRequest) -> dict[str, tuple[str, ...]]:
     """The ablation's rows with their overrides, or one without a name and any."""
     return {row.name: row.overrides for row in load_ablation()} if request.ablation else {"": ()}
 
@@ -135,7 +137,7 @@ def altered(settings: Settings, overrides: Iterable[str], seed: int) -> Settings
 
 
 def write_row(
-    request: Request, row: str, runs: list[SceneRun], out: Path, root: Path, console: Console, started: float
+    request: EvaluationRequest, row: str, runs: list[SceneRun], out: Path, root: Path, console: Console, started: float
 ) -> dict[str, Any]:
     """Results of one run, the only one or a row of the ablation; returns its record. ``started``: seconds since the epoch."""
     from flows.runs import results, tracking
@@ -155,10 +157,10 @@ def title_of(out: Path, row: str) -> str:
     return f"{folder.parent.name} · {row}" if row else folder.name
 
 
-def about(request: Request, row: str, started: float) -> dict[str, Any]:
+def about(request: EvaluationRequest, row: str, started: float) -> dict[str, Any]:
     """What the record of a run says of how it came about."""
-    told = request.protocol and request.protocol.told()
-    return {"dataset": request.dataset, "protocol": told, "row": row or None, "started": started}
+    protocol = request.protocol and request.protocol.record()
+    return {"dataset": request.dataset, "protocol": protocol, "row": row or None, "started": started}
 
 
 def find_scenes(dataset: str, only: Iterable[str] = ()) -> list[tuple[str, str]]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from flows.execution.plan import Planned, place_of
+from flows.execution.plan import ScenePlan, place_of
 from flows.execution.run import run_stages
 from reconx_core.errors import UserError
 from reconx_core.io.files import require_writable
@@ -26,10 +26,10 @@ def reconstruct(source: str, out: Path, settings: Settings, root: Path, console:
     require_writable(out)
     console.print(f"Reconstructing {source}")
 
-    def plans() -> list[Planned]:
-        from flows.runs.request import noted
+    def plans() -> list[ScenePlan]:
+        from flows.runs.request import record_request
 
-        return noted([Planned(*find_scene(source), settings)], started, source, out, root)
+        return record_request([ScenePlan(*find_scene(source), settings)], started, source, out, root)
 
     (run,) = run_stages(plans, root, console)
     if run.error is not None:
@@ -37,11 +37,11 @@ def reconstruct(source: str, out: Path, settings: Settings, root: Path, console:
 
     from flows.evaluation import score_tables as tables
     from flows.runs import results
-    from flows.runs.registry import remember
+    from flows.runs.registry import register_end
 
     results.write_scene(run, root, out)
     record = results.write_run(out, run.name, [run], root, settings, {"started": started})
-    remember(root, out, run.references.values())
+    register_end(root, out, run.references.values())
     tables.print_made(console, record, out, time.monotonic() - start)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import shutil
 from pathlib import Path
@@ -12,9 +11,10 @@ from rich.console import Console
 from rich.markup import escape
 
 from flows.evaluate import find_scenes
-from flows.execution.plan import Planned
+from flows.execution.plan import ScenePlan
 from flows.execution.run import load_params, run_stages
 from reconx_core.errors import UserError
+from reconx_core.reporting.numbers import mean_scores
 from reconx_core.settings import STAGES
 
 ARTIFACTS = Path("artifacts")
@@ -32,14 +32,14 @@ def run_stage(stage: str, root: Path, console: Console, artifacts: Path = ARTIFA
         raise UserError(f"There is no stage '{stage}'; there are {', '.join(STAGES)}.")
     dataset, settings = load_params()
 
-    def plans() -> list[Planned]:
+    def plans() -> list[ScenePlan]:
         adopt(artifacts, root)
-        return [Planned(name, source, settings) for name, source in find_scenes(dataset)]
+        return [ScenePlan(name, source, settings) for name, source in find_scenes(dataset)]
 
     runs = run_stages(plans, root, console, last=stage)
 
     from flows.execution.flow import describe_error
-    from flows.runs.registry import remember
+    from flows.runs.registry import register_end
     from reconx_core.io.files import write_json
 
     folder = artifacts / stage
@@ -49,21 +49,20 @@ def run_stage(stage: str, root: Path, console: Console, artifacts: Path = ARTIFA
         lay(reference.folder(root), folder / name)
     failed = {run.name: f"{run.failed_stage}: {describe_error(run.error)}" for run in runs if run.error is not None}
     if stage == "metrics":
-        write_json(folder / SCORES, mean_scores([folder / name for name in done]))
+        write_json(folder / SCORES, dataset_scores([folder / name for name in done]))
     write_json(folder / INDEX, {"scenes": {name: ref.digest for name, ref in done.items()}, "failed": failed})
     # Under the stage's name: the artifacts of the other stages are other runs' to keep.
-    remember(root, folder, [reference for run in runs for reference in run.references.values()])
+    register_end(root, folder, [reference for run in runs for reference in run.references.values()])
     for name, error in failed.items():
         console.print(f"[red]{name} failed in {escape(error)}[/red]", soft_wrap=True)
     if not done:
         raise UserError(f"Every scene failed: {'; '.join(failed.values())}")
 
 
-def mean_scores(scenes: list[Path]) -> dict[str, float]:
+def dataset_scores(scenes: list[Path]) -> dict[str, float]:
     """Means over the scenes of the scores that all of them have, for `dvc metrics` and `dvc exp show`."""
     summaries = [json.loads((scene / "metrics.json").read_text())["summary"] for scene in scenes]
-    columns = {key: [summary.get(key) for summary in summaries] for key in (summaries[0] if summaries else ())}
-    return {key: math.fsum(values) / len(values) for key, values in columns.items() if None not in values}
+    return {key: mean for key, mean in mean_scores(summaries).items() if mean is not None}
 
 
 def lay(entry: Path, view: Path) -> None:

@@ -1,4 +1,4 @@
-"""`reconx train`: clips are made and cached like any other artifact, then the video model learns from them, MLflow watching."""
+"""`reconx train`: make and cache the clips like any other artifact, train the video model on them, log to MLflow."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ from tasks.execute import Job, Monitor, execute, source_digest
 
 PRESETS = RUN_PRESETS / "training"
 STAGES = ("views", "pointcloud", "clip")
-SAMPLES = 3  # clips of each sample grid where there are none for validation
-EVERY = 10  # steps between two lines of losses
+SAMPLES = 3  # training clips in a sample grid if there are no validation clips
+LOG_EVERY = 10  # steps between two logged losses
 
 
 @dataclass
-class Quiet(Monitor):
-    """A monitor that tells only what was repaired."""
+class RepairMonitor(Monitor):
+    """Prints only repairs of damaged artifacts."""
 
     console: Console
 
@@ -47,10 +47,10 @@ class Quiet(Monitor):
 
 
 def resolve_train_settings(preset: str, overrides: list[str] | None) -> TrainSettings:
-    """Settings of a training run: a preset's name or a YAML file, then ``key=value`` overrides.
+    """Settings of a training run: a preset's name or a YAML file, with ``key=value`` overrides.
 
     Raises:
-        UserError: no such preset, or wrong settings.
+        UserError: there is no such preset, or a setting is invalid.
     """
     path = next((p for p in (PRESETS / f"{preset}.yaml", Path(preset)) if p.is_file()), None)
     if path is None:
@@ -66,7 +66,7 @@ def train(settings: TrainSettings, out: Path, root: Path, console: Console) -> N
     """Make the clips, train, and write the pipeline to ``out/model``.
 
     Raises:
-        UserError: no data, no usable clip, a checkpoint of other settings, or folders that cannot be written.
+        UserError: no data, no usable clip, a checkpoint with other settings, or folders that cannot be written.
     """
     require_writable(root)
     require_writable(out)
@@ -84,7 +84,7 @@ def train(settings: TrainSettings, out: Path, root: Path, console: Console) -> N
 
 
 def initial_pipeline(settings: TrainSettings) -> Any:
-    """The pipeline to train: `tiny` with random weights, or the one in a folder."""
+    """The pipeline to train: `tiny` with random weights, or loaded from a folder."""
     if settings.model == "tiny":
         from reconx_core.video.diffusion.tiny import tiny_pipeline
 
@@ -97,7 +97,7 @@ def initial_pipeline(settings: TrainSettings) -> Any:
 
 
 def make_clips(sources: list[ClipSource], settings: TrainSettings, root: Path, console: Console) -> list[Callable[[], Clip]]:
-    """Loaders of all clips, made or found in the store; a clip whose photos do not overlap is left out and told."""
+    """Loaders of all clips, computed or found in the store; clips whose photos do not overlap are skipped and reported."""
     wanted = [clip for number, source in enumerate(sources) for clip in choose_clips(source, settings.seed, number)]
     loaders: list[Callable[[], Clip]] = []
     with console.status("Making clips") as status:
@@ -114,7 +114,7 @@ def make_clips(sources: list[ClipSource], settings: TrainSettings, root: Path, c
 
 
 def choose_clips(source: ClipSource, seed: int, number: int) -> Iterator[tuple[str, str, str]]:
-    """Scene name, path and split of each clip of a source, drawn from the seed."""
+    """Scene name, path and split of each clip of a source, sampled with the seed."""
     expanded = os.path.expandvars(source.path)
     if "$" in expanded:
         raise UserError(f"The training data '{expanded}' names an environment variable that is not set.")
@@ -131,19 +131,19 @@ def choose_clips(source: ClipSource, seed: int, number: int) -> Iterator[tuple[s
 
 
 def make_clip(name: str, path: str, split: str, settings: TrainSettings, root: Path, console: Console) -> store.Reference:
-    """The clip's artifact, by way of its views and its point cloud."""
+    """Compute the clip's artifact, after those of its views and its point cloud."""
     chosen = [f"views.size={settings.size}", f"views.split={split}", "views.protocol=posed"]
     stereo = f"pointcloud.stereo_size={min(400, settings.size)}"
     job_settings: Settings = parse_settings({"seed": settings.seed}, [*chosen, stereo])
     digest, references = source_digest(path), dict[str, store.Reference]()
     for stage in STAGES:
-        job = Job(stage, f"{name} {split}", path, digest, job_settings, root, Quiet(console))
+        job = Job(stage, f"{name} {split}", path, digest, job_settings, root, RepairMonitor(console))
         references[stage], _ = execute(job, references)
     return references["clip"]
 
 
 def save_pipeline(pipeline: Any, folder: Path) -> None:
-    """The pipeline in half precision, written beside and then put in place."""
+    """Save the pipeline in half precision: to a temporary folder that then replaces ``folder``."""
     fresh = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
     for part in pipeline.components.values():
         if isinstance(part, torch.nn.Module):
@@ -155,7 +155,7 @@ def save_pipeline(pipeline: Any, folder: Path) -> None:
 
 @dataclass
 class Log:
-    """The course of a training run: on the console, in MLflow, and sample grids as pictures."""
+    """Logs a training run: losses and scores to the console and MLflow, sample grids as images."""
 
     out: Path
     settings: TrainSettings
@@ -174,16 +174,17 @@ class Log:
             self.client.log_param(self.run, key, str(value)[:500])
 
     def step(self, number: int, loss: float) -> None:
-        """Note a loss; every so often tell the mean of the last ones."""
+        """Record a loss; every LOG_EVERY steps log the mean of the last ones."""
         self.losses.append(loss)
-        if (number + 1) % EVERY == 0:
-            mean = sum(self.losses[-EVERY:]) / len(self.losses[-EVERY:])
+        if (number + 1) % LOG_EVERY == 0:
+            mean = sum(self.losses[-LOG_EVERY:]) / len(self.losses[-LOG_EVERY:])
             self.client.log_metric(self.run, "loss", mean, step=number + 1)
-            pace = (time.monotonic() - self.began) / len(self.losses)
-            self.console.print(f"step {number + 1} of {self.settings.steps}  loss {mean:.4f}  {pace:.2f} s a step")
+            seconds_per_step = (time.monotonic() - self.began) / len(self.losses)
+            progress = f"step {number + 1} of {self.settings.steps}  loss {mean:.4f}  {seconds_per_step:.2f} s a step"
+            self.console.print(progress)
 
     def sample(self, number: int, pipeline: Any) -> None:
-        """A grid of true, rendered and generated frames of a few clips, and the PSNR of the last two."""
+        """Log a grid of true, rendered and generated frames of a few clips, and the PSNR of renders and generated frames."""
         from reconx_core.training.samples import sample_grid
 
         grid, scores = sample_grid(pipeline, [load() for load in self.shown], self.settings)

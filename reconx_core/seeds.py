@@ -1,4 +1,4 @@
-"""Random generators derived from (seed, stage, scene), so that no stage depends on which others ran before it."""
+"""Random generators derived from (seed, stage, scene), so that a stage's draws do not depend on which stages ran before it."""
 
 import hashlib
 

@@ -1,12 +1,13 @@
-"""Settings of every stage: one pydantic model per section of ``params.yaml``; unknown keys are refused.
+"""Settings of every stage: one pydantic model per section of ``params.yaml``; unknown keys are rejected.
 
 The field descriptions are the user's documentation. Defaults here are the ``default`` preset; `params.yaml` repeats them
-(a test holds the two together).
+(a test keeps the two in sync).
 """
 
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,25 +26,25 @@ class Section(BaseModel):
 class ViewsSettings(Section):
     size: int = Field(512, ge=64, description="Long side of the images, in pixels.")
     crop: tuple[int, int] | None = Field(
-        None, description="Height and width: photos are brought to cover it and the middle is cut out, in place of `size`."
+        None, description="Height and width: photos are resized to cover it, then centre-cropped; replaces `size`."
     )
     split: str = Field(
         "auto", description="auto (dataset's own, else all photos), a name in split.json, or a rule such as spread:3."
     )
     mask: Literal["usable", "object"] = Field(
-        "usable", description="Where held-out views are scored: wherever they may be used, or on the dataset's object masks."
+        "usable", description="Pixels on which held-out views are scored: all usable ones, or the dataset's object masks."
     )
     protocol: Literal["auto", "posed", "intrinsics", "unposed"] = Field(
-        "auto", description="What of the given cameras may be used; auto: all that is there."
+        "auto", description="Which part of the given cameras may be used; auto: all that is available."
     )
-    max_inputs: int = Field(12, ge=2, description="Most input views; a video or folder with more is thinned evenly.")
+    max_inputs: int = Field(12, ge=2, description="Maximum number of input views; larger captures are thinned evenly.")
 
 
 class PointcloudSettings(Section):
     backend: str = Field("classical", description="classical, or with weights dust3r or vggt.")
     weights: str = Field("", description="Folder or file of weights, or its name in RECONX_WEIGHTS; empty: the backend's own.")
     graph: Literal["auto", "complete", "window", "star"] = Field("auto", description="Which pairs of views are matched.")
-    batch: int = Field(4, ge=1, description="Most pairs of views that a network sees at once; fewer take less memory.")
+    batch: int = Field(4, ge=1, description="Maximum number of view pairs per network call; fewer need less memory.")
     planes: int = Field(128, ge=16, description="Depth hypotheses of the plane sweep.")
     stereo_size: int = Field(400, ge=64, description="Long side at which depth is computed.")
     sources: int = Field(4, ge=1, description="Other views that each view's pixels are compared with.")
@@ -53,7 +54,7 @@ class PointcloudSettings(Section):
 
 class ConditionSettings(Section):
     frames_per_pair: int = Field(8, ge=0, description="Frames between two consecutive input views.")
-    sway: float = Field(0.5, ge=0, description="How far the camera path leaves the direct way, in baselines of the pair.")
+    sway: float = Field(0.5, ge=0, description="Deviation of the camera path from the direct one, in baselines of the pair.")
 
 
 class VideoSettings(Section):
@@ -64,7 +65,7 @@ class VideoSettings(Section):
     structure: bool = Field(True, description="False: no structure tokens (the paper's row without the structure condition).")
     prompt: str = Field("", description="What the clip shows, for models that read text; empty: the backend's own.")
     pixels: int = Field(0, ge=0, description="Area at which frames are generated; 0: the backend's own.")
-    offload: bool = Field(False, description="On a GPU, hold only the network that is at work.")
+    offload: bool = Field(False, description="On a GPU, keep only the network in use in GPU memory.")
 
 
 class ConfidenceSettings(Section):
@@ -73,25 +74,25 @@ class ConfidenceSettings(Section):
 
 
 class SplatsSettings(Section):
-    backend: Literal["auto", "cpu", "gsplat"] = Field("auto", description="auto: gsplat where CUDA is, else cpu.")
+    backend: Literal["auto", "cpu", "gsplat"] = Field("auto", description="auto: gsplat if CUDA is available, else cpu.")
     init: Literal["pointmaps", "sparse", "random"] = Field(
         "pointmaps", description="Start from the pointmaps, from the SfM points, or from random depths of the photos' pixels."
     )
-    max_gaussians: int = Field(180_000, ge=100, description="Most Gaussians to start from; pixels are skipped evenly.")
-    fill: bool = Field(True, description="Coarse Gaussians where no photo looks, continued from what is around.")
+    max_gaussians: int = Field(180_000, ge=100, description="Maximum number of initial Gaussians, from evenly skipped pixels.")
+    fill: bool = Field(True, description="Coarse Gaussians in regions that no photo sees, continued from their neighbours.")
     steps: int = Field(1000, ge=0)
     sh_degree: int = Field(1, ge=0, le=3)
     l1_weight: float = Field(0.8, ge=0)
     ssim_weight: float = Field(0.2, ge=0)
-    lpips_weight: float = Field(0.5, ge=0, description="Counts only where LPIPS weights are present.")
+    lpips_weight: float = Field(0.5, ge=0, description="Used only if LPIPS weights are present.")
     lpips_every: int = Field(10, ge=1, description="Steps between two LPIPS terms on the CPU.")
     lpips_crop: int = Field(128, ge=32, description="Crop for the LPIPS term on the CPU, in pixels.")
     frame_weight: float = Field(1.0, ge=0, description="Weight of a generated frame relative to a photo.")
-    confidence_floor: float = Field(0.05, ge=0, le=1, description="Least confidence of a generated pixel, unseen ones too.")
+    confidence_floor: float = Field(0.05, ge=0, le=1, description="Minimum confidence of a generated pixel, seen or not.")
 
 
 class MetricsSettings(Section):
-    size: int = Field(0, ge=0, description="Long side at which scores are taken; 0: that of `views`.")
+    size: int = Field(0, ge=0, description="Long side at which views are scored; 0: that of `views`.")
     refine_steps: int = Field(50, ge=0, description="Steps of target camera refinement (`unposed` protocol).")
     video_frames: int = Field(60, ge=2)
 
@@ -131,6 +132,14 @@ def load_settings(path: Path, overrides: list[str] | None = None) -> Settings:
     if not isinstance(base, dict):
         raise UserError(f"{path} should hold sections of settings, such as 'splats:', but holds {type(base).__name__}.")
     return parse_settings(base, overrides)
+
+
+def flatten(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """``{"splats": {"steps": 1}}`` as ``{"splats.steps": 1}``, the names that overrides have."""
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        flat |= {f"{key}.{inner}": v for inner, v in value.items()} if isinstance(value, dict) else {key: value}
+    return flat
 
 
 def _apply(merged: dict[str, Any], override: str) -> None:

@@ -2,7 +2,7 @@
 
 Conventions everywhere: OpenCV camera axes (x right, y down, z forward), ``cam_to_world`` 4x4, intrinsics in pixels with
 pixel centres at +0.5, colour float32 in [0, 1], quaternions wxyz, scales as log, opacities as logit, spherical harmonics
-in the order of the INRIA PLY. Every image of a scene has one size; what a smaller photo leaves free is masked out.
+in the order of the INRIA PLY. Every image of a scene has one size; smaller photos are padded, and the padding is masked out.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-Protocol_ = Literal["posed", "intrinsics", "unposed"]
+CameraProtocol = Literal["posed", "intrinsics", "unposed"]
 
 
 def _expect(name: str, tensor: Tensor, shape: Sequence[int | None], dtype: torch.dtype = torch.float32) -> None:
@@ -59,9 +59,9 @@ class Views:
     masks: Bool[Tensor, "n h w"]  # True where the pixel is a photo's and may be used
     names: tuple[str, ...]
     is_target: Bool[Tensor, " n"]
-    cameras: Cameras | None  # as the dataset or the user gave them; what may be used of them says `protocol`
+    cameras: Cameras | None  # as given by the dataset or the user; `protocol` says which part may be used
     focal_prior: Float[Tensor, " n"]  # pixels, from EXIF; NaN where unknown
-    protocol: Protocol_ = "unposed"
+    protocol: CameraProtocol = "unposed"
 
     def __post_init__(self) -> None:
         n, h, w = self.masks.shape
@@ -128,10 +128,10 @@ class PointCloud:
 
 @dataclass(frozen=True)
 class Pointmaps:
-    """What the `pointcloud` stage knows: per input view a world point and a confidence for each pixel, and its camera."""
+    """Result of the `pointcloud` stage: for each input view its camera, and a world point and a confidence per pixel."""
 
     points_world: Float[Tensor, "n h w 3"]
-    confidence: Float[Tensor, "n h w"]  # [0, 1]; 0 where masked out or nothing is known
+    confidence: Float[Tensor, "n h w"]  # [0, 1]; 0 where masked out or unknown
     cameras: Cameras
     sparse: PointCloud  # triangulated feature points; empty where the backend has none
 
@@ -143,7 +143,7 @@ class Pointmaps:
 
 @dataclass(frozen=True)
 class Condition:
-    """What guides generation: for every frame to come its camera, the point cloud rendered there and where it is visible."""
+    """Input of frame generation: each frame's camera, the point cloud rendered from it, and where points are visible."""
 
     cameras: Cameras
     renders: Float[Tensor, "f h w 3"]
@@ -188,7 +188,7 @@ class Clip:
     cameras: Cameras
     renders: Float[Tensor, "f h w 3"]  # the point cloud at every camera
     visibility: Float[Tensor, "f h w"]  # [0, 1]
-    alone: Float[Tensor, "f 2 h w 3"]  # the points of the first and of the last photo alone at every camera
+    alone: Float[Tensor, "f 2 h w 3"]  # the points of the first photo alone and of the last alone, at every camera
     alone_visibility: Float[Tensor, "f 2 h w"]
     points: Float[Tensor, "p 3"]  # of the cloud, world
     colours: Float[Tensor, "p 3"]
@@ -255,13 +255,13 @@ class Scores:
 
     views: tuple[ViewScore, ...]
     summary: dict[str, float | None]
-    protocol: Protocol_
+    protocol: CameraProtocol
 
 
 class GeometryBackend(Protocol):
-    """Views to pointmaps of those views that could be registered, and their indices.
+    """Computes the pointmaps of the views that could be registered; returns them and the indices of these views.
 
-    ``fixed``: cameras of all or of the first views, which must not move (they keep frame and units).
+    ``fixed``: given cameras of all views or of the first ones. They are not optimised, and set the world frame and units.
     """
 
     def __call__(
@@ -276,6 +276,6 @@ class BackendInfo:
     stage: str
     name: str
     summary: str
-    weights: str = "none"  # which files it needs, or "none"
+    weights: str = "none"  # the files that it needs, or "none"
     licence: str = "Apache-2.0"  # of code and weights together, whichever is stricter
     needs_gpu: bool = False

@@ -1,4 +1,4 @@
-"""A training clip of the video model: the photos of a clip, and the point cloud of its first and last one seen from each."""
+"""Training clips of the video model: photos, and renders of the point cloud of the first and the last photo at each."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ def run(job: Job, read: Inputs) -> dict[str, Any]:
 
 
 def make_clip(views: Views, pointmaps: Pointmaps) -> Clip:
-    """The targets in order between the two inputs, whose true cameras are those of the pointmaps (`posed` protocol)."""
+    """Target views in order between the two input views; the pointmaps have the true cameras (`posed` protocol)."""
     order = torch.tensor([0, *range(2, len(views)), 1])
     inputs, clip = views.inputs(), views.select(order)
     assert clip.cameras is not None

@@ -1,4 +1,4 @@
-"""What every stage's task does: address the artifact, look it up, else compute it, measure, and write it."""
+"""What the task of every stage does: compute the cache key, look the artifact up, else compute, measure and publish it."""
 
 from __future__ import annotations
 
@@ -38,19 +38,19 @@ PARENTS: dict[str, tuple[str, ...]] = {
     "confidence": ("views", "pointcloud", "video"),
     "splats": ("pointcloud", "confidence"),
     "metrics": ("views", "pointcloud", "confidence", "splats"),
-    "clip": ("views", "pointcloud"),  # no stage of a run: what `reconx train` learns from
+    "clip": ("views", "pointcloud"),  # not a stage of a run: training data of `reconx train`
 }
 # The sections that a stage reads: its own; `confidence` also builds the geometry backend that `pointcloud` names.
 SECTIONS = {stage: (stage,) for stage in PARENTS} | {"confidence": ("confidence", "pointcloud"), "clip": ()}
-SEEDLESS = ("views",)  # draws nothing, so that all seeds share it
+SEEDLESS = ("views",)  # no randomness, so all seeds share its artifacts
 
 
-# Where a stage that is running in this thread leaves what its user should read.
-_take_note: ContextVar[Callable[[str], None] | None] = ContextVar("take_note", default=None)
+# Collects the warnings of the stage that runs in this thread; None outside of stages.
+_collect_note: ContextVar[Callable[[str], None] | None] = ContextVar("collect_note", default=None)
 
 
 class Monitor:
-    """Told what happens to each (stage, scene), from worker threads; what a kind of it does not look at does nothing."""
+    """Receives what happens to each (stage, scene), from worker threads. The base class ignores everything."""
 
     def planned(self, stage: str, scene: str) -> None: ...
     def started(self, stage: str, scene: str) -> None: ...
@@ -72,8 +72,8 @@ class Job:
     settings: Settings
     root: Path  # of the store
     monitor: Monitor = field(compare=False)
-    label: str = ""  # what the user calls the scene in this run, where that is more than its name
-    code: str = ""  # the digest that the run began with; a process whose own is another may not compute
+    label: str = ""  # of the scene in this run, if that is more than its name
+    code: str = ""  # code version at the start of the run; a process with another one may not compute
 
     def generator(self) -> torch.Generator:
         return seeds.generator(self.settings.seed, self.stage, self.scene)
@@ -104,21 +104,21 @@ def resolved_settings(stage: str, settings: Settings) -> dict[str, Any]:
 
 
 def key_parts(job: Job, parents: Mapping[str, Reference]) -> dict[str, Any]:
-    """All that the job's artifact depends on. A parent counts by its bytes, not by how they came about."""
+    """Everything that the artifact depends on. A parent counts by the digest of its output, not by its own key."""
     digests = {stage: reference.digest for stage, reference in parents.items()}
-    return parts_of(job.stage, job.settings, digests, surroundings(job.stage, job.settings, job.code), job.source_digest)
+    return parts_of(job.stage, job.settings, digests, environment_of(job.stage, job.settings, job.code), job.source_digest)
 
 
 def parts_of(
-    stage: str, settings: Settings, parents: Mapping[str, str], around: Mapping[str, Any], source: str
+    stage: str, settings: Settings, parents: Mapping[str, str], environment: Mapping[str, Any], source: str
 ) -> dict[str, Any]:
-    """The parts of a key, from digests of the parents' outputs, :func:`surroundings` and the source's digest."""
+    """The parts of a cache key, from digests of the parents' outputs and the source, and from :func:`environment_of`."""
     source = source if stage == "views" else ""
-    return {"settings": resolved_settings(stage, settings), "parents": dict(parents), "source": source, **around}
+    return {"settings": resolved_settings(stage, settings), "parents": dict(parents), "source": source, **environment}
 
 
-def surroundings(stage: str, settings: Settings, code: str = "") -> dict[str, Any]:
-    """What the artifact depends on beside settings, parents and source: code (this process's if not given), weights and device.
+def environment_of(stage: str, settings: Settings, code: str = "") -> dict[str, Any]:
+    """The rest of a cache key: code version (of this process if not given), weights and device.
 
     Raises:
         UserError: the weights that the settings ask for are not there.
@@ -133,7 +133,7 @@ def key_of(job: Job, parents: Mapping[str, Reference]) -> str:
 
 
 def load_stages(stages: Iterable[str]) -> None:
-    """Import the stages and take their code versions now: an edit during a run must not file old results under new code."""
+    """Import the stages and fix their code versions: an edit during a run must not store results of old code under new keys."""
     for stage in stages:
         code_of(stage)
         module_versions(*_modules_of(stage))
@@ -185,7 +185,7 @@ def execute(job: Job, parents: Mapping[str, Reference]) -> tuple[Reference, bool
 
 
 def find_or_repair(job: Job, key: str) -> tuple[Reference | None, str]:
-    """The entry at ``key``; one that is damaged is taken out of the store, so that it is computed anew, and its damage told."""
+    """The entry at ``key``. A damaged one is removed from the store, so that it is computed again, and the damage returned."""
     try:
         return store.find(job.root, job.stage, key), ""
     except store.DamagedEntry as damage:
@@ -194,34 +194,34 @@ def find_or_repair(job: Job, key: str) -> tuple[Reference | None, str]:
         return None, str(damage)
 
 
-def hear_warnings(say: Callable[[str], None]) -> None:
-    """From now on what reconx warns of goes to its user and, if a stage does, with the artifact; ``say``: outside of stages."""
+def route_warnings(say: Callable[[str], None]) -> None:
+    """Send reconx's own warnings to the user: to the notes of the running stage, or to ``say`` outside of stages."""
 
-    def heard(message: Warning | str, category: type[Warning], filename: str, *_: Any) -> None:
-        if is_for_user(category, filename):
-            (_take_note.get() or say)(str(message))
+    def show(message: Warning | str, category: type[Warning], filename: str, *_: Any) -> None:
+        if is_own_warning(category, filename):
+            (_collect_note.get() or say)(str(message))
 
     warnings.filterwarnings("always", module=r"reconx_core\.")
-    warnings.showwarning = heard  # type: ignore[assignment]
+    warnings.showwarning = show  # type: ignore[assignment]
 
 
-def is_for_user(category: type[Warning], filename: str) -> bool:
-    """Whether a warning is reconx's own, and not one that a library means for programmers."""
+def is_own_warning(category: type[Warning], filename: str) -> bool:
+    """Whether a warning comes from reconx and not from a library."""
     return issubclass(category, UserWarning) and "reconx_core" in filename
 
 
 def measure(work: Callable[[], Any], say: Callable[[str], None] = lambda note: None) -> tuple[Any, dict[str, Any]]:
     """The result of ``work`` with its wall time (seconds), the process's peak memory meanwhile (MiB) and its notes.
 
-    The notes are what it warns of, told to ``say`` at once and kept, so that a later run can repeat them.
+    Notes are its warnings: passed to ``say`` at once, and kept so that a later run can repeat them.
     """
     notes: list[str] = []
 
-    def take_note(note: str) -> None:
+    def collect(note: str) -> None:
         notes.append(note)
         say(note)
 
-    token = _take_note.set(take_note)
+    token = _collect_note.set(collect)
     process, done = psutil.Process(), threading.Event()
     peak = [process.memory_info().rss]
 
@@ -239,7 +239,7 @@ def measure(work: Callable[[], Any], say: Callable[[str], None] = lambda note: N
     finally:
         done.set()
         watcher.join()
-        _take_note.reset(token)
+        _collect_note.reset(token)
     return result, {
         "notes": notes,
         "seconds": round(time.perf_counter() - start, 3),
@@ -250,7 +250,7 @@ def measure(work: Callable[[], Any], say: Callable[[str], None] = lambda note: N
 
 
 def machine() -> dict[str, str | int]:
-    """What the measurements were taken on."""
+    """The machine of the measurements."""
     return {
         "system": platform.platform(),
         "python": sys.version.split()[0],
@@ -260,7 +260,7 @@ def machine() -> dict[str, str | int]:
 
 
 def uses_gpu(stage: str, settings: Settings) -> bool:
-    """Whether the stage computes on a GPU where there is one; what it makes may then differ from what a CPU makes."""
+    """Whether the stage uses a GPU if there is one, so that its output may differ from that of a CPU."""
     if stage in ("pointcloud", "confidence"):
         backend = GEOMETRY.get(settings.pointcloud.backend)
         return backend is not None and backend.needs_gpu
@@ -289,7 +289,7 @@ def weights_digests(stage: str, settings: Settings) -> dict[str, str]:
 
 
 def source_digest(source: str) -> str:
-    """Digest of all that a scene's reader may look at: names and bytes of the files, or the text of a procedural scene.
+    """Digest of everything that a reader may read of a scene: names and bytes of its files, or the text of a procedural scene.
 
     Raises:
         UserError: a file cannot be read.

@@ -1,4 +1,4 @@
-"""`reconx compare A B`: the differences between runs in the terminal and, where it is asked for, on a page."""
+"""`reconx compare A B`: the differences between runs in the terminal and, with -o, on a page."""
 
 from __future__ import annotations
 

@@ -114,7 +114,7 @@ def within_seeds(difference: Difference) -> bool:
 def sentences(pair: Pair) -> list[str]:
     """What the intervals and the spread say, in words."""
     label = pair.second.label
-    told = [
+    said = [
         _named(f"{label} is better:", [d for d in pair.differences if verdict(d) == "better"]),
         _named(f"{label} is worse:", [d for d in pair.differences if verdict(d) == "worse"]),
         _named(
@@ -125,7 +125,7 @@ def sentences(pair: Pair) -> list[str]:
         _about_seeds(pair),
         f"Not compared, as not every scene has it on equal terms: {', '.join(pair.left_out)}." if pair.left_out else "",
     ]
-    return [sentence for sentence in told if sentence]
+    return [sentence for sentence in said if sentence]
 
 
 def changed_most(pair: Pair) -> list[tuple[str, float, float, float | None]]:
@@ -140,7 +140,7 @@ def changed_most(pair: Pair) -> list[tuple[str, float, float, float | None]]:
 
 def changes(first: Run, second: Run) -> list[tuple[str, list[tuple[str, Any, Any]]]]:
     """What else differs: a sentence for settings, weights, code and the rest, and below it (key, first, second)."""
-    told = []
+    sections = []
     for section, (differ, same) in _SECTIONS.items():
         silent = [run.label for run in (first, second) if section not in run.record]
         if section == "rest":
@@ -148,10 +148,10 @@ def changes(first: Run, second: Run) -> list[tuple[str, list[tuple[str, Any, Any
         else:
             rows = [] if silent else differing(first.record[section], second.record[section])
         unknown = silent and section != "rest"
-        told.append(
+        sections.append(
             (f"{section.capitalize()} not recorded in {' and '.join(silent)}." if unknown else differ if rows else same, rows)
         )
-    return told
+    return sections
 
 
 def failures(run: Run) -> list[tuple[str, str, str]]:

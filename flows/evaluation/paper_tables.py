@@ -17,7 +17,7 @@ from flows.execution.run import PRESETS
 from flows.runs.records import Run, download_run, is_run, one_line, read_run, search_mlflow
 from reconx_core.errors import UserError
 from reconx_core.io.files import explain_disk, require_writable, write_atomic
-from reconx_core.settings import STAGES, load_settings
+from reconx_core.settings import STAGES, flatten, load_settings
 
 Cell = tuple[str, str, str, int | None]  # method, row of the ablation, set, views
 METHOD = STAGES[1:-1]  # what a method is; `views` and `metrics` belong to the protocol
@@ -60,16 +60,16 @@ def add_runs(published: PaperTable, runs: Iterable[Run], newest: bool = False) -
     ours: dict[Cell, Entry] = {}
     remarks: dict[Cell, list[str]] = {}
     for run in runs:
-        entry, told = entry_of(run, published)
+        entry, sentences = entry_of(run, published)
         cell = (entry.label, entry.row, *entry.column)
         if cell in ours and not newest:
             raise UserError(f"Two of the runs are for one cell ({_where(entry)}); leave one out, or name its row: LABEL=RUN.")
         if cell not in ours:
-            ours[cell], remarks[cell] = entry, told
+            ours[cell], remarks[cell] = entry, sentences
     cells = _in_order(ours)
     entries = [ours[cell] for cell in cells]
-    told = [remark for cell in cells for remark in remarks[cell]] + _on_all(published.name, entries)
-    return replace(published, entries=(*published.entries, *entries), remarks=tuple(told))
+    all_remarks = [remark for cell in cells for remark in remarks[cell]] + _on_all(published.name, entries)
+    return replace(published, entries=(*published.entries, *entries), remarks=tuple(all_remarks))
 
 
 def entry_of(run: Run, published: PaperTable) -> tuple[Entry, list[str]]:
@@ -87,7 +87,7 @@ def entry_of(run: Run, published: PaperTable) -> tuple[Entry, list[str]]:
         row=record["row"] if ablation else "",
         set=protocol.get("set") or record.get("dataset") or record["title"],
         views=protocol.get("views") or _input_views(scored),
-        scores={key: mean_of(scored, key) if scored else None for key in SCORES},
+        scores={key: mean_of(scored, key) for key in SCORES},
         source=f"{run.place}, git revision {record.get('facts', {}).get('git revision', 'unknown')}",
         published=False, scenes=len(scored), switches=switches_of(record["settings"]) if ablation else {},
         spread={key: spread for key in SCORES if (spread := spread_of(scored, key)) is not None},
@@ -101,10 +101,10 @@ def entry_of(run: Run, published: PaperTable) -> tuple[Entry, list[str]]:
 
 def method_label(settings: dict[str, Any], ignored: Iterable[str] = ()) -> str:
     """The preset that a method is nearest to, and the settings in which it differs; ``ignored`` settings do not count."""
-    method = _flat(settings)
+    method = _method(settings)
     found = []
     for path in sorted(PRESETS.glob("*.yaml")):
-        preset = _flat(load_settings(path).model_dump(mode="json"))
+        preset = _method(load_settings(path).model_dump(mode="json"))
         differing = [key for key, value in method.items() if key not in ignored and (key, value) not in preset.items()]
         found.append((len(differing), path.stem, differing))
     _, name, keys = min(found)
@@ -128,7 +128,7 @@ def named_runs(name: str, runs: list[str]) -> Iterator[Run]:
 
 
 def tracked_runs(name: str, console: Console) -> Iterator[Run]:
-    """The evaluations in MLflow that belong to a table, newest first; one whose record is lost is told.
+    """The evaluations in MLflow that belong to a table, newest first; those whose record is lost are printed.
 
     Raises:
         UserError: MLflow cannot be read.
@@ -229,6 +229,6 @@ def _on_all(name: str, ours: list[Entry]) -> list[str]:
     return [f"{_NO_LPIPS_LOSS if name == 'ablation' else _NO_LPIPS}."] if without else []
 
 
-def _flat(settings: dict[str, Any]) -> dict[str, Any]:
+def _method(settings: dict[str, Any]) -> dict[str, Any]:
     """The settings that make a method, as ``{"splats.steps": 1}``."""
-    return {f"{stage}.{key}": value for stage in METHOD for key, value in settings.get(stage, {}).items()}
+    return flatten({stage: settings.get(stage, {}) for stage in METHOD})

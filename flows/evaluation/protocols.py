@@ -30,7 +30,7 @@ class Protocol(BaseModel):
     title: str
     table: str = Field("", description="The table of the paper to which it belongs.")
     set: str = Field("", description="The table's name for the dataset.")
-    views: tuple[int, ...] = Field(description="Numbers of input views that it knows; the first is used if none is asked for.")
+    views: tuple[int, ...] = Field(description="Allowed numbers of input views; the first is the default.")
     split: str = Field("", description="Rule of the split; {views} stands for the number of inputs.")
     index: dict[int, str] = Field(default_factory=dict, description="Published file of views per scene, by number of inputs.")
     source: str = Field("", description="Where the index files are published.")
@@ -38,8 +38,8 @@ class Protocol(BaseModel):
     lpips: Literal["vgg"] = Field("vgg", description="The network of LPIPS.")
     settings: dict[str, dict[str, Any]] = Field(default_factory=dict, description="Of the sections views and metrics.")
 
-    def told(self) -> dict[str, Any]:
-        """What a run's record says of it."""
+    def record(self) -> dict[str, Any]:
+        """The protocol as it stands in a run's record."""
         rule = self.split.format(views=self.views[0]) or self.index[self.views[0]]
         count = self.views[0] or None  # a user's own index does not say
         return {
@@ -58,7 +58,7 @@ class Protocol(BaseModel):
 
 
 def load_protocol(name: str, views: int | None = None) -> Protocol:
-    """A protocol by its name or from a YAML file, with the number of input views that is asked for.
+    """A protocol by its name or from a YAML file, with the requested number of input views.
 
     Raises:
         UserError: no such protocol, a malformed file, or not with so many views.
@@ -80,8 +80,8 @@ def _parse(path: Path) -> Protocol:
     try:
         protocol = Protocol.model_validate({"name": path.stem, **(yaml.safe_load(path.read_text()) or {})})
     except (OSError, TypeError, yaml.YAMLError, ValidationError) as error:
-        told = " ".join(str(error).split())[:200]
-        raise UserError(f"{path} is no protocol ({told}); see docs/protocols.md.") from None
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{path} is no protocol ({reason}); see docs/protocols.md.") from None
     if set(protocol.settings) - set(TERMS):
         raise UserError(f"{path}: a protocol sets views and metrics; the rest is the method's.")
     if bool(protocol.split) == bool(protocol.index) or (protocol.index and set(protocol.index) != set(protocol.views)):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from reconx_core.reporting.report import COLUMNS, format_score, pooled_spread
+from reconx_core.reporting.numbers import mean_or_none, pooled_spread
+from reconx_core.reporting.report import COLUMNS, format_score
 
 HEADLINE = ("psnr", "ssim", "lpips", "photo_psnr", "photo_ssim", "rotation_error", "auc_30", "gaussians")
 
@@ -78,8 +78,8 @@ def caption(record: dict[str, Any], done: dict[str, Any]) -> str:
     lpips = "vgg" if any(scene["summary"].get("photo_lpips") is not None for scene in done.values()) else "not computed"
     count = f"{len(done)} of {len(record['scenes'])}" if len(done) < len(record["scenes"]) else str(len(done))
     seeds = record.get("seeds") or [record["settings"]["seed"]]
-    told = f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
-    return f"protocol {protocols} · split {splits} · {sizes} px · LPIPS {lpips} · scenes {count} · {told}"
+    seed_list = f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
+    return f"protocol {protocols} · split {splits} · {sizes} px · LPIPS {lpips} · scenes {count} · {seed_list}"
 
 
 def few(values: Iterable[str]) -> str:
@@ -94,6 +94,5 @@ def spread_of(scenes: dict[str, Any], key: str) -> float | None:
 
 
 def mean_of(scenes: dict[str, Any], key: str) -> float | None:
-    """The mean over scenes, or None where one lacks the score."""
-    values = [scene["summary"].get(key) for scene in scenes.values()]
-    return None if None in values else math.fsum(values) / len(values)
+    """The mean over scenes; None if there are none or one lacks the score."""
+    return mean_or_none(scene["summary"].get(key) for scene in scenes.values())

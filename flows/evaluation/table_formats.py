@@ -215,8 +215,8 @@ def _cell(entry: Entry, key: str) -> str:
     value, spread = entry.scores[key], entry.spread.get(key)
     if value is None:
         return ""
-    around = "" if spread is None else f" ± {format_score(key, spread)}"
-    return f"{format_score(key, value)}{around}{'' if entry.whole else PARTIAL}"
+    deviation = "" if spread is None else f" ± {format_score(key, spread)}"
+    return f"{format_score(key, value)}{deviation}{'' if entry.whole else PARTIAL}"
 
 
 def _ours(table: PaperTable) -> list[Entry]:

@@ -23,7 +23,7 @@ from flows.execution.prefect_server import ENVIRONMENT, answers
 from reconx_core.cache import store
 from reconx_core.errors import UserError
 from reconx_core.settings import STAGES, Settings
-from tasks.execute import Monitor, code_of, hear_warnings, load_stages, require_code, uses_gpu
+from tasks.execute import Monitor, code_of, load_stages, require_code, route_warnings, uses_gpu
 
 if TYPE_CHECKING:
     from prefect_dask import DaskTaskRunner
@@ -97,7 +97,7 @@ def _local(workers: int) -> LocalCluster:
 
 
 def _connect(address: str) -> Client:
-    logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # what matters is told in a sentence
+    logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # errors are reported in one sentence
     try:
         client = Client(address, timeout=CONNECT_SECONDS, set_as_default=False)
         client.wait_for_workers(1, timeout=WORKER_SECONDS)
@@ -110,7 +110,7 @@ def _connect(address: str) -> Client:
 def _relay(client: Client, topic: str, monitor: Monitor) -> Iterator[None]:
     """Hand on what workers tell, and tell when one is lost."""
 
-    def told(event: tuple[float, list[str]]) -> None:
+    def forward(event: tuple[float, list[str]]) -> None:
         name, *arguments = event[1]
         getattr(monitor, name)(*arguments)
 
@@ -119,7 +119,7 @@ def _relay(client: Client, topic: str, monitor: Monitor) -> Iterator[None]:
         if about.get("action") == "remove-worker" and not about["expected"]:
             monitor.say(f"The worker {about['worker']} is gone; what it was doing is done again.")
 
-    handlers: dict[str, Any] = {topic: told, "all": happened}
+    handlers: dict[str, Any] = {topic: forward, "all": happened}
     for name, handler in handlers.items():
         client.subscribe_topic(name, handler)
     try:
@@ -163,7 +163,7 @@ class Preparation(WorkerPlugin):
     def setup(self, worker: Any) -> None:
         """Raise UserError where the worker cannot do what the run needs."""
         load_stages(STAGES)
-        hear_warnings(self.messenger.say)
+        route_warnings(self.messenger.say)
         os.environ.update(self.environment)
         here = f"The Dask worker {worker.address} on {platform.node()}"
         if not self.token.exists():

@@ -16,7 +16,7 @@ from tasks.execute import resolved_settings
 
 
 def task_id(stage: str, scene: str, source: str, settings: Settings) -> str:
-    """Name of a task by what was asked for; unlike its artifact's key it is known before anything is computed or read.
+    """Id of a task by its inputs and settings; unlike the cache key of its artifact it is known before anything is computed.
 
     Plans that agree in it share the task.
     """

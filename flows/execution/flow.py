@@ -1,4 +1,4 @@
-"""The one Prefect flow: a task per (stage, scene), scenes side by side, each scene's stages in a chain.
+"""The one Prefect flow: a task per (stage, scene); scenes run in parallel, the stages of a scene one after another.
 
 Import this only inside ``prefect_server``: Prefect reads its settings at import.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
+from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from queue import SimpleQueue
@@ -20,7 +21,7 @@ from prefect.utilities.annotations import quote
 from pydantic import PrivateAttr
 
 from flows.execution.failures import forget_failure, keep_failure, task_id
-from flows.execution.plan import Planned
+from flows.execution.plan import ScenePlan
 from reconx_core.cache import store
 from reconx_core.cache.store import RECORD, DamagedEntry, Reference
 from reconx_core.errors import UserError
@@ -32,16 +33,16 @@ if TYPE_CHECKING:
     from flows.execution.dask_cluster import Cluster
 
 Future = PrefectWrappedFuture[Any, Any]  # of Prefect, around one of the threads' or of Dask's
-WAITING = 1000  # tasks that are submitted and have not ended; all of a large dataset's would fill the memory
+WAITING = 1000  # tasks submitted and not yet ended; those of a large dataset would fill the memory
 
 
 @dataclass
 class SceneRun:
-    """What came of a scene: references of the stages that were reached, and the error that ended it, if any."""
+    """The result of a scene: references of the stages that were reached, and the error that ended it, if any."""
 
-    plan: Planned
+    plan: ScenePlan
     references: dict[str, Reference] = field(default_factory=dict)
-    computed: set[str] = field(default_factory=set)  # stages that were not in the store before
+    computed: set[str] = field(default_factory=set)  # stages that were not in the store
     failed_stage: str | None = None
     error: BaseException | None = None
 
@@ -52,11 +53,11 @@ class SceneRun:
 
 
 class WorkerError(Exception):
-    """What ended a stage in another process, in the words of ``describe_error``: not every error can be pickled."""
+    """An error of another process, as text from ``describe_error``: not every error can be pickled."""
 
 
 def describe_error(error: BaseException) -> str:
-    """An error in one line; what is not the user's mistake carries its type."""
+    """An error in one line; the type is given unless it is a user's mistake."""
     text = " ".join(str(error).split())
     return text if isinstance(error, UserError | WorkerError) else f"{type(error).__name__}: {text}"
 
@@ -83,7 +84,7 @@ class StoreRecords(WritableFileSystem):
 
     def write_path(self, path: str, content: bytes, _sync: bool = True) -> None:  # type: ignore[override]
         if "/" not in path:
-            return  # of a failure, which has no artifact and is never looked up
+            return  # the record of a failure, which has no artifact and is never read
         write_atomic(Path(self.root) / path, content)
 
     def _resolve_path(self, path: str) -> None:
@@ -91,22 +92,22 @@ class StoreRecords(WritableFileSystem):
         return None
 
 
-class Stay:
-    """A function that stays in this process: Prefect sends the flow along with every task, and no worker calls it."""
+# The flow's work. Not a parameter or a closure: Prefect pickles the flow with every task that it sends to Dask.
+_work: ContextVar[Callable[[], None]] = ContextVar("work")
 
-    def __init__(self, work: Callable[[], None] | None = None) -> None:
-        self.work = work
 
-    def __call__(self) -> None:
-        assert self.work is not None
-        self.work()
+def _run_work() -> None:
+    _work.get()()
 
-    def __reduce__(self) -> tuple[type[Stay], tuple[()]]:
-        return Stay, ()
+
+@flow(name="reconx", validate_parameters=False, persist_result=False)
+def reconx() -> None:
+    """The one flow of a run; :func:`run_scenes` sets its work and its task runner."""
+    _run_work()
 
 
 def run_scenes(
-    plans: Iterable[Planned], root: Path, monitor: Monitor, last: str = "metrics", workers: int = 1,
+    plans: Iterable[ScenePlan], root: Path, monitor: Monitor, last: str = "metrics", workers: int = 1,
     cluster: Cluster | None = None,
 ) -> list[SceneRun]:  # fmt: skip
     """Run the stages up to ``last`` for every scene, in threads or in the cluster; one that fails does not stop the others.
@@ -115,15 +116,13 @@ def run_scenes(
     """
     wanted = STAGES[: STAGES.index(last) + 1]
     runs = [SceneRun(plan) for plan in plans]
-    steps = lay_out(runs, wanted)
-    work = Stay(lambda: _work(steps, root.resolve(), monitor, cluster))
+    steps = make_steps(runs, wanted)
     runner: Any = cluster.runner() if cluster else ThreadPoolTaskRunner(max_workers=workers)
-
-    @flow(name="reconx", task_runner=runner, validate_parameters=False, persist_result=False)
-    def reconx() -> None:
-        work()
-
-    reconx()
+    token = _work.set(lambda: _submit_all(steps, root.resolve(), monitor, cluster))
+    try:
+        reconx.with_options(task_runner=runner)()
+    finally:
+        _work.reset(token)
     for run in runs:
         run.references = {stage: run.references[stage] for stage in wanted if stage in run.references}
     return runs
@@ -135,28 +134,28 @@ class Step:
 
     name: str  # see `task_id`
     stage: str
-    plan: Planned  # the first of those that need it
+    plan: ScenePlan  # the first of those that need it
     parents: dict[str, Step]
     runs: list[SceneRun] = field(default_factory=list)
     future: Future | None = None  # while it waits or runs
-    told: dict[str, Any] | None = None  # by its task, once that has ended
+    result: dict[str, Any] | None = None  # of its task, once that has ended
     failed: bool = False
 
 
-def lay_out(runs: list[SceneRun], wanted: tuple[str, ...]) -> list[Step]:
-    """All the steps of the runs, each once and after those that it depends on."""
+def make_steps(runs: list[SceneRun], wanted: tuple[str, ...]) -> list[Step]:
+    """All steps of the runs, each once and after its parents."""
     steps: dict[str, Step] = {}
     for run in runs:
-        chain: dict[str, Step] = {}
+        by_stage: dict[str, Step] = {}
         for stage in wanted:
             name, parents = task_id(stage, run.plan.name, run.plan.source, run.plan.settings), PARENTS[stage]
-            step = Step(name, stage, run.plan, {parent: chain[parent] for parent in parents})
-            chain[stage] = steps.setdefault(name, step)
-            chain[stage].runs.append(run)
+            step = Step(name, stage, run.plan, {parent: by_stage[parent] for parent in parents})
+            by_stage[stage] = steps.setdefault(name, step)
+            by_stage[stage].runs.append(run)
     return list(steps.values())
 
 
-def _work(steps: list[Step], root: Path, monitor: Monitor, cluster: Cluster | None) -> None:
+def _submit_all(steps: list[Step], root: Path, monitor: Monitor, cluster: Cluster | None) -> None:
     for step in steps:
         monitor.planned(step.stage, step.plan.label)
     ended: SimpleQueue[Step] = SimpleQueue()
@@ -190,36 +189,36 @@ def _submit(step: Step, root: Path, monitor: Monitor, cluster: Cluster | None) -
     stage_task.result_storage = StoreRecords(root=str(root))
     with cluster.place(step.stage, plan.settings) if cluster else nullcontext():
         # Quoted, or Prefect looks for futures in every setting several times per task, at a millisecond each; not for Dask.
-        parents = {stage: parent.future or parent.told for stage, parent in step.parents.items()}
+        parents = {stage: parent.future or parent.result for stage, parent in step.parents.items()}
         return stage_task.submit(job if cluster else quote(job), parents, remote=cluster is not None)
 
 
 def _settle(step: Step, root: Path, monitor: Monitor, cluster: Cluster | None) -> None:
-    """Keep what came of a step whose task has ended, tell the monitor, and let go of the task."""
+    """Record the outcome of a step whose task has ended, report it to the monitor, and release the task."""
     assert step.future is not None
     outcome = _outcome(step.future)
     step.future = None
     if cluster:
         cluster.require_scheduler(outcome)
     if any(parent.failed for parent in step.parents.values()):
-        outcome = None  # Dask tells a parent's death as that of all that follow
+        outcome = None  # Dask reports the death of a parent as that of all its children
     if isinstance(outcome, BaseException):
         _fail(step, outcome, root, monitor)
         return
-    step.told, step.failed = outcome, outcome is None
+    step.result, step.failed = outcome, outcome is None
     if outcome is None:
         return
     reference = _reference(outcome)
     for run in step.runs:
         run.references[step.stage] = reference
         run.computed |= {step.stage} if outcome["computed"] else set()
-    if cluster or outcome["cached"]:  # else the thread has told it
+    if cluster or outcome["cached"]:  # else the thread has reported it
         measured = store.measured(root, reference)
         monitor.finished(step.stage, step.plan.label, measured, cached=not outcome["computed"])
 
 
 def _outcome(future: Future) -> dict[str, Any] | BaseException | None:
-    """What a task told, or the error that ended it; None where it never started, because one before it failed."""
+    """The result of a task, or the error that ended it; None if it never started because a task before it failed."""
     try:
         state = future.wrapped_future.result()
         if not state.is_final():
@@ -250,25 +249,25 @@ def _record_path(context: Any, parameters: dict[str, Any]) -> str:
 
 
 def _references(parents: dict[str, dict[str, Any]]) -> dict[str, Reference]:
-    return {stage: _reference(told) for stage, told in parents.items()}
+    return {stage: _reference(result) for stage, result in parents.items()}
 
 
-def _reference(told: dict[str, Any]) -> Reference:
-    return Reference(told["stage"], told["key"], told["digest"])
+def _reference(result: dict[str, Any]) -> Reference:
+    return Reference(result["stage"], result["key"], result["digest"])
 
 
 @task(cache_key_fn=_record_path, persist_result=True, result_serializer="json", cache_result_in_memory=False)
 def run_stage(job: Job, parents: dict[str, dict[str, Any]], remote: bool = False) -> dict[str, Any]:
-    """One stage of one scene; hands on a reference, never arrays, and whether it was computed."""
+    """One stage of one scene; returns a reference, never arrays, and whether it was computed."""
     name = task_id(job.stage, job.scene, job.source, job.settings)
     try:
         reference, computed = execute(job, _references(parents))
     except Exception as error:
-        told = describe_error(error)
-        keep_failure(job.root, job.stage, name, job.shown, told)
+        description = describe_error(error)
+        keep_failure(job.root, job.stage, name, job.shown, description)
         if not remote:
             raise
     else:
         forget_failure(job.root, job.stage, name)
         return {**asdict(reference), "computed": computed}
-    raise WorkerError(told)  # not where it is caught, or the caught one would travel along
+    raise WorkerError(description)  # outside of the except block, or the original error would be pickled with it

@@ -9,7 +9,7 @@ from reconx_core.settings import Settings
 
 
 @dataclass(frozen=True)
-class Planned:
+class ScenePlan:
     """One scene through the stages."""
 
     name: str

@@ -27,7 +27,7 @@ ENVIRONMENT = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false",
     "PREFECT_LOGGING_TO_API_ENABLED": "false",
-    "PREFECT_LOGGING_LEVEL": "CRITICAL",  # failures are told by the command line, in one sentence
+    "PREFECT_LOGGING_LEVEL": "CRITICAL",  # the command line reports failures, in one sentence
     "DASK_LOGGING__DISTRIBUTED": "critical",  # read when Dask is imported
 }
 

@@ -39,7 +39,7 @@ class Display(Monitor):
         self.expected = expected_seconds(root)
         self.left: dict[tuple[str, str], float] = {}
         self.running: dict[tuple[str, str], tuple[float, float]] = {}  # start, and share done as far as it is known
-        self.told: set[tuple[str, str]] = set()
+        self.reported: set[tuple[str, str]] = set()
         self.failures: set[str] = set()
         self.lock = threading.Lock()
         columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeLeft()
@@ -62,9 +62,9 @@ class Display(Monitor):
         with self.lock:
             self.running.pop((stage, scene), None)
             self.left.pop((stage, scene), None)
-            if (stage, scene) in self.told:
+            if (stage, scene) in self.reported:
                 return
-            self.told.add((stage, scene))
+            self.reported.add((stage, scene))
         where = f"{scene}  " if self.many else ""
         self.console.print(f"  {where}{stage:<11}{describe(measured, cached)}", highlight=False)
         for note in (measured or {}).get("notes", []) if cached else []:
@@ -86,7 +86,7 @@ class Display(Monitor):
             self.console.print(f"  [red]{scene} failed in {stage}:[/red] {escape(error)}", highlight=False, soft_wrap=True)
 
     def repaired(self, stage: str, scene: str, damage: str) -> None:
-        self.say(f"The store entry {damage}; it is removed and computed anew.")
+        self.say(f"The store entry {damage}; it is removed and computed again.")
 
     @contextmanager
     def live(self) -> Iterator[None]:

@@ -1,4 +1,4 @@
-"""Runs the stages over scenes, with everything around them: settings, store, server, display."""
+"""Runs the stages over scenes: settings, store lock, Prefect server, progress display, then the flow."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from reconx_core.settings import STAGES, Settings, load_settings, parse_settings
 
 if TYPE_CHECKING:
     from flows.execution.flow import SceneRun
-    from flows.execution.plan import Planned
+    from flows.execution.plan import ScenePlan
 
 PRESETS = Path(__file__).parents[1] / "presets"
 PARAMS = Path("params.yaml")
@@ -96,7 +96,7 @@ def stop_at_once(console: Console) -> Iterator[None]:
 
 
 def run_stages(
-    make_plans: Callable[[], list[Planned]], root: Path, console: Console, last: str = "metrics", workers: int = 1,
+    make_plans: Callable[[], list[ScenePlan]], root: Path, console: Console, last: str = "metrics", workers: int = 1,
     dask: str | None = None,
 ) -> list[SceneRun]:  # fmt: skip
     """Run the stages up to ``last``; returns what came of every plan, failures included.
@@ -115,7 +115,7 @@ def run_stages(
         from flows.execution.progress import Display
         from reconx_core.cache import store
         from reconx_core.cache.lock import in_use
-        from tasks.execute import hear_warnings, is_for_user, load_stages
+        from tasks.execute import is_own_warning, load_stages, route_warnings
 
         with in_use(root):
             store.clear_abandoned(root)
@@ -124,10 +124,10 @@ def run_stages(
                 plans = make_plans()
             display = Display(console, root, many=len(plans) > 1)
             for notice in noticed:
-                if is_for_user(notice.category, notice.filename):
+                if is_own_warning(notice.category, notice.filename):
                     display.say(str(notice.message))
             with display.live(), warnings.catch_warnings():
-                hear_warnings(display.say)
+                route_warnings(display.say)
                 wait_for_server()
                 if dask is None:
                     return run_scenes(plans, root, display, last, workers)

@@ -11,15 +11,16 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
-from flows.execution.plan import Planned
+from flows.execution.plan import ScenePlan
 from flows.execution.run import default_store
 from flows.runs.records import differing
 from flows.runs.registry import known_runs
-from flows.runs.request import REQUEST, Asked, near, newest_run, read_request, shown
-from flows.runs.status import duration, moment
-from flows.runs.task_states import Chain, Task, chains, measured_of
+from flows.runs.request import RunRequest, find_request, near, newest_run, read_request, shown
+from flows.runs.status import moment
+from flows.runs.task_states import States, TaskState, measured_of, states_by_plan
 from reconx_core.cache import store
 from reconx_core.errors import UserError
+from reconx_core.reporting.numbers import format_duration
 from reconx_core.settings import STAGES
 from tasks.execute import PARENTS
 
@@ -46,55 +47,61 @@ def why(
     """
     if stage not in STAGES:
         raise UserError(f"There is no stage '{stage}'; there are {', '.join(STAGES)}.")
-    asked = newest_run(root or default_store(), scene) if out is None else read_request(out)
-    where = root or asked.store
-    for line in explain(asked, where, choose(asked, where, scene, stage, row, seed), stage):
+    request = newest_run(root or default_store(), scene) if out is None else read_request(out)
+    where = root or request.store
+    for line in explain(request, where, choose(request, where, scene, stage, row, seed), stage):
         console.print(escape(line), soft_wrap=True)
 
 
-def choose(asked: Asked, root: Path, scene: str, stage: str, row: str | None, seed: int | None) -> Chain:
-    """The tasks of the one plan that is meant; plans that share the stage's task are as good as one.
+def choose(request: RunRequest, root: Path, scene: str, stage: str, row: str | None, seed: int | None) -> States:
+    """The task states of the one plan that is meant; several plans that share the stage's task count as one.
 
     Raises:
         UserError: there is no such plan, or there are several.
     """
-    found = chains(replace(asked, plans=tuple(plan for plan in asked.plans if plan.name == scene)), root)
+    found = states_by_plan(replace(request, plans=tuple(plan for plan in request.plans if plan.name == scene)), root)
     if not found:
-        raise UserError(f"The run {asked.shown} has no scene '{scene}'{near(scene, {plan.name for plan in asked.plans})}")
+        raise UserError(f"The run {request.shown} has no scene '{scene}'{near(scene, {plan.name for plan in request.plans})}")
     rows, seeds = _options(plan for plan, _ in found)
     if row is not None and row not in rows:
-        raise UserError(f"The run {asked.shown} has no row '{row}'{near(row, rows)}")
+        raise UserError(f"The run {request.shown} has no row '{row}'{near(row, rows)}")
     if seed is not None and seed not in seeds:
-        raise UserError(f"The run {asked.shown} has no seed {seed}; there are {', '.join(map(str, seeds))}.")
+        raise UserError(f"The run {request.shown} has no seed {seed}; there are {', '.join(map(str, seeds))}.")
     meant = [(p, c) for p, c in found if row in (None, p.row) and seed in (None, p.settings.seed)]
-    if len({chain[stage].name for _, chain in meant}) > 1:
+    if len({states[stage].name for _, states in meant}) > 1:
         rows, seeds = _options(plan for plan, _ in meant)
-        told = [f"--row ({', '.join(rows)})"] if len(rows) > 1 else []
-        told += [f"--seed ({', '.join(map(str, seeds))})"] if len(seeds) > 1 else []
-        raise UserError(f"The run {asked.shown} has several '{stage}' of '{scene}'; name one by {' and '.join(told)}.")
+        options = [f"--row ({', '.join(rows)})"] if len(rows) > 1 else []
+        options += [f"--seed ({', '.join(map(str, seeds))})"] if len(seeds) > 1 else []
+        raise UserError(f"The run {request.shown} has several '{stage}' of '{scene}'; name one by {' and '.join(options)}.")
     return meant[0][1]
 
 
-def explain(asked: Asked, root: Path, chain: Chain, stage: str) -> list[str]:
+def explain(request: RunRequest, root: Path, states: States, stage: str) -> list[str]:
     """Sentences on what came of a stage and why."""
-    task = chain[stage]
+    task = states[stage]
     what = f"{stage} of {task.plan.label}"
     if task.manifest is None:
-        return _unreached(asked, chain, task, what)
+        return _unreached(request, states, task, what)
     measured = measured_of(root, task.manifest)
-    if measured["made"] < asked.started:
-        return _reused(asked, root, chain, task.manifest, what)
-    took = f" in {duration(measured['seconds'])}" if "seconds" in measured else ""
-    told = [f"{what} was computed in this run ({asked.shown}), done {moment(measured['made'])}{took}."]
+    if measured["made"] < request.started:
+        return _reused(request, root, states, task.manifest, what)
+    took = f" in {format_duration(measured['seconds'])}" if "seconds" in measured else ""
+    sentences = [f"{what} was computed in this run ({request.shown}), done {moment(measured['made'])}{took}."]
     if measured.get("damage"):
-        return [*told, f"The store had it already, but damaged ({measured['damage']}); nothing that it depends on had changed."]
-    if (stage, task.manifest["key"]) in asked.missing | _kept_before(asked, root, measured["made"]):
-        return [*told, "An earlier run had made it, but it was missing from the store; nothing that it depends on had changed."]
-    earlier = nearest(root, task.manifest, asked.started)
+        return [
+            *sentences,
+            f"The store had it already, but damaged ({measured['damage']}); nothing that it depends on had changed.",
+        ]
+    if (stage, task.manifest["key"]) in request.missing | _kept_before(request, root, measured["made"]):
+        return [
+            *sentences,
+            "An earlier run had made it, but it was missing from the store; nothing that it depends on had changed.",
+        ]
+    earlier = nearest(root, task.manifest, request.started)
     if earlier is None:
-        return [*told, f"The store had no earlier {stage} of {task.plan.name}."]
-    told.append(f"Compared with the nearest earlier one, of {_origin(root, earlier)}, this differs:")
-    return [*told, *(f"  {line}" for line in changes(root, earlier, task.manifest, set()))]
+        return [*sentences, f"The store had no earlier {stage} of {task.plan.name}."]
+    sentences.append(f"Compared with the nearest earlier one, of {_origin(root, earlier)}, this differs:")
+    return [*sentences, *(f"  {line}" for line in changes(root, earlier, task.manifest, set()))]
 
 
 def nearest(root: Path, manifest: Manifest, before: float) -> Manifest | None:
@@ -107,10 +114,10 @@ def nearest(root: Path, manifest: Manifest, before: float) -> Manifest | None:
     return min(earlier, key=lambda other: (_distance(other, manifest), -times[other["key"]]), default=None)
 
 
-def changes(root: Path, first: Manifest, second: Manifest, told: set[str]) -> list[str]:
+def changes(root: Path, first: Manifest, second: Manifest, reported: set[str]) -> list[str]:
     """A line per part of the key that differs; below a parent whose bytes do, indented, what changed there.
 
-    ``told``: the stages whose changes have been told; filled.
+    ``reported``: the stages whose changes are in the lines already; extended.
     """
     lines = [f"{part} not recorded in the earlier one" for part in _PARTS if part not in first]
     both = [part for part in _PARTS if part in first and part in second]
@@ -118,7 +125,7 @@ def changes(root: Path, first: Manifest, second: Manifest, told: set[str]) -> li
         lines.append(f"the store's format: {first['schema']} -> {second['schema']}")
     for part in both:
         if first[part] != second[part]:
-            lines += _parents(root, first, second, told) if part == "parents" else _part(part, first, second)
+            lines += _parents(root, first, second, reported) if part == "parents" else _part(part, first, second)
     return lines
 
 
@@ -135,21 +142,21 @@ def _part(part: str, first: Manifest, second: Manifest) -> list[str]:
     return [f"{part}: {first[part]} -> {second[part]}"]
 
 
-def _parents(root: Path, first: Manifest, second: Manifest, told: set[str]) -> list[str]:
+def _parents(root: Path, first: Manifest, second: Manifest, reported: set[str]) -> list[str]:
     lines, again = [], []
     for stage in [stage for stage in STAGES if first["parents"].get(stage) != second["parents"].get(stage)]:
         if stage not in first["parents"] or stage not in second["parents"]:
             lines.append(f"{stage} is {'no longer' if stage in first['parents'] else 'now'} among what it reads")
-        elif stage in told:
+        elif stage in reported:
             again.append(stage)
         else:
-            told.add(stage)
-            lines += _parent(root, stage, first, second, told)
-    # What has been told is told again only where nothing else says why.
-    return lines or ([f"the bytes of {', '.join(again)} changed, as told above"] if again else [])
+            reported.add(stage)
+            lines += _parent(root, stage, first, second, reported)
+    # Changes that were reported already are repeated only if nothing else explains the difference.
+    return lines or ([f"the bytes of {', '.join(again)} changed, see above"] if again else [])
 
 
-def _parent(root: Path, stage: str, first: Manifest, second: Manifest, told: set[str]) -> list[str]:
+def _parent(root: Path, stage: str, first: Manifest, second: Manifest, reported: set[str]) -> list[str]:
     """The line on a parent that changed and, below it, why."""
     old, new = (manifest.get("parent_keys", {}).get(stage) for manifest in (first, second))
     if old is None or new is None:
@@ -161,40 +168,40 @@ def _parent(root: Path, stage: str, first: Manifest, second: Manifest, told: set
         return [
             f"the bytes of {stage} changed; {'the earlier' if ends[0] is None else 'that'} artifact is no longer in the store"
         ]
-    return [f"the bytes of {stage} changed, because", *(f"  {line}" for line in changes(root, ends[0], ends[1], told))]
+    return [f"the bytes of {stage} changed, because", *(f"  {line}" for line in changes(root, ends[0], ends[1], reported))]
 
 
-def _reused(asked: Asked, root: Path, chain: Chain, manifest: Manifest, what: str) -> list[str]:
+def _reused(request: RunRequest, root: Path, states: States, manifest: Manifest, what: str) -> list[str]:
     """On an artifact that the run found, and on parents that were made anew and came out as before."""
     parents = PARENTS[manifest["stage"]]
     inputs = f"the bytes of {', '.join(parents)}" if parents else "input files"
-    told = [
-        f"{what} was found in the store by this run ({asked.shown}); it was made {_origin(root, manifest)}.",
+    sentences = [
+        f"{what} was found in the store by this run ({request.shown}); it was made {_origin(root, manifest)}.",
         f"Nothing that it depends on has changed since: {inputs}, settings, code, weights, device.",
     ]
-    anew = [stage for stage in parents if _made(root, chain[stage]) >= asked.started]
-    return [*told, *(f"{stage} was computed anew in this run and gave the same bytes as before." for stage in anew)]
+    anew = [stage for stage in parents if _made(root, states[stage]) >= request.started]
+    return [*sentences, *(f"{stage} was computed anew in this run and gave the same bytes as before." for stage in anew)]
 
 
-def _unreached(asked: Asked, chain: Chain, task: Task, what: str) -> list[str]:
-    cause = task if task.failure else task.behind
+def _unreached(request: RunRequest, states: States, task: TaskState, what: str) -> list[str]:
+    cause = task if task.failure else task.blocked_by
     if cause is not None and cause.failure is not None:
         failed = f"failed at {moment(cause.failure['time'])}: {cause.failure['error']}"
         return [f"{what} {failed}" if cause is task else f"{what} was not reached, because {cause.stage} {failed}"]
-    if asked.finished():
+    if request.finished():
         return [f"{what} is no longer in the store; the same command computes it again."]
-    waiting = next(stage for stage in STAGES if chain[stage].manifest is None)
+    waiting = next(stage for stage in STAGES if states[stage].manifest is None)
     until = "it is its turn" if waiting == task.stage else f"{waiting} comes first"
-    if asked.running() is False:
+    if request.running() is False:
         return [
-            f"{what} was not reached: the run {asked.shown} stopped before its end; the same command goes on with {waiting}."
+            f"{what} was not reached: the run {request.shown} stopped before its end; the same command goes on with {waiting}."
         ]
     return [f"{what} is still to do; {until}."]
 
 
-def _kept_before(asked: Asked, root: Path, made: float) -> set[tuple[str, str]]:
+def _kept_before(request: RunRequest, root: Path, made: float) -> set[tuple[str, str]]:
     """What other runs had when they ended, before the time ``made``."""
-    others = [(kept, ended) for folder, kept, ended in known_runs(root) if folder != asked.folder.resolve()]
+    others = [(kept, ended) for folder, kept, ended in known_runs(root) if folder != request.folder.resolve()]
     return {entry for kept, ended in others if ended < made for entry in kept}
 
 
@@ -204,12 +211,12 @@ def _origin(root: Path, manifest: Manifest) -> str:
     makers = [
         folder
         for folder, kept, ended in known_runs(root)
-        if entry in kept and (folder / REQUEST).is_file() and read_request(folder).started <= made <= ended
+        if entry in kept and (request := find_request(folder)) and request.started <= made <= ended
     ]
     return f"{moment(made)}{f' by the run {shown(makers[0])}' if makers else ''}"
 
 
-def _made(root: Path, task: Task) -> float:
+def _made(root: Path, task: TaskState) -> float:
     return measured_of(root, task.manifest)["made"] if task.manifest else 0.0
 
 
@@ -248,7 +255,7 @@ def _value(value: Any) -> str:
     return "none" if value is None else str(value)
 
 
-def _options(plans: Iterable[Planned]) -> tuple[list[str], list[int]]:
+def _options(plans: Iterable[ScenePlan]) -> tuple[list[str], list[int]]:
     """Rows and seeds that there are, in their order."""
     known = list(plans)
     return list(dict.fromkeys(plan.row for plan in known)), list(dict.fromkeys(plan.settings.seed for plan in known))

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from pathlib import Path
 
 from flows.execution.failures import clear_failures
 from flows.runs.registry import forget_gone, known_runs
-from flows.runs.request import REQUEST, read_request
-from flows.runs.task_states import tasks_of
+from flows.runs.request import find_request
+from flows.runs.task_states import states_of_run
 from reconx_core.cache import store
 from reconx_core.cache.lock import exclusive
-from reconx_core.errors import UserError
 
 
 def collect_garbage(root: Path) -> tuple[int, int, int]:
-    """Remove every artifact and every noted failure that no remaining run refers to; returns (removed, kept, bytes freed).
+    """Remove every artifact and every recorded failure that no remaining run refers to; returns (removed, kept, bytes freed).
 
     Raises:
         UserError: a run is using the store now.
@@ -37,12 +35,12 @@ def _used(root: Path) -> tuple[set[tuple[str, str]], set[str]]:
     artifacts, names = set(), set()
     for folder, kept, _ in known_runs(root):
         artifacts |= kept
-        if not (folder / REQUEST).is_file():
-            continue
-        with suppress(UserError):  # a request that this version cannot read still has the artifacts that it kept at its end
-            tasks = tasks_of(read_request(folder), root)
-            names |= {task.name for task in tasks}
-            artifacts |= {(task.stage, task.manifest["key"]) for task in tasks if task.manifest}
+        request = find_request(folder)
+        if request is None:
+            continue  # the artifacts that it registered at its end are kept nevertheless
+        tasks = states_of_run(request, root)
+        names |= {task.name for task in tasks}
+        artifacts |= {(task.stage, task.manifest["key"]) for task in tasks if task.manifest}
     return artifacts, names
 
 

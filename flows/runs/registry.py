@@ -11,13 +11,13 @@ from reconx_core.cache.store import Reference
 from reconx_core.io.files import write_json
 
 
-def remember(root: Path, out: Path, references: Iterable[Reference]) -> None:
+def register_end(root: Path, out: Path, references: Iterable[Reference]) -> None:
     """Keep these artifacts for as long as the folder ``out`` exists; replaces what an earlier run into ``out`` kept."""
     entries = sorted({(reference.stage, reference.key) for reference in references})
     write_json(_index(root, out), {"folder": str(out.resolve()), "artifacts": entries})
 
 
-def announce(root: Path, out: Path) -> list[tuple[str, str]]:
+def register_start(root: Path, out: Path) -> list[tuple[str, str]]:
     """Let the store know of a run from its start on. What an earlier run into ``out`` kept stays kept until the end.
 
     Returns:

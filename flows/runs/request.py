@@ -1,6 +1,6 @@
-"""What a run was asked for, in `request.json` of its folder: enough to find its artifacts again while it runs and afterwards.
+"""The run request: what a run computes, in `request.json` of its folder, to find its artifacts while it runs and later.
 
-Code, weights, device and sources are written down as the run met them, so that what is edited meanwhile does not confuse it.
+Code, weights, device and sources are recorded as they were at the start, so that later edits do not change the cache keys.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from typing import Any
 
 import psutil
 
-from flows.execution.plan import Planned, with_split
-from flows.runs.registry import announce, known_runs
+from flows.execution.plan import ScenePlan, with_split
+from flows.runs.registry import known_runs, register_start
 from reconx_core.cache import store
 from reconx_core.errors import UserError
 from reconx_core.io.files import explain_disk, write_json
 from reconx_core.settings import STAGES, Settings, parse_settings
-from tasks.execute import parts_of, source_digest, surroundings
+from tasks.execute import environment_of, parts_of, source_digest
 
 REQUEST = "request.json"
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A run as it was asked for."""
+class RunRequest:
+    """What a run computes."""
 
     folder: Path
     store: Path
@@ -37,9 +37,9 @@ class Asked:
     started: float
     process: dict[str, Any]
     workers: int
-    plans: tuple[Planned, ...]
+    plans: tuple[ScenePlan, ...]
     views: dict[str, dict[str, str | None]]  # row -> scene -> key of its `views`; empty until all sources have been read
-    around: dict[str, dict[str, dict[str, Any] | None]]  # row -> stage -> code, weights, device; None without its weights
+    environment: dict[str, dict[str, dict[str, Any] | None]]  # row -> stage -> code, weights, device; None without its weights
     missing: frozenset[tuple[str, str]]  # (stage, key) that an earlier run into the folder had and the store lacked
 
     @property
@@ -48,7 +48,7 @@ class Asked:
         return shown(self.folder)
 
     def running(self) -> bool | None:
-        """Whether its process is alive; None where that cannot be told from this machine."""
+        """Whether its process is alive; None if it runs on another machine."""
         if self.process["host"] != socket.gethostname():
             return None
         try:
@@ -61,10 +61,12 @@ class Asked:
         return all(_started(self.folder / row / "run.json") == self.started for row in {plan.row for plan in self.plans})
 
 
-def noted(plans: list[Planned], started: float, source: str, out: Path, root: Path, workers: int = 1) -> list[Planned]:
-    """The plans of a run, after leaving `request.json` in its folder ``out`` and telling the store of it.
+def record_request(
+    plans: list[ScenePlan], started: float, source: str, out: Path, root: Path, workers: int = 1
+) -> list[ScenePlan]:
+    """Write `request.json` into the run's folder ``out``, register the run with the store, and return its plans.
 
-    ``started``: when it did, in seconds since the epoch.
+    ``started``: the start in seconds since the epoch.
 
     Raises:
         UserError: ``out`` or the store cannot be written to.
@@ -78,44 +80,53 @@ def noted(plans: list[Planned], started: float, source: str, out: Path, root: Pa
         "rows": [(row, settings.model_dump(mode="json")) for row, settings in rows.items()],
         "scenes": list(dict.fromkeys((plan.name, plan.source, plan.settings.views.split) for plan in plans)),
         "seeds": list(dict.fromkeys(plan.settings.seed for plan in plans)), "seeded": any(plan.seeded for plan in plans),
-        "views": {}, "around": {}, "missing": announce(root, out),
+        "views": {}, "environment": {}, "missing": register_start(root, out),
     }  # fmt: skip
     _write(content, out)  # already now: reading weights and sources may take a while
-    content["around"] = {row: {stage: _around(stage, settings) for stage in STAGES} for row, settings in rows.items()}
-    content["views"] = _views_keys(plans, content["around"])
+    content["environment"] = {row: {stage: _environment(stage, settings) for stage in STAGES} for row, settings in rows.items()}
+    content["views"] = _views_keys(plans, content["environment"])
     _write(content, out)
     return plans
 
 
-def read_request(out: Path) -> Asked:
-    """What the run in the folder ``out`` was asked for.
+def read_request(out: Path) -> RunRequest:
+    """The request of the run in the folder ``out``.
 
     Raises:
-        UserError: it says nothing of that.
+        UserError: there is none, or it was written by another version.
     """
     try:
         content = json.loads((out / REQUEST).read_text())
-    except (OSError, ValueError):
+        content.setdefault("environment", content.get("around"))  # its name in version 0.1.0
+        kept = {name: content[name] for name in ("source", "place", "started", "process", "workers", "views", "environment")}
+        missing = frozenset((stage, key) for stage, key in content["missing"])
+    except (OSError, ValueError, KeyError, TypeError):
         raise UserError(
             f"There is no {REQUEST} in '{out}'; give the folder of a run of reconx evaluate or reconstruct, of this version."
         ) from None
-    kept = {name: content[name] for name in ("source", "place", "started", "process", "workers", "views", "around")}
-    missing = frozenset((stage, key) for stage, key in content["missing"])
-    return Asked(out, Path(content["store"]), plans=_plans(content), missing=missing, **kept)
+    return RunRequest(out, Path(content["store"]), plans=_plans(content), missing=missing, **kept)
 
 
-def newest_run(root: Path, scene: str | None = None) -> Asked:
+def find_request(out: Path) -> RunRequest | None:
+    """The request of the run in the folder ``out``; None if there is none that this version can read."""
+    try:
+        return read_request(out)
+    except UserError:
+        return None
+
+
+def newest_run(root: Path, scene: str | None = None) -> RunRequest:
     """The run that was last started or ended with this store and whose folder is still there; one with the scene, if given.
 
     Raises:
         UserError: there is none.
     """
-    runs = [folder for folder, _, _ in known_runs(root) if (folder / REQUEST).is_file()]
+    runs = [request for folder, _, _ in known_runs(root) if (request := find_request(folder))]
     names: set[str] = set()
-    for asked in map(read_request, runs):
-        here = {plan.name for plan in asked.plans}
+    for request in runs:
+        here = {plan.name for plan in request.plans}
         if scene is None or scene in here:
-            return asked
+            return request
         names |= here
     if scene is not None and runs:
         raise UserError(f"No run with the store {root} has a scene '{scene}'{near(scene, names)}")
@@ -146,37 +157,37 @@ def _write(content: dict[str, Any], out: Path) -> None:
         raise explain_disk(error, out) from error
 
 
-def _plans(content: dict[str, Any]) -> tuple[Planned, ...]:
+def _plans(content: dict[str, Any]) -> tuple[ScenePlan, ...]:
     rows = [(row, parse_settings(settings)) for row, settings in content["rows"]]
     return tuple(
-        Planned(name, source, with_split(settings, split).model_copy(update={"seed": seed}), row, content["seeded"])
+        ScenePlan(name, source, with_split(settings, split).model_copy(update={"seed": seed}), row, content["seeded"])
         for row, settings in rows
         for name, source, split in content["scenes"]
         for seed in content["seeds"]
     )
 
 
-def _around(stage: str, settings: Settings) -> dict[str, Any] | None:
+def _environment(stage: str, settings: Settings) -> dict[str, Any] | None:
     try:
-        return surroundings(stage, settings)
+        return environment_of(stage, settings)
     except UserError:
-        return None  # its task will tell
+        return None  # the task reports it
 
 
-def _views_keys(plans: list[Planned], around: dict[str, Any]) -> dict[str, dict[str, str | None]]:
+def _views_keys(plans: list[ScenePlan], environment: dict[str, Any]) -> dict[str, dict[str, str | None]]:
     keys: dict[str, dict[str, str | None]] = {}
     for plan in plans:
         row = keys.setdefault(plan.row, {})
         if plan.name not in row:
-            row[plan.name] = _views_key(plan, around[plan.row]["views"])
+            row[plan.name] = _views_key(plan, environment[plan.row]["views"])
     return keys
 
 
-def _views_key(plan: Planned, around: dict[str, Any]) -> str | None:
+def _views_key(plan: ScenePlan, environment: dict[str, Any]) -> str | None:
     try:
-        parts = parts_of("views", plan.settings, {}, around, source_digest(plan.source))
+        parts = parts_of("views", plan.settings, {}, environment, source_digest(plan.source))
     except Exception:
-        return None  # whatever is wrong with the source, its task will tell
+        return None  # whatever is wrong with the source, its task reports it
     return store.artifact_key(stage="views", scene=plan.name, **parts)
 
 

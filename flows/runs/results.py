@@ -21,6 +21,7 @@ from reconx_core.cache.code_version import code_version
 from reconx_core.export.cameras import write_cameras
 from reconx_core.io.files import explain_disk, write_atomic, write_json
 from reconx_core.losses.lpips import lpips_missing_reason
+from reconx_core.reporting.numbers import mean_scores
 from reconx_core.reporting.report import ReportPicture, RunReport, SceneReport, StageCost, write_report
 from reconx_core.settings import STAGES, Settings
 from reconx_core.types import Scores
@@ -150,10 +151,10 @@ def over_seeds(records: dict[int, dict[str, Any]]) -> dict[str, Any]:
     whole["costs"] = [cost for record in records.values() for cost in record["costs"]]
     whole["seeds"] = {str(seed): record["summary"] for seed, record in records.items()}
     if failed is None:
-        values = {key: [record["summary"].get(key) for record in records.values()] for key in whole["summary"]}
-        known = {key: column for key, column in values.items() if None not in column}
-        whole["summary"] = {key: statistics.fmean(known[key]) if key in known else None for key in values}
-        whole["spread"] = {key: statistics.stdev(column) for key, column in known.items()}
+        summaries = [record["summary"] for record in records.values()]
+        whole["summary"] = mean_scores(summaries)
+        known = [key for key, mean in whole["summary"].items() if mean is not None]
+        whole["spread"] = {key: statistics.stdev(summary[key] for summary in summaries) for key in known}
     return whole
 
 

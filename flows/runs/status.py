@@ -13,8 +13,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from flows.execution.run import default_store
-from flows.runs.request import Asked, newest_run, read_request, shown
-from flows.runs.task_states import Task, measured_of, tasks_of
+from flows.runs.request import RunRequest, newest_run, read_request, shown
+from flows.runs.task_states import TaskState, measured_of, states_of_run
+from reconx_core.reporting.numbers import format_duration
 from reconx_core.settings import STAGES
 
 _STATES = ("done", "failed", "not reached", "to do")
@@ -26,29 +27,29 @@ def status(out: Path | None, root: Path | None, console: Console) -> None:
     Raises:
         UserError: there is no such run.
     """
-    asked = newest_run(root or default_store()) if out is None else read_request(out)
-    where = root or asked.store
-    tasks = tasks_of(asked, where)
+    request = newest_run(root or default_store()) if out is None else read_request(out)
+    where = root or request.store
+    tasks = states_of_run(request, where)
     seconds = seconds_per_stage(tasks, where)
-    console.print(opening(asked, tasks), soft_wrap=True)
+    console.print(opening(request, tasks), soft_wrap=True)
     console.print(_table(tasks, seconds))
     for task in tasks:
         if task.failure:
-            told = f"{task.plan.label} failed in {task.stage}: {task.failure['error']}"
-            console.print(f"[red]{escape(told)}[/red]", soft_wrap=True)
-    for sentence in closing(asked, tasks, seconds):
+            line = f"{task.plan.label} failed in {task.stage}: {task.failure['error']}"
+            console.print(f"[red]{escape(line)}[/red]", soft_wrap=True)
+    for sentence in closing(request, tasks, seconds):
         console.print(escape(sentence), soft_wrap=True)
 
 
-def opening(asked: Asked, tasks: list[Task]) -> str:
+def opening(request: RunRequest, tasks: list[TaskState]) -> str:
     """Which run it is and whether it goes on."""
-    scenes, seeds = len({plan.name for plan in asked.plans}), len({plan.settings.seed for plan in asked.plans})
-    rows = len({plan.row for plan in asked.plans})
+    scenes, seeds = len({plan.name for plan in request.plans}), len({plan.settings.seed for plan in request.plans})
+    rows = len({plan.row for plan in request.plans})
     size = [counted(scenes, "scene"), *([f"{rows} rows"] if rows > 1 else []), *([f"{seeds} seeds"] if seeds > 1 else [])]
-    return f"{asked.shown}: {escape(asked.source)}, {', '.join(size)}; {_state(asked, tasks)}."
+    return f"{request.shown}: {escape(request.source)}, {', '.join(size)}; {_state(request, tasks)}."
 
 
-def seconds_per_stage(tasks: list[Task], root: Path) -> dict[str, float]:
+def seconds_per_stage(tasks: list[TaskState], root: Path) -> dict[str, float]:
     """Median wall time of the stages, as far as artifacts are there that were measured."""
     times: dict[str, list[float]] = {}
     for task in tasks:
@@ -58,19 +59,21 @@ def seconds_per_stage(tasks: list[Task], root: Path) -> dict[str, float]:
     return {stage: statistics.median(values) for stage, values in times.items()}
 
 
-def closing(asked: Asked, tasks: list[Task], seconds: dict[str, float]) -> list[str]:
+def closing(request: RunRequest, tasks: list[TaskState], seconds: dict[str, float]) -> list[str]:
     """Where the report is; or how much is left, and what to do about it."""
-    told = [f"The report: {shown(report)}" for report in _reports(asked)] if asked.finished() else []
+    sentences = [f"The report: {shown(report)}" for report in _reports(request)] if request.finished() else []
     to_do = Counter(task.stage for task in tasks if task.state == "to do")
     if to_do and set(to_do) <= set(seconds):
         left = sum(count * seconds[stage] for stage, count in to_do.items())
-        side = min(asked.workers, len(asked.plans))
-        told.append(f"About {duration(left / side)} are left{f', with {side} scenes side by side' if side > 1 else ''}.")
-    if asked.place and not Path(asked.place).exists():
-        told.append(f"The dataset {asked.place} is gone; nothing more can be computed from it until it is back.")
-    elif not asked.finished() and asked.running() is False:
-        told.append("Run the same command again to go on from here.")
-    return told
+        side = min(request.workers, len(request.plans))
+        sentences.append(
+            f"About {format_duration(left / side)} are left{f', with {side} scenes side by side' if side > 1 else ''}."
+        )
+    if request.place and not Path(request.place).exists():
+        sentences.append(f"The dataset {request.place} is gone; nothing more can be computed from it until it is back.")
+    elif not request.finished() and request.running() is False:
+        sentences.append("Run the same command again to go on from here.")
+    return sentences
 
 
 def counted(number: int, what: str) -> str:
@@ -82,27 +85,19 @@ def moment(seconds: float) -> str:
     return datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M:%S")
 
 
-def duration(seconds: float) -> str:
-    """A length of time in its two largest units."""
-    if seconds < 60:
-        return f"{seconds:.{0 if seconds >= 10 else 1}f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
-
-
-def _state(asked: Asked, tasks: list[Task]) -> str:
-    began = f"started {moment(asked.started)}"
-    if asked.finished():
+def _state(request: RunRequest, tasks: list[TaskState]) -> str:
+    began = f"started {moment(request.started)}"
+    if request.finished():
         return f"{began}, ended"
-    running = asked.running()
+    running = request.running()
     if running:
-        return f"{began}, running for {duration(time.time() - asked.started)} (process {asked.process['pid']})"
+        return f"{began}, running for {format_duration(time.time() - request.started)} (process {request.process['pid']})"
     if running is None:
-        return f"{began} on {asked.process['host']}, not ended; whether it still runs cannot be told from this machine"
+        return f"{began} on {request.process['host']}, not ended; whether it still runs cannot be seen from this machine"
     return f"{began}, stopped before its end"
 
 
-def _table(tasks: list[Task], seconds: dict[str, float]) -> Table:
+def _table(tasks: list[TaskState], seconds: dict[str, float]) -> Table:
     """A row per stage: how many tasks are in each state, and their median time."""
     states = {stage: Counter(task.state for task in tasks if task.stage == stage) for stage in STAGES}
     failed = any(count["failed"] for count in states.values())
@@ -116,5 +111,5 @@ def _table(tasks: list[Task], seconds: dict[str, float]) -> Table:
     return table
 
 
-def _reports(asked: Asked) -> list[Path]:
-    return [asked.folder / row / "report.html" for row in dict.fromkeys(plan.row for plan in asked.plans)]
+def _reports(request: RunRequest) -> list[Path]:
+    return [request.folder / row / "report.html" for row in dict.fromkeys(plan.row for plan in request.plans)]

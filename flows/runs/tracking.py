@@ -14,6 +14,8 @@ from rich.console import Console
 from rich.markup import escape
 
 from reconx_core.io.files import write_json
+from reconx_core.reporting.numbers import mean_scores
+from reconx_core.settings import flatten
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -23,7 +25,7 @@ IDS = "mlflow.json"  # in the run's folder: where MLflow has it
 
 
 def track(record: dict[str, Any], out: Path, console: Console) -> None:
-    """Log an evaluation; whatever goes wrong in MLflow is told and loses nothing."""
+    """Log an evaluation. An error of MLflow is printed and loses no result."""
     try:
         with console.status("Writing to MLflow"):
             _log(record, out)
@@ -76,7 +78,7 @@ def _log(record: dict[str, Any], out: Path) -> None:
     experiment = open_experiment(client, home, EXPERIMENT)
     tags = {f"reconx.{key}": str(value) for key, value in {**record["facts"], **_place(record)}.items()}
     parent = client.create_run(experiment, run_name=record["title"], tags=tags).info.run_id
-    _log_batch(client, parent, _means(record), {"scenes": len(record["scenes"]), **_flat(record["settings"])})
+    _log_batch(client, parent, _means(record), {"scenes": len(record["scenes"]), **flatten(record["settings"])})
     for name in ("run.json", "settings.yaml", "report.html"):
         client.log_artifact(parent, str(out / name))
     scenes = {name: _log_scene(client, experiment, parent, name, scene, out / name) for name, scene in record["scenes"].items()}
@@ -126,19 +128,8 @@ def _log_batch(client: MlflowClient, run: str, metrics: dict[str, float], params
 
 
 def _means(record: dict[str, Any]) -> dict[str, float]:
-    done = [scene["summary"] for scene in record["scenes"].values() if scene["error"] is None]
-    keys = sorted({key for summary in done for key in summary})
-    columns = {key: [summary.get(key) for summary in done] for key in keys}
-    return _named({key: None if None in column else sum(column) / len(column) for key, column in columns.items()})
+    return _named(mean_scores(scene["summary"] for scene in record["scenes"].values() if scene["error"] is None))
 
 
 def _named(summary: dict[str, float | None]) -> dict[str, float]:
     return {f"metrics.{key}": value for key, value in summary.items() if value is not None}
-
-
-def _flat(settings: dict[str, Any]) -> dict[str, Any]:
-    """``{"splats": {"steps": 1}}`` to ``{"splats.steps": 1}``."""
-    flat: dict[str, Any] = {}
-    for key, value in settings.items():
-        flat |= {f"{key}.{inner}": v for inner, v in value.items()} if isinstance(value, dict) else {key: value}
-    return flat

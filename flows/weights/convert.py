@@ -43,7 +43,7 @@ def convert(
             lines = _report_dust3r(*convert_dust3r(path, out))
         else:
             lines = _report(*convert_checkpoint(path, out, variant, dtype, config, clip))
-    tell(lines, console)
+    print_lines(lines, console)
 
 
 def verify(path: Path, console: Console) -> None:
@@ -59,9 +59,11 @@ def verify(path: Path, console: Console) -> None:
         found = inspect(path)
         folder = found.source if found.source.is_dir() else found.source.parent
         digests = check_digests(folder, found.files)
-    told = {name: "as recorded" if known else "not recorded" for name, (_, known) in digests.items()}
-    lines = [f"SHA-256 of {name}: {digest} ({told[name]})" for name, (digest, _) in digests.items()]
-    tell([summary(found), *lines], console)
+    lines = [
+        f"SHA-256 of {name}: {digest} ({'as recorded' if recorded else 'not recorded'})"
+        for name, (digest, recorded) in digests.items()
+    ]
+    print_lines([summary(found), *lines], console)
 
 
 def inspect(path: Path) -> Verified:
@@ -89,7 +91,7 @@ def summary(found: Verified) -> str:
     return f"{found.what}: {numbers}, in {found.source}"
 
 
-def tell(lines: list[str], console: Console) -> None:
+def print_lines(lines: list[str], console: Console) -> None:
     """Print lines as they are, however long."""
     for line in lines:
         console.print(line, markup=False, soft_wrap=True)
@@ -101,25 +103,25 @@ def _refuse_options(given: dict[str, Any]) -> None:
             raise UserError(f"{option} is for the video models; DUSt3R's weights are converted as they are.")
 
 
-def _report_dust3r(folder: Path, told: dict[str, Any]) -> list[str]:
+def _report_dust3r(folder: Path, provenance: dict[str, Any]) -> list[str]:
     return [
-        f"DUSt3R, bit by bit as in {told['source']}, in {folder}",
-        f"Licence: {told['licence']}",
-        f"SHA-256 of {told['source']}: {told['sha256']}",
+        f"DUSt3R, bit by bit as in {provenance['source']}, in {folder}",
+        f"Licence: {provenance['licence']}",
+        f"SHA-256 of {provenance['source']}: {provenance['sha256']}",
         "Use it with -S pointcloud.backend=dust3r",
     ]
 
 
-def _report(folder: Path, told: dict[str, Any]) -> list[str]:
+def _report(folder: Path, provenance: dict[str, Any]) -> list[str]:
     name = folder.name if folder.parent == weights_folder() else str(folder)
-    use = f"-S video.backend={BACKENDS[told['variant']]} -S {shlex.quote(f'video.weights={name}')}"
+    use = f"-S video.backend={BACKENDS[provenance['variant']]} -S {shlex.quote(f'video.weights={name}')}"
     lines = [
-        f"{MODELS[told['variant']]}, class {told['class']}, {told['dtype']}, in {folder}",
-        f"Licence: {told['licence']}",
-        f"SHA-256 of {told['source']}: {told['sha256']}",
+        f"{MODELS[provenance['variant']]}, class {provenance['class']}, {provenance['dtype']}, in {folder}",
+        f"Licence: {provenance['licence']}",
+        f"SHA-256 of {provenance['source']}: {provenance['sha256']}",
     ]
-    if told["missing"]:
-        lines.append(_lacking(told["missing"]))
+    if provenance["missing"]:
+        lines.append(_lacking(provenance["missing"]))
     return [*lines, f"Use it with {use}"]
 
 

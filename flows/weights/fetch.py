@@ -11,17 +11,17 @@ import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub
 from huggingface_hub import errors
+from huggingface_hub.utils import filter_repo_objects
 from rich.console import Console
 from rich.prompt import Confirm
 from rich.table import Table
 
-from flows.weights.convert import inspect, summary, tell
+from flows.weights.convert import inspect, print_lines, summary
 from reconx_core.errors import UserError
 from reconx_core.io.files import explain_disk, require_writable, write_json
 from reconx_core.pointcloud.networks.convert import DUST3R_LICENCE
@@ -115,22 +115,18 @@ def fetch(name: str, revision: str, accept: bool, console: Console) -> Path:
     """
     row = find(name)
     out = weights_folder() / row.folder
-    console.print(f"Licence of {row.repository}: {row.licence}", markup=False, soft_wrap=True)
+    print_lines([f"Licence of {row.repository}: {row.licence}"], console)
     if out.exists():
-        told = read_config(out / "fetched.json")
-        if told is None:
-            raise UserError(f"{out} is there already, not fetched by reconx; try `reconx weights verify {row.folder}`.")
-        if revision not in ("main", told.get("revision")):
-            raise UserError(f"{out} holds revision {told.get('revision')}; remove it to fetch another.")
-        console.print(f"It is in {out} already, revision {told.get('revision')}.", markup=False, soft_wrap=True)
+        print_lines([f"It is in {out} already, revision {fetched_revision(out, revision)}."], console)
         return out
     require_accepted(row, accept, console)
-    listing = ask_hub(row, revision)
+    listing = list_files(row, revision)
     chosen = choose_files(row, listing.files)
     require_writable(weights_folder())
-    console.print(f"Fetching {sum(listing.files[file][0] for file in chosen) / 1e9:.1f} GB, revision {listing.commit}")
+    gigabytes = sum(listing.files[file][0] for file in chosen) / 1e9
+    print_lines([f"Fetching {gigabytes:.1f} GB, revision {listing.commit}"], console)
     download(row, listing, chosen, out)
-    tell([summary(inspect(out)), f"Next: {row.use.format(folder=out)}"], console)
+    print_lines([summary(inspect(out)), f"Next: {row.use.format(folder=out)}"], console)
     return out
 
 
@@ -148,11 +144,26 @@ def find(name: str) -> Published:
     return row
 
 
+def fetched_revision(out: Path, wanted: str) -> str:
+    """The commit that a folder was fetched at; ``wanted`` is it, or "main" for whichever is there.
+
+    Raises:
+        UserError: it was not fetched by reconx, or at another revision.
+    """
+    record = read_config(out / "fetched.json")
+    if record is None:
+        raise UserError(f"{out} is there already, not fetched by reconx; try `reconx weights verify {out.name}`.")
+    revision = str(record.get("revision"))
+    if wanted not in ("main", revision):
+        raise UserError(f"{out} holds revision {revision}; remove it to fetch another.")
+    return revision
+
+
 def require_accepted(row: Published, accept: bool, console: Console) -> None:
     """Let the user accept a licence that does not allow commercial use, once: the weights folder remembers it.
 
     Raises:
-        UserError: it is not accepted, or nobody can be asked.
+        UserError: it is not accepted, or nobody is there to answer.
     """
     record = weights_folder() / ACCEPTED
     accepted = read_config(record) or {}
@@ -168,7 +179,7 @@ def require_accepted(row: Published, accept: bool, console: Console) -> None:
     write_json(record, {**accepted, row.repository: row.licence})
 
 
-def ask_hub(row: Published, revision: str) -> Listing:
+def list_files(row: Published, revision: str) -> Listing:
     """What the Hub has of a repository at a revision.
 
     Raises:
@@ -190,10 +201,8 @@ def choose_files(row: Published, there: Iterable[str]) -> list[str]:
     """
     files = sorted(there)
     for patterns in row.files:
-        matching = {pattern: [file for file in files if fnmatchcase(file, pattern)] for pattern in patterns}
-        if all(matching.values()):
-            along = [file for file in files if any(fnmatchcase(file, pattern) for pattern in ALONG)]
-            return sorted({*along, *(file for found in matching.values() for file in found)})
+        if all(any(filter_repo_objects(files, allow_patterns=pattern)) for pattern in patterns):
+            return list(filter_repo_objects(files, allow_patterns=[*patterns, *ALONG]))
     wanted = " or ".join(" and ".join(patterns) for patterns in row.files)
     raise UserError(f"{row.repository} does not have the files that are needed ({wanted}); try another --revision.")
 
@@ -208,7 +217,7 @@ def download(row: Published, listing: Listing, chosen: list[str], out: Path) -> 
     have = sum(file.stat().st_size for file in partial.rglob("*") if file.is_file())
     require_space(sum(listing.files[file][0] for file in chosen) - have, out.parent)
     with _explained(row, listing.commit):
-        for file in chosen:
+        for file in chosen:  # snapshot_download's threads would hold Ctrl-C back until the files that they are at are complete
             huggingface_hub.hf_hub_download(row.repository, file, revision=listing.commit, local_dir=partial)
     try:
         described = describe_files([partial / file for file in chosen], partial)
@@ -223,9 +232,9 @@ def download(row: Published, listing: Listing, chosen: list[str], out: Path) -> 
 
 
 def _require_intact(described: Mapping[str, Mapping[str, Any]], listing: Listing, partial: Path) -> None:
-    for file, told in described.items():
+    for file, arrived in described.items():  # over plain HTTP the client compares sizes only
         size, digest = listing.files[file]
-        if told["bytes"] != size or digest not in (None, told["sha256"]):
+        if arrived["bytes"] != size or digest not in (None, arrived["sha256"]):
             (partial / file).unlink()  # or the next fetch would take it as it is
             raise UserError(f"'{file}' did not arrive as the Hugging Face Hub says it is; run the same command again.")
 

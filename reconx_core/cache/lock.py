@@ -1,4 +1,4 @@
-"""The lock on the store between runs, of which there may be many, and garbage collection."""
+"""The lock on the store: shared by any number of runs, exclusive for garbage collection."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _lock(root: Path, mode: int) -> Iterator[None]:
     root.mkdir(parents=True, exist_ok=True)
     with open(root / ".lock", "w") as file:
         try:
-            # The kernel drops the lock with its process, so a killed run never leaves one behind.
+            # The kernel releases the lock when the process ends, so a killed run leaves no stale lock.
             fcntl.flock(file, mode | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f"Another run is using the store {root}; wait until it has ended.") from None

@@ -1,9 +1,9 @@
-"""Everything between stages on disk: the format of artifacts and the content-addressed store that holds them.
+"""The results of stages on disk: the format of artifacts and the content-addressed store that holds them.
 
 An artifact is a folder ``<store>/<stage>/<key>/`` with arrays in Zarr v3 (one chunk per frame, one shard per array,
 crc32c), tables in Parquet, ``manifest.json`` (settings, parents, SHA-256 of every file) and ``measured.json`` (time,
-memory, machine; outside every digest). It is filled under a temporary name and published by one rename, so that a reader
-finds it whole or not at all. No other module knows the format.
+memory, machine; not part of any digest). It is written under a temporary name and published by one rename, so that a reader
+never sees a partial artifact. No other module knows the format.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ from reconx_core import types
 from reconx_core.errors import UserError
 from reconx_core.io.files import explain_disk, write_json
 
-SCHEMA = 1  # part of every key: raise it when the format or the meaning of a field changes
+SCHEMA = 1  # part of every cache key: increase it when the format or the meaning of a field changes
 MANIFEST, MEASURED, RECORD = "manifest.json", "measured.json", "prefect.json"
 _OUTSIDE_DIGEST = {MANIFEST, MEASURED, RECORD}
 _COLOUR_FIELDS = {"images", "renders", "alone"}  # float in memory, uint8 sRGB on disk
 _FRAME_ELEMENTS = 4096  # arrays with rows at least this large are chunked per row (a frame)
 
-# Several Blosc threads write blocks in the order they finish, and the bytes would differ from run to run.
+# One Blosc thread: several would write blocks in the order in which they finish, so bytes would differ from run to run.
 blosc.use_threads = False
 
 Writer = Callable[[Path], None]
@@ -50,12 +50,12 @@ Output = Any  # a dataclass of `types`, a tuple of flat dataclasses, a tensor, b
 
 
 class DamagedEntry(Exception):
-    """An artifact whose files are not what its manifest says."""
+    """An artifact whose files do not match its manifest."""
 
 
 @dataclass(frozen=True)
 class Reference:
-    """What tasks hand to each other instead of arrays. ``digest``: of the artifact's files, whatever its key."""
+    """What tasks pass to each other instead of arrays. ``digest``: of the artifact's files, independent of its key."""
 
     stage: str
     key: str
@@ -83,7 +83,7 @@ def save(folder: Path, name: str, value: Output) -> None:
 
 
 def load(folder: Path, name: str) -> Any:
-    """Read back what :func:`save` wrote under ``name`` (bytes and writers' files are read by their path instead)."""
+    """Read back what :func:`save` wrote under ``name`` (for bytes and writers, open the file by its path instead)."""
     table = folder / f"{name}.parquet"
     if table.exists():
         return _load_table(table)
@@ -108,12 +108,12 @@ def _save_dataclass(folder: Path, prefix: str, group: zarr.Group, value: Any) ->
 
 
 def _load_dataclass(folder: Path, prefix: str, group: zarr.Group) -> Any:
-    about: dict[str, Any] = group.attrs.asdict()
-    values = {k: tuple(v) if isinstance(v, list) else v for k, v in about["scalars"].items()}
+    attributes: dict[str, Any] = group.attrs.asdict()
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in attributes["scalars"].items()}
     values |= {name: _load_array(array) for name, array in group.arrays()}
     values |= {name: _load_dataclass(folder, f"{prefix}.{name}", member) for name, member in group.groups()}
-    values |= {name: _load_table(folder / f"{prefix}.{name}.parquet") for name in about["tables"]}
-    return getattr(types, about["type"])(**values)
+    values |= {name: _load_table(folder / f"{prefix}.{name}.parquet") for name in attributes["tables"]}
+    return getattr(types, attributes["type"])(**values)
 
 
 def _save_array(group: zarr.Group, name: str, tensor: Tensor) -> None:
@@ -163,7 +163,7 @@ def _row_columns(rows: tuple[Any, ...]) -> dict[str, list[Any]]:
 
 
 def to_uint8(colour: Float[Tensor, "*shape"]) -> UInt8[Tensor, "*shape"]:
-    """Colour in [0, 1] to 8 bits; what lies outside is clamped."""
+    """Colour in [0, 1] to 8 bits; values outside are clamped."""
     return (colour.detach() * 255).round().clamp(0, 255).to(torch.uint8)
 
 
@@ -176,15 +176,15 @@ def from_uint8(colour: UInt8[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
 
 
 def artifact_key(**parts: Any) -> str:
-    """The address of an artifact: a digest of everything that its bytes depend on (JSON-able values)."""
+    """The cache key of an artifact: a digest of everything that its bytes depend on (JSON-serialisable values)."""
     return hashlib.sha256(json.dumps({"schema": SCHEMA, **parts}, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def find(root: Path, stage: str, key: str) -> Reference | None:
-    """The artifact at (stage, key) after checking every file against its manifest, or None where there is none.
+    """The artifact at (stage, key) after checking every file against its manifest, or None if there is none.
 
     Raises:
-        DamagedEntry: a file is missing, surplus or has other bytes than when it was published.
+        DamagedEntry: a file is missing, unexpected or changed since it was published.
     """
     folder = root / stage / key
     if not folder.is_dir():
@@ -205,7 +205,7 @@ def _check(folder: Path, stage: str, key: str) -> Reference:
 
 
 def manifest_of(root: Path, stage: str, key: str) -> dict[str, Any] | None:
-    """What an entry says of itself, its files unchecked; None where there is none that can be read."""
+    """The manifest of an entry, whose files are not checked; None if it is missing or cannot be read."""
     try:
         manifest = json.loads((root / stage / key / MANIFEST).read_text())
     except (OSError, ValueError):
@@ -213,26 +213,26 @@ def manifest_of(root: Path, stage: str, key: str) -> dict[str, Any] | None:
     return manifest if isinstance(manifest, dict) and isinstance(manifest.get("files"), dict) else None
 
 
-def told_reference(manifest: Mapping[str, Any]) -> Reference:
-    """The reference of the entry of which this is the manifest."""
+def reference_of_manifest(manifest: Mapping[str, Any]) -> Reference:
+    """The reference of the entry that has this manifest."""
     return Reference(manifest["stage"], manifest["key"], _output_digest(manifest["files"]))
 
 
 def publish(
-    root: Path, stage: str, key: str, about: dict[str, Any], outputs: Mapping[str, Output], measured: dict
+    root: Path, stage: str, key: str, metadata: dict[str, Any], outputs: Mapping[str, Output], measured: dict
 ) -> Reference:
-    """Write ``outputs`` as the artifact (stage, key) and return its reference; where another writer was first, theirs.
+    """Write ``outputs`` as the artifact (stage, key) and return its reference; if another writer was first, that of theirs.
 
-    ``about`` (settings, parents, ...) goes into the manifest, ``measured`` beside it.
+    ``metadata`` (settings, parents, ...) is part of the manifest, ``measured`` is written beside it.
 
     Raises:
-        UserError: the disk is full, or the store cannot be written to. Nothing is left behind, nothing older is touched.
+        UserError: the disk is full, or the store cannot be written to. No partial entry is left; existing ones are unchanged.
     """
 
     def fill(folder: Path) -> None:
         for name, value in outputs.items():
             save(folder, name, value)
-        manifest = {"schema": SCHEMA, "stage": stage, "key": key, **about, "files": dict(_digests(folder))}
+        manifest = {"schema": SCHEMA, "stage": stage, "key": key, **metadata, "files": dict(_digests(folder))}
         write_json(folder / MANIFEST, manifest)
         write_json(folder / MEASURED, measured)
 
@@ -240,7 +240,7 @@ def publish(
 
 
 def adopt(root: Path, stage: str, key: str, fill: Writer) -> Reference | None:
-    """Take in an entry that ``fill`` brings from elsewhere; None, and nothing taken, where it is not what its manifest says.
+    """Import an entry whose files ``fill`` writes; None, and nothing is imported, if they do not match its manifest.
 
     Raises:
         UserError: the disk is full, or the store cannot be written to.
@@ -259,7 +259,7 @@ def _place(root: Path, stage: str, key: str, fill: Writer) -> Reference:
         fill(folder)
         reference = _check(folder, stage, key)
         _flush(folder)
-        return reference if _rename_new(folder, final) else _winner(root, stage, key)
+        return reference if _rename_new(folder, final) else _existing(root, stage, key)
     except OSError as error:
         raise explain_disk(error, root) from error
     finally:
@@ -267,20 +267,20 @@ def _place(root: Path, stage: str, key: str, fill: Writer) -> Reference:
 
 
 def remove(root: Path, stage: str, key: str) -> None:
-    """Take an entry out of the store; a reader meets it whole or not at all."""
-    doomed = _temporary(root)
+    """Remove an entry from the store. It is renamed first, so that a reader never sees a partial one."""
+    trash = _temporary(root)
     try:
-        doomed.parent.mkdir(parents=True, exist_ok=True)
-        os.rename(root / stage / key, doomed)
+        trash.parent.mkdir(parents=True, exist_ok=True)
+        os.rename(root / stage / key, trash)
     except FileNotFoundError:
         return
     except OSError as error:
         raise explain_disk(error, root) from error
-    shutil.rmtree(doomed, ignore_errors=True)
+    shutil.rmtree(trash, ignore_errors=True)
 
 
 def measured(root: Path, reference: Reference) -> dict[str, Any] | None:
-    """Wall time, peak memory and machine of the run that made the artifact; None where it came from elsewhere."""
+    """Wall time, peak memory and machine of the run that made the artifact; None if it was not computed in this store."""
     path = reference.folder(root) / MEASURED
     return json.loads(path.read_text()) if path.exists() else None
 
@@ -296,17 +296,17 @@ def file_digest(path: Path) -> str:
 
 def entries(root: Path) -> Iterator[tuple[str, str]]:
     """(stage, key) of everything in the store."""
-    for stage in types_of_stage(root):
+    for stage in stage_folders(root):
         yield from ((stage.name, folder.name) for folder in sorted(stage.iterdir()) if folder.is_dir())
 
 
-def types_of_stage(root: Path) -> list[Path]:
-    """The stages' folders; names with a dot are the store's own (temporary files, runs, Prefect's home)."""
+def stage_folders(root: Path) -> list[Path]:
+    """The folders of the stages; other folders in the store (temporary files, runs, Prefect's home) start with a dot."""
     return sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")) if root.is_dir() else []
 
 
 def clear_abandoned(root: Path) -> int:
-    """Remove what killed writers on this machine left under temporary names; returns how many."""
+    """Remove the temporary folders of killed writers on this machine; returns how many there were."""
     host, removed = socket.gethostname(), 0
     for folder in (root / ".tmp").glob(f"{host}-*-*"):
         if not psutil.pid_exists(int(folder.name[len(host) + 1 :].split("-")[0])):
@@ -317,7 +317,7 @@ def clear_abandoned(root: Path) -> int:
 
 @contextmanager
 def token(root: Path) -> Iterator[Path]:
-    """The absolute path of an empty folder in the store, there as long as the block, by which others may know the store."""
+    """The absolute path of an empty folder that exists during the block; processes that see it share this store."""
     folder = _temporary(root).resolve()
     folder.mkdir(parents=True)
     try:
@@ -353,7 +353,7 @@ def _rename_new(folder: Path, final: Path) -> bool:
     return True
 
 
-def _winner(root: Path, stage: str, key: str) -> Reference:
+def _existing(root: Path, stage: str, key: str) -> Reference:
     reference = find(root, stage, key)
     if reference is None:
         raise UserError(f"The store entry {stage}/{key} vanished while it was written; run the same command again.")

@@ -1,4 +1,4 @@
-"""Stage `condition`: what guides generation, per frame its camera and the point cloud rendered there (paper IV-C)."""
+"""Stage `condition`: the input of the video model, per frame its camera and the point cloud rendered there (paper IV-C)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BACKENDS: dict[str, BackendInfo] = {
 
 
 def build_condition(inputs: Views, pointmaps: Pointmaps, settings: ConditionSettings, generator: torch.Generator) -> Condition:
-    """Cameras between consecutive input views and the point cloud rendered at each, in the pointmaps' frame."""
+    """Cameras between consecutive input views, in the world frame of the pointmaps, and the point cloud rendered at each."""
     from reconx_core.geometry.point_renders import render_points, visible_points
 
     pair, position = frame_positions(len(inputs), settings.frames_per_pair)
@@ -29,16 +29,16 @@ def build_condition(inputs: Views, pointmaps: Pointmaps, settings: ConditionSett
 
 
 def frame_positions(views: int, frames_per_pair: int) -> tuple[Tensor, Float[Tensor, " f"]]:
-    """The pair of views around each frame, and where between them it is; the views themselves are left out."""
+    """The pair of views that each frame lies between, and its position in (0, 1); the views themselves are not included."""
     position = (torch.arange(frames_per_pair) + 1.0) / (frames_per_pair + 1)
     first = torch.arange(views - 1).repeat_interleave(frames_per_pair)
     return torch.stack([first, first + 1], -1), position.repeat(views - 1)
 
 
 def sway(cameras: Cameras, pointmaps: Pointmaps, pair: Int[Tensor, "f 2"], amount: float) -> Cameras:
-    """Move frames off the path in turn up, right, down and left, turned so that the scene's middle stays where it was.
+    """Move frames off the path, by turns up, right, down and left, rotated to keep the scene centre at the same pixel.
 
-    ``amount`` is in baselines of each frame's pair. Frames on one line would leave the other directions unguarded.
+    ``amount`` is in baselines of each frame's pair. Frames on a line would not constrain the scene in other directions.
     """
     centres = pointmaps.cameras.cam_to_world[:, :3, 3]
     baseline = (centres[pair[:, 1]] - centres[pair[:, 0]]).norm(dim=-1)

@@ -1,8 +1,8 @@
-"""Stage `confidence`: how far every pixel of every frame can be trusted (paper IV-E, eq. 13).
+"""Stage `confidence`: per-pixel confidence of every frame (paper IV-E, eq. 13).
 
-The geometry backend matches each frame against the others with all cameras held fixed; what agrees counts, what was
-invented does not. The geometric mean of that and of what the generator itself knew (a hole that it filled is worth nothing):
-both look at the same depth, so that their product would punish one doubt twice.
+The geometry backend matches each frame against the others with all cameras fixed; consistent pixels get a high confidence,
+generated content that contradicts the other frames a low one. The result is the geometric mean of this confidence and the
+generator's own (0 in a filled hole). Not the product: both depend on the same depth, so it would count an error twice.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def estimate_confidence(
     inputs: Views, frames: Frames, pointmaps: Pointmaps, backend: GeometryBackend, settings: ConfidenceSettings,
     generator: torch.Generator,
 ) -> Frames:  # fmt: skip
-    """The frames with a confidence in [0, 1] for every pixel; a photo's pixels count fully wherever they are valid."""
+    """The frames with a confidence in [0, 1] for every pixel; valid pixels of photos have confidence 1."""
     photos = inputs.masks.float()
     if not settings.enabled:
         return replace(frames, confidence=torch.cat([photos, torch.ones_like(frames.confidence[len(photos) :])]))
@@ -42,7 +42,7 @@ def estimate_confidence(
 def match_frames(
     frames: Frames, backend: GeometryBackend, long_side: int, generator: torch.Generator
 ) -> Float[Tensor, "f h w"]:
-    """Confidence of the geometry backend, run on all frames at a smaller size with their cameras fixed."""
+    """Confidence from the geometry backend, run on all frames at a smaller size with fixed cameras."""
     height, width = frames.images.shape[1:3]
     size = size_for(min(long_side, max(height, width)), height, width)
     usable = F.interpolate(frames.confidence[:, None], size, mode="nearest-exact")[:, 0] > 0

@@ -1,9 +1,9 @@
-"""How this project compiles numba kernels: cached on disk, run by one Python thread at a time.
+"""Compilation of numba kernels: cached on disk, run by one Python thread at a time.
 
-No fast-math: numba optimises a kernel differently when it loads it from its cache, and only plain IEEE arithmetic (with
-explicit fused operations, see simd.fma) gives the same bits in the process that compiled a kernel and in later ones.
+Without fast-math: numba optimises a kernel differently when it loads it from its cache, and only plain IEEE arithmetic (with
+explicit fused operations, see simd.fma) is bit-identical in the process that compiled a kernel and in later ones.
 
-Importing numba takes half a second, so modules that hold kernels are imported by their first user, not by a package's
+Importing numba takes half a second, so modules with kernels are imported where they are used, not in a package's
 ``__init__``.
 """
 
@@ -29,10 +29,10 @@ _process = os.getpid()
 
 @contextmanager
 def one_at_a_time() -> Iterator[None]:
-    """Hold this around kernel calls: numba's fallback threading layer aborts the process when two threads enter it.
+    """Lock for kernel calls: numba's fallback threading layer aborts the process if two threads enter it.
 
     Raises:
-        UserError: in a forked child, where the parent's thread pools are gone and a kernel would wait for them for ever.
+        UserError: in a forked child process, where the parent's thread pools are gone and a kernel would deadlock.
     """
     if os.getpid() != _process:
         raise UserError("The CPU kernels cannot run in a forked process; start worker processes with the 'spawn' method.")
@@ -47,7 +47,7 @@ def _digest_of_kernels() -> str:
 
 
 class _SourceCache(FunctionCache):
-    """numba's cache looks only at a kernel's own file; this one also notices changes in the helpers that it inlines."""
+    """numba's cache index covers only the kernel's own file; this one also covers the helpers that it inlines."""
 
     _digest = _digest_of_kernels()
 
@@ -58,13 +58,13 @@ class _SourceCache(FunctionCache):
 def _cached(dispatcher: Any) -> Any:
     try:
         dispatcher._cache = _SourceCache(dispatcher.py_func)
-    except RuntimeError as error:  # neither the package nor the user's cache folder can be written
+    except RuntimeError as error:  # neither the package nor the user's cache folder is writable
         warnings.warn(f"CPU kernels are compiled anew in every process: {error}", stacklevel=3)
     return dispatcher
 
 
 def kernel(function: Callable) -> Any:
-    """Compile a kernel whose ``prange`` loops use all threads."""
+    """Compile a kernel whose ``prange`` loops run on all threads."""
     return _cached(numba.njit(parallel=True, nogil=True, error_model="numpy")(function))
 
 
@@ -74,5 +74,5 @@ def serial_kernel(function: Callable) -> Any:
 
 
 def inlined(function: Callable) -> Any:
-    """A helper that becomes part of the kernel that calls it."""
+    """A helper that is inlined into the kernels that call it."""
     return numba.njit(forceinline=True, error_model="numpy")(function)

@@ -1,7 +1,7 @@
 """Explicit SIMD for numba kernels: a value type of 16 float32 lanes, its mask, and arithmetic on them.
 
-numba vectorises only loops that it recognises; a tile of a rasteriser is not among them. LLVM splits the 16 lanes for CPUs
-with narrower registers. A float32 scalar is accepted wherever a vector is and stands for 16 equal lanes.
+numba's auto-vectoriser does not handle the loop over a rasteriser tile. LLVM splits the 16 lanes for CPUs with narrower
+registers. A float32 scalar is accepted wherever a vector is, and is broadcast to 16 equal lanes.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ for _name, _symbols in {
 
 @intrinsic
 def fma(typing, x, y, z):
-    """x * y + z, rounded once. Explicit, so that the result does not depend on what the compiler chooses to fuse."""
+    """x * y + z, rounded once. Explicit, so that the result does not depend on which operations the compiler fuses."""
 
     def generate(context, builder, sig, args):
         function = cgutils.get_or_insert_function(
@@ -209,7 +209,7 @@ def lane_centres(typing):
 
 
 def _fold(size: int) -> Any:
-    """Two vectors that hold sums in groups of 2 * size lanes into one with groups of ``size``: the first's, the second's."""
+    """Combine two vectors of partial sums in groups of 2 * size lanes into one with groups of ``size``: first x, then y."""
     low = [base + group + k for base in (0, LANES) for group in range(0, LANES, 2 * size) for k in range(size)]
 
     @intrinsic
@@ -234,7 +234,7 @@ def _lane_sums4(a, b, c, d):
 
 @inlined
 def lane_sums(v):
-    """The sums of 12 vectors in the first 12 lanes, in a third of the instructions of 12 separate sums."""
+    """The sums of 12 vectors in the first 12 lanes, with a third of the instructions of 12 separate sums."""
     first = _fold2(_lane_sums4(v[0], v[1], v[2], v[3]), _lane_sums4(v[4], v[5], v[6], v[7]))
     last = _lane_sums4(v[8], v[9], v[10], v[11])
     return _fold1(first, _fold2(last, last))
@@ -242,7 +242,7 @@ def lane_sums(v):
 
 @intrinsic
 def float_bits(typing, x):
-    """The float32's bit pattern; for positive numbers it sorts like the number."""
+    """The bit pattern of the float32; for positive numbers it sorts like the number."""
     return types.uint32(types.float32), lambda context, builder, sig, args: builder.bitcast(args[0], ir.IntType(32))
 
 

@@ -1,4 +1,4 @@
-"""One reader per format of dataset, and how to tell which one a path is."""
+"""One reader per dataset format, and detection of the format of a path."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ class Format:
     name: str
     matches: Callable[[Path], bool]
     read: Callable[[Path], Capture]
-    check: Callable[[Path], None] | None = None  # of formats with cameras: raises UserError where the scene is half downloaded
+    check: Callable[[Path], None] | None = None  # formats with cameras only: raises UserError if half downloaded
     files: Callable[[Path], dict[str, Path]] = photos.files_within
 
 
-# The first that matches wins: a folder with camera data usually holds photos, too.
+# The first match wins. Photos come last, because a folder with camera data usually holds photos, too.
 FORMATS = (
     Format("procedural", procedural.is_spec, procedural.read, files=lambda path: {}),
     Format(
@@ -63,14 +63,14 @@ def detect(path: Path) -> Format:
     """The format of a scene.
 
     Raises:
-        UserError: nothing is there, or nothing that a reader knows.
+        UserError: the path does not exist, or no reader recognises it.
     """
     found = _format_of(path)
     if found is not None:
         return found
     if path.is_dir():
-        if any(path.iterdir()) and (told := unfinished.lacking(path)):
-            raise UserError(f"{told} Fetch what is missing.")
+        if any(path.iterdir()) and (problem := unfinished.describe_missing(path)):
+            raise UserError(f"{problem} Fetch what is missing.")
         raise UserError(f"There are no photos in '{path}'; JPEG, PNG, HEIC, WebP, TIFF and BMP are read.")
     if path.exists():
         raise UserError(f"'{path}' is none of the formats that are read ({', '.join(f.name for f in FORMATS)}).")
@@ -83,7 +83,7 @@ def read(path: Path) -> Capture:
 
 
 def files_of(scene: Path) -> dict[str, Path]:
-    """All the files that a scene's reader may look at, by the names under which they count; of a procedural scene, none."""
+    """All files that the scene's reader may read, by their names in the cache key; empty for a procedural scene."""
     found = _format_of(scene)
     if found is not None:
         return found.files(scene)
@@ -94,10 +94,10 @@ def scene_names(dataset: Path) -> list[tuple[str, Path]]:
     """(name, path) of every scene in a dataset: itself if it is one scene, else those in its chunks or the folders in it.
 
     ``procedural:room?seed=0..4`` stands for five scenes. Scenes that are missing or half downloaded are left out; a warning
-    names them. Hidden folders do not count.
+    names them. Hidden folders are ignored.
 
     Raises:
-        UserError: no whole scene is there, or chunks of which none can be read.
+        UserError: there is no complete scene, or none of the chunks can be read.
     """
     if procedural.is_spec(dataset):
         return [(procedural.scene_name(spec), spec) for spec in procedural.expand(dataset)]
@@ -105,15 +105,15 @@ def scene_names(dataset: Path) -> list[tuple[str, Path]]:
         return realestate.scenes(dataset)
     if _format_of(dataset) is not None:
         return [(dataset.resolve().stem if dataset.is_file() else dataset.resolve().name, dataset)]
-    realestate.warn_of_unfetched(dataset)
-    scenes, problems = _sort(_folders(dataset))
+    realestate.warn_of_missing_frames(dataset)
+    scenes, problems = _check_scenes(_folders(dataset))
     if not scenes and problems:
         raise UserError(f"No scene in '{dataset}' is whole. {' '.join(problems)}")
     if not scenes:
         raise UserError(f"'{dataset}' is no scene and no folder of scenes.")
     if problems:
-        told = f"{len(problems)} of {len(problems) + len(scenes)} scenes in '{dataset}' are left out, since they are not whole."
-        warnings.warn(f"{told} {' '.join(problems)}", stacklevel=1)
+        message = f"{len(problems)} of {len(problems) + len(scenes)} scenes in '{dataset}' are left out"
+        warnings.warn(f"{message}, since they are not whole. {' '.join(problems)}", stacklevel=1)
     return [(p.name, p) for p in scenes]
 
 
@@ -122,7 +122,7 @@ def _format_of(path: Path) -> Format | None:
 
 
 def _folders(dataset: Path) -> list[Path]:
-    """The folders that may be a dataset's scenes, some of which stand a level below."""
+    """The folders that may be scenes of a dataset; some layouts hold them one level deeper."""
     if (dataset / "cameras").is_dir() and (dataset / "frames").is_dir():
         return _folders(dataset / "frames")
     if (dataset / "Rectified").is_dir():
@@ -132,21 +132,22 @@ def _folders(dataset: Path) -> list[Path]:
     return [scene for p in folders for scene in ((dl3dv.is_subset(p) and _folders(p)) or [p])]
 
 
-def _sort(folders: list[Path]) -> tuple[list[Path], list[str]]:
-    """The whole scenes among folders, and a sentence on each that is not; other folders are in neither."""
+def _check_scenes(folders: list[Path]) -> tuple[list[Path], list[str]]:
+    """The complete scenes among ``folders``, and a sentence for each incomplete one; other folders are in neither."""
     formats = {p: _format_of(p) for p in folders}
-    problems = {p: told for p, found in formats.items() if (told := _problem(p, found))}
+    problems = {p: problem for p, found in formats.items() if (problem := _problem(p, found))}
     plain = [p for p, found in formats.items() if found and found.name == "photos" and p not in problems]
     posed = [p for p, found in formats.items() if found and found.check]
-    problems |= {p: f"'{p}' has photos, but no cameras as the others have." for p in unfinished.outvoted(plain, posed)}
+    lost = unfinished.without_expected_cameras(plain, posed)
+    problems |= {p: f"'{p}' has photos, but no cameras as the others have." for p in lost}
     return [p for p, found in formats.items() if found and p not in problems], list(problems.values())
 
 
 def _problem(path: Path, found: Format | None) -> str | None:
     if found is None:
-        return unfinished.lacking(path)
+        return unfinished.describe_missing(path)
     if found.check is None:
-        return unfinished.lacking_cameras(path)
+        return unfinished.describe_missing_cameras(path)
     try:
         found.check(path)
     except UserError as error:

@@ -1,4 +1,4 @@
-"""NeRF's synthetic scenes: ``transforms_train.json`` and ``transforms_test.json`` with pictures on a transparent ground."""
+"""NeRF's synthetic scenes: ``transforms_train.json`` and ``transforms_test.json`` with pictures on a transparent background."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ def is_scene(path: Path) -> bool:
 
 
 def check(path: Path) -> None:
-    """Raises UserError where a file is malformed or none of its pictures is there."""
+    """Raises UserError if a file is malformed or none of its pictures is there."""
     for file in sorted(path.glob("transforms_t*.json")):
         require_pictures(file)
 
 
 def read(path: Path) -> Capture:
-    """Training views, then test views, in the order of the files; transparent pixels are white, as the field scores them.
+    """Training views, then test views, in the order of the files; transparent pixels become white, as in published results.
 
     Raises:
         UserError: a file is malformed.

@@ -1,4 +1,4 @@
-"""What every reader returns: a scene's photos with whatever is known about each."""
+"""What every reader returns: a scene's photos with all that is known about each."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Photo:
-    """One photo. Pixels are loaded on demand; ``load`` raises ImageError where the file cannot be read."""
+    """One photo. Pixels are loaded on demand; ``load`` raises ImageError if the file cannot be read."""
 
     name: str
     load: Callable[[], Float[Tensor, "h w 3"]]
     load_mask: Callable[[], Bool[Tensor, "h w"]] | None = None  # True where the pixel may be used
     focal: float = math.nan  # pixels of the photo as loaded, from EXIF
-    sharpness: float = math.nan  # of video frames: which one of a window to take
+    sharpness: float = math.nan  # of video frames; of each window the sharpest is kept
     intrinsics: Float[Tensor, "3 3"] | None = None  # pixels of an image of `size`
     size: tuple[int, int] | None = None  # (height, width) that the intrinsics refer to; None: the photo's own
     distortion: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)  # OPENCV k1 k2 p1 p2
     cam_to_world: Float[Tensor, "4 4"] | None = None  # OpenCV axes
     load_object_mask: Callable[[], Bool[Tensor, "h w"]] | None = None  # True on the object that is scored; of any size
-    load_depth: Callable[[], Float[Tensor, "h w"]] | None = None  # exact z-depth, where the scene is procedural
-    number: int | None = None  # as its dataset counts, where frames before it may be missing; None: its place in the capture
+    load_depth: Callable[[], Float[Tensor, "h w"]] | None = None  # exact z-depth, of procedural scenes
+    number: int | None = None  # frame number in the dataset, missing frames counted; None: the index in the capture
 
 
 class Split(NamedTuple):
@@ -58,5 +58,5 @@ def pinhole(fx: float, fy: float, cx: float, cy: float) -> Float[Tensor, "3 3"]:
 
 
 def every_eighth(count: int) -> Split:
-    """The field's held-out views of forward-facing scenes: index 0, 8, 16, ..."""
+    """The held-out views that published results on forward-facing scenes use: index 0, 8, 16, ..."""
     return Split(tuple(i for i in range(count) if i % 8), tuple(range(0, count, 8)))

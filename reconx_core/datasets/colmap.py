@@ -18,7 +18,7 @@ from reconx_core.datasets.photos import files_within, find_mask, image_folders, 
 from reconx_core.errors import UserError
 from reconx_core.io.images import is_image, read_focal, read_image, read_mask
 
-# where each model's fx fy cx cy k1 k2 p1 p2 stand among its parameters; None is zero
+# index of fx fy cx cy k1 k2 p1 p2 among each model's parameters; None: the value is zero
 _PARAMETERS: dict[str, tuple[int | None, ...]] = {
     "SIMPLE_PINHOLE": (0, 0, 1, 2, None, None, None, None),
     "PINHOLE": (0, 1, 2, 3, None, None, None, None),
@@ -35,7 +35,7 @@ def find_model(path: Path) -> Path | None:
 
 
 def holds_distortion(model: Path) -> bool:
-    """Whether a camera of a model has any distortion; of a file that cannot be read, False, so that :func:`read` says so."""
+    """Whether any camera of a model has distortion. False for a file that cannot be read: :func:`read` reports it."""
     try:
         return any(name not in ("SIMPLE_PINHOLE", "PINHOLE") for name in _camera_models(model))
     except (struct.error, ValueError, IndexError):
@@ -43,7 +43,7 @@ def holds_distortion(model: Path) -> bool:
 
 
 def check(path: Path) -> None:
-    """Raises UserError where the model is missing or truncated, or where there is no picture at all."""
+    """Raises UserError if the model is missing or truncated, or if there is no picture at all."""
     model = _require_model(path)
     _check_lengths(model)
     if not any(is_image(file) for folder in (*_image_folders(path, model), path) for file in folder.rglob("*")):
@@ -51,14 +51,14 @@ def check(path: Path) -> None:
 
 
 def files_of(path: Path) -> dict[str, Path]:
-    """All files below, and the pictures and masks that lie beside a model which is given by its own folder."""
-    place = path.resolve()
-    beside = [f for f in _image_folders(path, _require_model(path)) if not f.resolve().is_relative_to(place)]
-    return files_within(path, *beside, *(folder.parent / "masks" for folder in beside))
+    """All files in the scene's folder; if ``path`` is the model's own folder, also the pictures and masks beside it."""
+    folder = path.resolve()
+    beside = [f for f in _image_folders(path, _require_model(path)) if not f.resolve().is_relative_to(folder)]
+    return files_within(path, *beside, *(images.parent / "masks" for images in beside))
 
 
 def read(path: Path) -> Capture:
-    """Registered images in natural order of their names, from the folder that has most of them, the largest of equals.
+    """Registered images in natural order of their names, from the folder that has most of them (of equals, the largest size).
 
     The split ``every_8th`` holds out every eighth image in the alphabetical order of their names. It is the default of scenes
     with a ``poses_bounds.npy`` beside the model, which are Mip-NeRF 360's; of other scenes every image is an input.
@@ -91,7 +91,7 @@ def _require_model(path: Path) -> Path:
 
 
 def _every_eighth(names: list[str]) -> Split:
-    """The field counts in alphabetical order (9 after 10), whatever the order of the capture."""
+    """Published results count images in alphabetical order (9 after 10), not in capture order."""
     order = sorted(range(len(names)), key=lambda i: names[i])
     return Split(*(tuple(sorted(order[i] for i in part)) for part in every_eighth(len(names))))
 
@@ -101,49 +101,49 @@ def _is_model(folder: Path) -> bool:
 
 
 def _check_lengths(model: Path) -> None:
-    """pycolmap takes what is missing from a truncated binary file for counts, and allocates for minutes."""
-    walks = {"cameras": _after_camera, "images": _after_image, "points3D": _after_point}
-    for file, after in ((model / f"{name}.bin", after) for name, after in walks.items()):
+    """Raises UserError for truncated binary files: pycolmap would read garbage as counts and allocate memory for minutes."""
+    record_ends = {"cameras": _camera_end, "images": _image_end, "points3D": _point_end}
+    for file, record_end in ((model / f"{name}.bin", record_end) for name, record_end in record_ends.items()):
         if not file.is_file():
             continue
         data = file.read_bytes()
         try:
-            place = 8
+            offset = 8
             for _ in range(struct.unpack_from("<Q", data)[0]):
-                place = after(data, place)
+                offset = record_end(data, offset)
         except (struct.error, ValueError):
-            place = -1
-        if place != len(data):
+            offset = -1
+        if offset != len(data):
             raise UserError(f"The COLMAP file {file} is truncated or damaged; copy it again or export the model anew.")
 
 
 def _camera_models(model: Path) -> list[str]:
-    """The camera models by name. Raises struct.error, ValueError or IndexError where the file is damaged."""
+    """The camera models by name. Raises struct.error, ValueError or IndexError if the file is damaged."""
     if not (model / "cameras.bin").is_file():
         lines = (model / "cameras.txt").read_text(errors="replace").splitlines()
         return [line.split()[1] for line in lines if line.strip() and not line.startswith("#")]
-    data, place, names = (model / "cameras.bin").read_bytes(), 8, []
+    data, offset, names = (model / "cameras.bin").read_bytes(), 8, []
     for _ in range(struct.unpack_from("<Q", data)[0]):
-        names.append(pycolmap.CameraModelId(struct.unpack_from("<i", data, place + 4)[0]).name)
-        place = _after_camera(data, place)
+        names.append(pycolmap.CameraModelId(struct.unpack_from("<i", data, offset + 4)[0]).name)
+        offset = _camera_end(data, offset)
     return names
 
 
-def _after_camera(data: bytes, place: int) -> int:
-    """Id, model, width, height, parameters."""
-    model = struct.unpack_from("<i", data, place + 4)[0]
-    return place + 24 + 8 * len(pycolmap.Camera.create_from_model_id(1, pycolmap.CameraModelId(model), 1.0, 1, 1).params)
+def _camera_end(data: bytes, offset: int) -> int:
+    """Where a camera's record ends: id, model, width, height, parameters."""
+    model = struct.unpack_from("<i", data, offset + 4)[0]
+    return offset + 24 + 8 * len(pycolmap.Camera.create_from_model_id(1, pycolmap.CameraModelId(model), 1.0, 1, 1).params)
 
 
-def _after_image(data: bytes, place: int) -> int:
-    """Id, quaternion, translation, camera, name with a zero at its end, keypoints."""
-    name_end = data.index(b"\0", place + 64)
+def _image_end(data: bytes, offset: int) -> int:
+    """Where an image's record ends: id, quaternion, translation, camera, zero-terminated name, keypoints."""
+    name_end = data.index(b"\0", offset + 64)
     return name_end + 9 + 24 * struct.unpack_from("<Q", data, name_end + 1)[0]
 
 
-def _after_point(data: bytes, place: int) -> int:
-    """Id, position, colour, error, track."""
-    return place + 51 + 8 * struct.unpack_from("<Q", data, place + 43)[0]
+def _point_end(data: bytes, offset: int) -> int:
+    """Where a point's record ends: id, position, colour, error, track."""
+    return offset + 51 + 8 * struct.unpack_from("<Q", data, offset + 43)[0]
 
 
 def _image_folders(path: Path, model: Path) -> list[Path]:
@@ -153,7 +153,7 @@ def _image_folders(path: Path, model: Path) -> list[Path]:
 
 def _find_images(path: Path, model: Path, names: Sequence[str]) -> Path:
     counts = {f: sum((f / name).is_file() for name in names) for f in (*_image_folders(path, model), path)}
-    found = max(counts, key=lambda folder: counts[folder])  # the first of equals
+    found = max(counts, key=lambda folder: counts[folder])  # the first of those with equal counts
     if not counts[found]:
         raise UserError(f"The images of the COLMAP model in {model} (such as {names[0]}) are not in {path / 'images'}.")
     return found
@@ -177,10 +177,10 @@ def _photo(image: pycolmap.Image, camera: pycolmap.Camera, path: Path, name: str
 
 
 def _opencv_parameters(camera: pycolmap.Camera) -> list[float]:
-    places = _PARAMETERS.get(camera.model.name)
-    if places is None:
+    indices = _PARAMETERS.get(camera.model.name)
+    if indices is None:
         raise UserError(
             f"COLMAP camera {camera.camera_id} has the model {camera.model.name}; undistort the images first "
             f"(colmap image_undistorter) or use one of {', '.join(_PARAMETERS)}."
         )
-    return [0.0 if place is None else float(camera.params[place]) for place in places]
+    return [0.0 if index is None else float(camera.params[index]) for index in indices]

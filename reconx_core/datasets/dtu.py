@@ -1,7 +1,7 @@
-"""DTU's scans, in the four layouts that go about.
+"""DTU's scans, in the four layouts that are in circulation.
 
 =========  ==============================================  ===================================================
-whose      pictures                                        cameras
+layout     pictures                                        cameras
 =========  ==============================================  ===================================================
 MVSNet     ``Rectified/scan1_train/rect_001_3_r5000.png``  ``Cameras/00000000_cam.txt``, ``Cameras/train/...``
 RegNeRF    ``Rectified/scan1/rect_001_3_r5000.png``        ``Calibration/cal18/pos_001.txt``
@@ -9,7 +9,7 @@ MVSNet     ``scan1/images/00000000.jpg``, or ``image``     ``scan1/cams/00000000
 IDR, NeuS  ``scan1/image/000000.png``                      ``scan1/cameras.npz`` or ``cameras_sphere.npz``
 =========  ==============================================  ===================================================
 
-Views count from 0, except in the names ``rect_001...`` and ``pos_001``, which count from 1. Object masks lie in
+Views count from 0, except in the names ``rect_001...`` and ``pos_001``, which count from 1. Object masks are in
 ``scan1/mask`` or, as they are published for scoring, in ``idrmasks/scan1`` or ``idrmasks/scan1/mask`` beside the scans.
 """
 
@@ -32,19 +32,19 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from reconx_core.datasets.capture import Capture, Photo, Split, pinhole
-from reconx_core.datasets.photos import find_photos, names_from, unique_names
+from reconx_core.datasets.photos import find_photos, relative_names, unique_names
 from reconx_core.errors import UserError
 from reconx_core.io.images import ImageError, read_focal, read_image, read_mask, read_size
 
 _SCAN = re.compile(r"(scan\d+)(?:_train)?")
-_RECTIFIED = re.compile(r"rect_(\d{3})_3_r\d+\.(?:png|jpg)")  # under light 3 of 7, which the field uses
+_RECTIFIED = re.compile(r"rect_(\d{3})_3_r\d+\.(?:png|jpg)")  # light 3 of 7, as in published results
 _CAMERA, _CALIBRATION = re.compile(r"(\d+)_cam\.txt"), re.compile(r"pos_(\d+)\.txt")
 _WORLD_MAT = re.compile(r"world_mat_(\d+)")
 _ARCHIVES = ("cameras.npz", "cameras_sphere.npz")
 _FULL = (1200, 1600)
-_CUT = (88, 160, 1024, 1280)  # top, left, height, width of what MVSNet cuts out, in pixels of the full picture
-_SIZES = {"Cameras": _FULL, "train": (128, 160), "cal18": _FULL}  # of the pictures that shared cameras are for
-# Views are counted and scored as RegNeRF (google-research/regnerf) publishes the split that pixelNeRF introduced.
+_CROP = (88, 160, 1024, 1280)  # top, left, height, width of MVSNet's crop, in pixels of the full picture
+_SIZES = {"Cameras": _FULL, "train": (128, 160), "cal18": _FULL}  # of the pictures that cameras shared by all scans refer to
+# pixelNeRF's split, as RegNeRF (google-research/regnerf) publishes it; views count from 0.
 _VIEWS = 49
 _INPUTS = (25, 22, 28, 40, 44, 48, 0, 8, 13)
 _NOT_SCORED = (3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 36, 37, 38, 39)
@@ -55,11 +55,11 @@ class _Camera(NamedTuple):
 
     intrinsics: Float[np.ndarray, "3 3"]
     world_to_cam: Float[np.ndarray, "3 4"]
-    size: tuple[int, int] | None  # (height, width) of the picture that it is for; None: the one beside it
+    size: tuple[int, int] | None  # (height, width) that the intrinsics refer to; None: that of the scan's pictures
 
 
 def is_scene(path: Path) -> bool:
-    """Whether a folder has DTU's cameras, or its rectified pictures, whose cameras lie elsewhere."""
+    """Whether a folder has DTU's cameras, or its rectified pictures, whose cameras are elsewhere."""
     return path.is_dir() and (_own_cameras(path) is not None or any(_is_rectified(p) for p in path.glob("rect_*")))
 
 
@@ -69,15 +69,15 @@ def is_scan(name: str) -> bool:
 
 
 def check(path: Path) -> None:
-    """Raises UserError where a scan has no cameras or no pictures."""
+    """Raises UserError if a scan has no cameras or no pictures."""
     _pictures(path, _camera_files(path).keys())
 
 
 def files_of(path: Path) -> dict[str, Path]:
-    """The pictures, cameras and object masks that a scan is read from, wherever they lie."""
+    """The pictures, cameras and object masks that a scan is read from, wherever they are."""
     source = _find_cameras(path)
     cameras = [] if source is None else [source] if source.is_file() else _in_folder(source).values()
-    return names_from(path, [*cameras, *_picture_files(path), *_mask_files(path)])
+    return relative_names(path, [*cameras, *_picture_files(path), *_mask_files(path)])
 
 
 def read(path: Path) -> Capture:
@@ -87,14 +87,14 @@ def read(path: Path) -> Capture:
     the cameras' own (millimetres): ``scale_mat``, which moves the object into the unit sphere, is not applied.
 
     Raises:
-        UserError: no cameras or no pictures, a damaged camera file, or cameras that do not fit the pictures.
+        UserError: no cameras or no pictures, a damaged camera file, or cameras for pictures of another size.
     """
     cameras = _camera_files(path)
     pictures = _pictures(path, cameras.keys())
     _warn_of_gaps(path, pictures, cameras.keys())
     size = _first_size(pictures.values())
     masks = _numbered(_mask_files(path), pictures.keys())
-    fitted = {view: _fit(_read_camera(cameras[view], view), size, f"view {view} of '{path}'") for view in pictures}
+    fitted = {view: _fit_camera(_read_camera(cameras[view], view), size, f"view {view} of '{path}'") for view in pictures}
     photos = tuple(
         replace(_photo(pictures[view], name, fitted[view], size, masks.get(view)), number=view)
         for view, name in zip(pictures, unique_names(pictures.values()))
@@ -107,11 +107,12 @@ def decompose(projection: Float[np.ndarray, "3 4"]) -> tuple[Float[np.ndarray, "
     """Intrinsics (positive focal lengths, 1 at the end) and world-to-camera [R|t] of a projection matrix K[R|t] of any scale.
 
     Raises:
-        ValueError: the matrix is no camera's.
+        ValueError: the matrix is not a camera's.
     """
     if projection.shape != (3, 4) or not np.isfinite(projection).all() or np.linalg.matrix_rank(projection[:, :3]) < 3:
         raise ValueError("a projection matrix should hold 3x4 finite numbers and have full rank")
-    projection = projection * np.sign(np.linalg.det(projection[:, :3]))  # of P and -P, one is a K times a rotation
+    # A projection matrix is known up to its sign: take the one that is K times a rotation.
+    projection = projection * np.sign(np.linalg.det(projection[:, :3]))
     intrinsics, rotation = scipy.linalg.rq(projection[:, :3])
     signs = np.sign(np.diag(intrinsics))
     intrinsics, rotation = intrinsics * signs, signs[:, None] * rotation
@@ -140,7 +141,7 @@ def _in_folder(folder: Path) -> dict[int, Path]:
 
 
 def _camera_files(path: Path) -> dict[int, Path]:
-    """The file of each view's camera. Raises UserError where there is none."""
+    """The file of each view's camera. Raises UserError if there is none."""
     source = _find_cameras(path)
     if source is None:
         places = "cams, cameras.npz, ../../Cameras or ../../Calibration/cal18"
@@ -151,7 +152,7 @@ def _camera_files(path: Path) -> dict[int, Path]:
 
 
 def _read_camera(file: Path, view: int) -> _Camera:
-    """Raises UserError where the file is damaged."""
+    """Raises UserError if the file is damaged."""
     size = _SIZES.get(file.parent.name)
     try:
         if file.suffix == ".npz":
@@ -177,7 +178,7 @@ def _parse_archive(file: Path, modified: int) -> Mapping[str, np.ndarray]:
 
 
 def _parse_mvsnet(text: str) -> tuple[Float[np.ndarray, "3 3"], Float[np.ndarray, "3 4"]]:
-    """``extrinsic`` with 16 numbers (world to camera), ``intrinsic`` with 9, and a range of depths that nobody here needs."""
+    """``extrinsic`` with 16 numbers (world to camera), ``intrinsic`` with 9, and a depth range that is not used."""
     words = text.split()
     extrinsic, intrinsic = words.index("extrinsic") + 1, words.index("intrinsic") + 1
     world_to_cam = np.array(words[extrinsic : extrinsic + 16], dtype=np.float64).reshape(4, 4)[:3]
@@ -203,24 +204,24 @@ def _mask_files(path: Path) -> list[Path]:
     """Object masks, in alphabetical order."""
     match = _SCAN.fullmatch(path.absolute().name)
     scan = match[1] if match else path.absolute().name
-    roots = [root / below for root in path.absolute().parents[:2] for below in ("", "submission_data")]
-    published = [root / "idrmasks" / scan for root in roots]
-    folders = [path / "mask", *(place for folder in published for place in (folder / "mask", folder))]
+    parents = [parent / below for parent in path.absolute().parents[:2] for below in ("", "submission_data")]
+    published = [parent / "idrmasks" / scan for parent in parents]
+    folders = [path / "mask", *(masks for folder in published for masks in (folder / "mask", folder))]
     return sorted(next(filter(None, map(find_photos, filter(Path.is_dir, folders))), []))
 
 
 def _pictures(path: Path, views: Set[int]) -> dict[int, Path]:
-    """The picture of each view that has one. Raises UserError where none has."""
+    """The picture of each view that has one. Raises UserError if none has."""
     files = _picture_files(path)
     pictures = _numbered(files, views)
     if not pictures:
-        told = f"none of its {len(files)} pictures has" if files else "no pictures (image, images or rect_001_3_r5000.png) for"
-        raise UserError(f"The DTU scan '{path}' has {told} one of its {len(views)} cameras; fetch the rest.")
+        what = f"none of its {len(files)} pictures has" if files else "no pictures (image, images or rect_001_3_r5000.png) for"
+        raise UserError(f"The DTU scan '{path}' has {what} one of its {len(views)} cameras; fetch the rest.")
     return pictures
 
 
 def _numbered(files: list[Path], views: Set[int]) -> dict[int, Path]:
-    """Files by view: by their numbers; names that are none, or count from 1, in their order if there is one for each view."""
+    """Files by view number; files without numbers, or counted from 1, are taken in order if there is one for each view."""
     numbers = {number: file for file in files if (number := _number(file)) is not None}
     if len(files) == len(views) and (len(numbers) < len(files) or numbers.keys() == {view + 1 for view in views}):
         return dict(zip(sorted(views), files))
@@ -234,65 +235,67 @@ def _number(file: Path) -> int | None:
 
 
 def _warn_of_gaps(path: Path, pictures: Mapping[int, Path], views: Set[int]) -> None:
-    """Shared cameras are of 64 views, of which most scans have the first 49."""
+    """Warn of missing pictures and cameras. Shared cameras cover 64 views, of which most scans have the first 49."""
     count = len(views) if max(pictures) >= _VIEWS else _VIEWS
     missing = [view for view in sorted(views)[:count] if view not in pictures]
     if missing:
-        told = f"{len(missing)} of {len(missing) + len(pictures)} pictures of '{path}' are missing, such as view {missing[0]}"
-        warnings.warn(f"{told}; they are left out.", stacklevel=3)
+        total = len(missing) + len(pictures)
+        problem = f"{len(missing)} of {total} pictures of '{path}' are missing, such as view {missing[0]}"
+        warnings.warn(f"{problem}; they are left out.", stacklevel=3)
     unknown = len(_picture_files(path)) - len(pictures)
     if unknown:
         warnings.warn(f"{unknown} pictures of '{path}' have no camera; they are left out.", stacklevel=3)
 
 
 def _first_size(pictures: Iterable[Path]) -> tuple[int, int] | None:
-    """(height, width) of the first picture that can be read; a scan's are all of one size."""
+    """(height, width) of the first readable picture; all pictures of a scan have one size."""
     for picture in pictures:
         try:
             return read_size(picture)
-        except ImageError:  # said again, and by name, when the photo itself is loaded
+        except ImageError:  # reported by name when the photo itself is loaded
             continue
     return None
 
 
-def _fit(camera: _Camera, picture: tuple[int, int] | None, told: str) -> _Camera:
-    """The camera for pictures of that size: shared cameras are for the full picture, or for what MVSNet cuts out of it.
+def _fit_camera(camera: _Camera, picture: tuple[int, int] | None, label: str) -> _Camera:
+    """The camera for pictures of size ``picture``: shared cameras refer to the full picture or to MVSNet's crop of it.
 
     Raises:
-        UserError: it cannot be for a picture like that.
+        UserError: the intrinsics do not fit a picture of that size.
     """
     intrinsics, size = camera.intrinsics, camera.size or picture
     if size is None or picture is None:
         return camera
     if camera.size is not None:
-        intrinsics, size = _recut(intrinsics, camera.size, picture)
+        intrinsics, size = _convert_crop(intrinsics, camera.size, picture)
     offset = np.abs(intrinsics[:2, 2] / (size[1], size[0]) - 0.5)
     if offset.max() > 0.25:
         centre = f"({intrinsics[0, 2]:.0f}, {intrinsics[1, 2]:.0f})"
-        raise UserError(f"The camera of {told} is not for a picture of {size[1]}x{size[0]}: its principal point is {centre}.")
+        raise UserError(f"The camera of {label} is not for a picture of {size[1]}x{size[0]}: its principal point is {centre}.")
     if abs(intrinsics[0, 1]) > 1e-3 * intrinsics[0, 0]:
-        raise UserError(f"The camera of {told} has skewed pixels ({intrinsics[0, 1]:.1f}), which are not supported.")
+        raise UserError(f"The camera of {label} has skewed pixels ({intrinsics[0, 1]:.1f}), which are not supported.")
     return _Camera(intrinsics, camera.world_to_cam, size)
 
 
-def _recut(
+def _convert_crop(
     intrinsics: Float[np.ndarray, "3 3"], size: tuple[int, int], picture: tuple[int, int]
 ) -> tuple[Float[np.ndarray, "3 3"], tuple[int, int]]:
-    """Intrinsics for the full picture (4:3), or what is cut out of its middle (5:4), as the picture's shape says."""
-    top, left, height, width = _CUT
+    """Intrinsics and size for the full picture (4:3) or its centre crop (5:4), whichever ``picture`` has the aspect of."""
+    top, left, height, width = _CROP
     corner = np.array([[0.0, 0.0, left], [0.0, 0.0, top], [0.0, 0.0, 0.0]])
-    if _is_cut(size):
+    if _is_cropped(size):
         intrinsics = np.array([[width / size[1]], [height / size[0]], [1.0]]) * intrinsics + corner
-    return (intrinsics - corner, (height, width)) if _is_cut(picture) else (intrinsics, _FULL)
+    return (intrinsics - corner, (height, width)) if _is_cropped(picture) else (intrinsics, _FULL)
 
 
-def _is_cut(size: tuple[int, int]) -> bool:
+def _is_cropped(size: tuple[int, int]) -> bool:
     return size[1] * 4 == size[0] * 5
 
 
 def _photo(file: Path, name: str, camera: _Camera, picture: tuple[int, int] | None, mask: Path | None) -> Photo:
     fx, fy, cx, cy = camera.intrinsics[[0, 1, 0, 1], [0, 1, 2, 2]].tolist()
     world_to_cam = np.concatenate([camera.world_to_cam, [[0.0, 0.0, 0.0, 1.0]]])
+    cropped = picture is not None and _is_cropped(picture)
     return Photo(
         name,
         partial(read_image, file, upright=False),
@@ -300,17 +303,17 @@ def _photo(file: Path, name: str, camera: _Camera, picture: tuple[int, int] | No
         intrinsics=pinhole(fx, fy, cx, cy),
         size=camera.size,
         cam_to_world=torch.from_numpy(np.linalg.inv(world_to_cam)).float(),
-        load_object_mask=None if mask is None else partial(_read_object_mask, mask, picture is not None and _is_cut(picture)),
+        load_object_mask=None if mask is None else partial(_read_object_mask, mask, cropped),
     )
 
 
-def _read_object_mask(file: Path, cut: bool) -> Bool[Tensor, "h w"]:
-    """True on the object; masks are for full pictures, so that of a cut one is cut, too."""
+def _read_object_mask(file: Path, cropped: bool) -> Bool[Tensor, "h w"]:
+    """True on the object. Masks are for full pictures, so the mask of a cropped picture is cropped, too."""
     mask = read_mask(file, upright=False)
     height, width = mask.shape
-    if not cut or _is_cut((height, width)):
+    if not cropped or _is_cropped((height, width)):
         return mask
-    top, left = round(_CUT[0] * height / _FULL[0]), round(_CUT[1] * width / _FULL[1])
+    top, left = round(_CROP[0] * height / _FULL[0]), round(_CROP[1] * width / _FULL[1])
     return mask[top : height - top, left : width - left]
 
 

@@ -18,9 +18,10 @@ from reconx_core.io.images import read_focal, read_image, read_mask
 
 
 def is_scene(path: Path) -> bool:
-    """Whether there is LLFF's file, and no COLMAP model without distortion, which says more.
+    """Whether there is ``poses_bounds.npy`` and no undistorted COLMAP model, which is more precise and is read instead.
 
-    Mip-NeRF 360's scenes hold both, and LLFF's own a model with the distortion that the file leaves out, as the field does.
+    Mip-NeRF 360's scenes have both. LLFF's own scenes have a COLMAP model with distortion, which ``poses_bounds.npy`` and
+    published results leave out.
     """
     model = colmap.find_model(path)
     return (path / "poses_bounds.npy").is_file() and (model is None or colmap.holds_distortion(model))
@@ -30,9 +31,9 @@ def read(path: Path) -> Capture:
     """Photos in the order of the poses, with the splits ``every_8th`` (default) and ``train_3``, ``train_6``, ``train_9``.
 
     Raises:
-        UserError: the file is no LLFF array, no folder has one image for each pose, or the COLMAP model beside it is not whole.
+        UserError: the file is no LLFF array, no folder has one image for each pose, or the COLMAP model is incomplete.
     """
-    _refuse_half_a_model(path)
+    _require_complete_model(path)
     poses, heights, widths, focals = _load(path / "poses_bounds.npy")
     files = _find_images(path, len(poses))
     photos = tuple(
@@ -43,8 +44,8 @@ def read(path: Path) -> Capture:
 
 
 def check(path: Path) -> None:
-    """Raises UserError where the poses cannot be read, there is no picture for each, or half a COLMAP model beside them."""
-    _refuse_half_a_model(path)
+    """Raises UserError if the poses cannot be read, pictures are missing, or the COLMAP model beside them is incomplete."""
+    _require_complete_model(path)
     _find_images(path, len(_load(path / "poses_bounds.npy")[0]))
 
 
@@ -55,8 +56,8 @@ def opencv_from_llff(poses: Float[Tensor, "n 3 4"]) -> Float[Tensor, "n 4 4"]:
     return torch.cat([top, top.new_tensor([0.0, 0.0, 0.0, 1.0]).expand(len(top), 1, 4)], 1)
 
 
-def _refuse_half_a_model(path: Path) -> None:
-    """A whole one would decide which cameras are read."""
+def _require_complete_model(path: Path) -> None:
+    """Raises UserError for an incomplete COLMAP model: a complete one decides which cameras are read."""
     if (path / "sparse").is_dir() and colmap.find_model(path) is None:
         raise UserError(
             f"The COLMAP model in {path / 'sparse'} is not whole; fetch it, or remove sparse to use poses_bounds.npy."
@@ -76,7 +77,7 @@ def _load(file: Path) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def _find_images(path: Path, count: int) -> list[Path]:
-    """The largest version of the images of which there is one for each pose, in LLFF's (plain alphabetical) order."""
+    """The images of the largest size that has one for each pose, in LLFF's (plain alphabetical) order."""
     for folder in image_folders(path):
         files = sorted(find_photos(folder), key=lambda p: p.name)
         if len(files) == count:
@@ -98,7 +99,7 @@ def _photo(file: Path, name: str, pose: Tensor, size: tuple[int, int], focal: fl
 
 
 def _splits(count: int) -> dict[str, Split]:
-    """Sparse inputs as RegNeRF and FSGS choose them: evenly among the views that are not held out."""
+    """Sparse inputs as RegNeRF and FSGS choose them: evenly spaced among the views that are not held out."""
     full = every_eighth(count)
     pick = {n: np.linspace(0, len(full.inputs) - 1, n).round().astype(int) for n in (3, 6, 9) if n <= len(full.inputs)}
     return {"every_8th": full} | {f"train_{n}": Split(tuple(full.inputs[i] for i in p), full.targets) for n, p in pick.items()}

@@ -1,7 +1,7 @@
 """``transforms.json`` of nerfstudio and instant-ngp, with an optional ``split.json`` beside it.
 
-Cameras are used as they stand in the file. nerfstudio's ``applied_transform`` only records what was already applied to
-them on the way from COLMAP, so undoing it would merely rotate the world.
+Cameras are used as given in the file. nerfstudio's ``applied_transform`` only records the transform that was applied to them
+when they were converted from COLMAP; undoing it would only rotate the world.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def read(path: Path) -> Capture:
     """
     file = _file(path)
     frames = read_frames(file)
-    # Files list frames in any order; the video stage pairs neighbours, so capture order is that of the names.
+    # Files list frames in any order. The names give capture order, which the video stage needs to pair neighbouring views.
     order = sorted(range(len(frames)), key=lambda i: natural_key(frames[i]["file_path"]))
     photos = make_photos([frames[i] for i in order], file)
     splits = _splits(file.with_name("split.json"), order) | _file_splits([frames[i] for i in order])
@@ -44,12 +44,12 @@ def read(path: Path) -> Capture:
 
 
 def check(path: Path) -> None:
-    """Raises UserError where the file is malformed or none of its pictures is there."""
+    """Raises UserError if the file is malformed or none of its pictures is there."""
     require_pictures(_file(path))
 
 
 def require_pictures(file: Path) -> None:
-    """Raises UserError where ``file`` is malformed or none of the pictures that it lists is there."""
+    """Raises UserError if ``file`` is malformed or none of the pictures that it lists is there."""
     frames = read_frames(file)
     if not any(_find(file.parent, frame["file_path"]).is_file() for frame in frames):
         raise UserError(f"None of the {len(frames)} pictures that {file} lists is there; fetch them, too.")
@@ -61,7 +61,7 @@ def files_of(path: Path) -> dict[str, Path]:
 
 
 def read_frames(file: Path) -> list[dict[str, Any]]:
-    """The file's frames, each with the top-level entries as defaults. Raises UserError where there are none."""
+    """The file's frames, each with the top-level entries as defaults. Raises UserError if there are none."""
     meta = read_json(file)
     frames = meta.pop("frames", None) if isinstance(meta, dict) else None
     if not frames or any("file_path" not in frame for frame in frames):
@@ -76,7 +76,7 @@ def make_photos(frames: list[dict[str, Any]], file: Path) -> tuple[Photo, ...]:
 
 
 def read_json(file: Path) -> Any:
-    """Parsed JSON. Raises UserError naming the file where it is missing or malformed."""
+    """Parsed JSON. Raises UserError with the file's name if it is missing or malformed."""
     try:
         return json.loads(file.read_text())
     except (OSError, ValueError) as error:
@@ -134,7 +134,7 @@ def _intrinsics(frame: dict[str, Any], path: Path) -> tuple[torch.Tensor | None,
     else:
         try:
             height, width = read_size(path)
-        except ImageError:  # said again, and by name, when the photo itself is loaded
+        except ImageError:  # reported by name when the photo itself is loaded
             return None, None
     fx = float(frame["fl_x"]) if "fl_x" in frame else 0.5 * width / math.tan(0.5 * float(frame["camera_angle_x"]))
     fy = float(frame.get("fl_y", fx))
@@ -158,7 +158,7 @@ def _splits(file: Path, order: list[int]) -> dict[str, Split]:
     """``train_N`` with ``test_N`` or ``test``; any mapping with ``train`` and ``test`` or ``test_between``."""
     if not file.is_file():
         return {}
-    place = {index: position for position, index in enumerate(order)}
+    position_of = {index: position for position, index in enumerate(order)}
     splits: dict[str, Split] = {}
     listed = read_json(file)
     for name, value in listed.items():
@@ -169,7 +169,7 @@ def _splits(file: Path, order: list[int]) -> dict[str, Split]:
         else:
             continue
         try:
-            splits[name] = Split(*(tuple(sorted(place[i] for i in part)) for part in split))
+            splits[name] = Split(*(tuple(sorted(position_of[i] for i in part)) for part in split))
         except (KeyError, TypeError) as error:
             raise UserError(f"{file}: split '{name}' names frame {error}, but there are {len(order)} frames.") from None
     return splits

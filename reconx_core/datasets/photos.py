@@ -1,4 +1,4 @@
-"""A folder of photos, with optional masks in ``masks/NAME.png`` or ``NAME.mask.png`` (bright: may be used)."""
+"""A folder of photos, with optional masks in ``masks/NAME.png`` or ``NAME.mask.png`` (bright pixels may be used)."""
 
 from __future__ import annotations
 
@@ -65,27 +65,29 @@ def read(path: Path) -> Capture:
 
 
 def files_of(path: Path) -> dict[str, Path]:
-    """All files below, and the masks beside a folder that is itself called ``images``."""
+    """All files in the folder, and the masks beside a folder that is itself called ``images``."""
     return files_within(path, *_masks_beside(path.absolute()))
 
 
 def files_within(scene: Path, *beside: Path) -> dict[str, Path]:
-    """The files in a scene's folder and in others, but hidden ones, by their places as seen from the scene."""
-    return names_from(scene, (file for folder in (scene, *beside) for file in _walk(folder) if not file.name.startswith(".")))
+    """All files except hidden ones in the scene's folder and the folders ``beside``, by their paths relative to the scene."""
+    return relative_names(
+        scene, (file for folder in (scene, *beside) for file in _walk(folder) if not file.name.startswith("."))
+    )
 
 
-def names_from(scene: Path, files: Iterable[Path]) -> dict[str, Path]:
-    """Files by their places as seen from the scene, such as ``../masks/a.png``, in alphabetical order."""
+def relative_names(scene: Path, files: Iterable[Path]) -> dict[str, Path]:
+    """Files by their paths relative to the scene, such as ``../masks/a.png``, in alphabetical order."""
     return dict(sorted((Path(os.path.relpath(file, scene)).as_posix(), file) for file in files))
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    """All files below a folder, those behind links to folders, too: pictures are often linked to."""
+    """All files below a folder. Links to folders are followed, because pictures are often linked."""
     seen: set[str] = set()
-    for place, folders, files in os.walk(folder, followlinks=True):
-        seen.add(os.path.realpath(place))
-        folders[:] = [name for name in folders if os.path.realpath(os.path.join(place, name)) not in seen]
-        yield from (file for name in files if (file := Path(place, name)).is_file())
+    for current, folders, files in os.walk(folder, followlinks=True):
+        seen.add(os.path.realpath(current))
+        folders[:] = [name for name in folders if os.path.realpath(os.path.join(current, name)) not in seen]
+        yield from (file for name in files if (file := Path(current, name)).is_file())
 
 
 def _find(path: Path) -> list[Path]:

@@ -25,10 +25,10 @@ from reconx_core.datasets.solids import Solid, first_hit, on_surface
 from reconx_core.datasets.textures import (
     MATERIALS,
     Material,
+    add_posters,
     bricks,
     choose,
     colour,
-    hang,
     marble,
     planks,
     plaster,
@@ -82,7 +82,7 @@ def parse(path: Path | str) -> Spec:
 
 
 def expand(path: Path | str) -> list[Path]:
-    """``seed=0..4`` is one scene for each seed."""
+    """One scene for each seed of ``seed=0..4``."""
     found = re.search(r"seed=(\d+)\.\.(\d+)", str(path))
     if not found:
         return [Path(str(path))]
@@ -108,7 +108,7 @@ def read(path: Path | str) -> Capture:
 
 
 def arc_cameras(count: int, spec: Spec) -> Float[Tensor, "count 4 4"]:
-    """Cameras on an arc around the middle of the room, swaying a little up and down as a hand does."""
+    """Cameras on an arc around the middle of the room, moving slightly up and down like a hand-held camera."""
     rng = generator(spec.seed, "procedural", "cameras")
     total = min(math.radians(spec.arc) * (spec.views - 1), math.radians(330))
     middle, radius, height = uniform(rng, -0.4, 0.4), uniform(rng, 1.9, 2.15), uniform(rng, 1.2, 1.5)
@@ -137,7 +137,7 @@ def build(name: str, seed: int) -> Scene:
 
 
 def furnished_room(rng: torch.Generator) -> Iterator[Solid]:
-    """A table with things on it, a cabinet by the wall, boxes and balls on the floor."""
+    """A table with objects on it, a cabinet by the wall, boxes and balls on the floor."""
     room = Solid("room", (0, -1.35, 0), (uniform(rng, 2.5, 3.0), 1.35, uniform(rng, 2.6, 3.0)))
     yield room
     yaw, top = uniform(rng, -0.5, 0.5), uniform(rng, 0.6, 0.75)
@@ -145,31 +145,33 @@ def furnished_room(rng: torch.Generator) -> Iterator[Solid]:
     for x, z in ((-0.58, -0.33), (0.58, -0.33), (-0.58, 0.33), (0.58, 0.33)):
         leg = Solid.turn(torch.tensor([[x, 0.0, z]]), yaw)[0].tolist()
         yield Solid("box", (leg[0], -(top - 0.03) / 2, 0.2 + leg[2]), (0.03, (top - 0.03) / 2, 0.03), yaw)
-    for place in (-0.42, 0.0, 0.42):
-        x, _, z = Solid.turn(torch.tensor([[place, 0.0, uniform(rng, -0.15, 0.15)]]), yaw)[0].tolist()
-        yield _thing(rng, (x, -top - 0.03, 0.2 + z), uniform(rng, 0.09, 0.16))
+    for offset in (-0.42, 0.0, 0.42):
+        x, _, z = Solid.turn(torch.tensor([[offset, 0.0, uniform(rng, -0.15, 0.15)]]), yaw)[0].tolist()
+        yield _random_object(rng, (x, -top - 0.03, 0.2 + z), uniform(rng, 0.09, 0.16))
     cabinet = (uniform(rng, 0.4, 0.7), uniform(rng, 0.5, 0.9), 0.22)
     yield Solid("box", (uniform(rng, -1.2, 1.2), -cabinet[1], room.half[2] - 0.25), cabinet)
     for angle in (0.6, 1.5, 2.6):
         bearing = angle + uniform(rng, -0.25, 0.25)
-        yield _thing(rng, (1.4 * math.cos(bearing), 0.0, 0.3 + 1.2 * math.sin(bearing)), uniform(rng, 0.2, 0.32))
+        yield _random_object(rng, (1.4 * math.cos(bearing), 0.0, 0.3 + 1.2 * math.sin(bearing)), uniform(rng, 0.2, 0.32))
 
 
 def bare_room(rng: torch.Generator) -> Iterator[Solid]:
-    """Few, large things between four walls: the easiest scene for stereo."""
+    """A few large objects in an empty room: the easiest scene for stereo."""
     yield Solid("room", (0, -1.35, 0), (uniform(rng, 2.5, 3.0), 1.35, uniform(rng, 2.6, 3.0)))
     for angle in (0.3, 1.3, 2.3, 3.1):
         bearing, distance = angle + uniform(rng, -0.2, 0.2), uniform(rng, 0.7, 1.2)
-        yield _thing(rng, (distance * math.cos(bearing), 0.0, 0.3 + distance * math.sin(bearing)), uniform(rng, 0.25, 0.45))
+        yield _random_object(
+            rng, (distance * math.cos(bearing), 0.0, 0.3 + distance * math.sin(bearing)), uniform(rng, 0.25, 0.45)
+        )
 
 
-_THINGS: tuple[Literal["box", "ball", "cylinder"], ...] = ("box", "ball", "cylinder")
+_OBJECT_KINDS: tuple[Literal["box", "ball", "cylinder"], ...] = ("box", "ball", "cylinder")
 ROOMS = {"room": furnished_room, "hall": bare_room}
 
 
-def _thing(rng: torch.Generator, foot: tuple[float, float, float], size: float) -> Solid:
-    """A box, ball or cylinder that stands at ``foot``."""
-    kind = choose(rng, _THINGS)
+def _random_object(rng: torch.Generator, foot: tuple[float, float, float], size: float) -> Solid:
+    """A box, ball or cylinder that stands on the point ``foot``."""
+    kind = choose(rng, _OBJECT_KINDS)
     height = size if kind == "ball" else size * uniform(rng, 0.8, 1.6)
     width = size * uniform(rng, 0.7, 1.1) if kind == "box" else size
     return Solid(kind, (foot[0], foot[1] - height, foot[2]), (width, height, size), uniform(rng, 0, 3))
@@ -178,14 +180,14 @@ def _thing(rng: torch.Generator, foot: tuple[float, float, float], size: float) 
 def _photo(spec: Spec, pose: Float[Tensor, "4 4"], name: str) -> Photo:
     focal = 0.5 * spec.width / math.tan(math.radians(spec.fov) / 2)
     intrinsics = pinhole(focal, focal, spec.width / 2, spec.height / 2)
-    shoot = partial(_shoot, spec, intrinsics, pose)
+    render_photo = partial(_render, spec, intrinsics, pose)
     return Photo(
-        name, lambda: shoot()[0], intrinsics=intrinsics, size=(spec.height, spec.width), cam_to_world=pose,
-        load_depth=lambda: shoot()[1],
+        name, lambda: render_photo()[0], intrinsics=intrinsics, size=(spec.height, spec.width), cam_to_world=pose,
+        load_depth=lambda: render_photo()[1],
     )  # fmt: skip
 
 
-def _shoot(spec: Spec, intrinsics: Tensor, pose: Tensor) -> tuple[Tensor, Tensor]:
+def _render(spec: Spec, intrinsics: Tensor, pose: Tensor) -> tuple[Tensor, Tensor]:
     return render(build(spec.scene, spec.seed), intrinsics, pose, spec.height, spec.width)
 
 
@@ -208,7 +210,7 @@ def _wall(rng: torch.Generator, face: int, extent: tuple[float, float]) -> Float
     """Floor (+y), ceiling (-y), or a wall with posters."""
     materials = {2: (planks, tiles), 3: (plaster, marble)}.get(face, (bricks, plaster, marble, tiles))
     texture = tint(choose(rng, materials)(rng, 1024, extent), colour(rng, 0.45))
-    return texture if face in (2, 3) else hang(texture, extent, rng, 4)
+    return texture if face in (2, 3) else add_posters(texture, extent, rng, 4)
 
 
 def _lightmap(

@@ -1,4 +1,4 @@
-"""Pictures of textured solids by ray casting: trilinear texture lookup inside surfaces, supersampling where they meet."""
+"""Ray-cast pictures of textured solids: trilinear texture lookup inside surfaces, supersampling at their edges."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def render(
 def trace(
     scene: Scene, cam_to_world: Float[Tensor, "4 4"], rays: Float[Tensor, "p 3"], pixel: float
 ) -> tuple[Float[Tensor, "p 3"], Float[Tensor, " p"], Int[Tensor, " p"]]:
-    """Colour, ray parameter (z-depth where rays have z = 1) and surface of the first hit of camera-frame rays."""
+    """Colour, ray parameter (z-depth if rays have z = 1) and surface of the first hit of camera-frame rays."""
     origin, direction = cam_to_world[:3, 3].expand_as(rays), rays @ cam_to_world[:3, :3].T
     depth, nearest = first_hit(scene.solids, origin, direction)
     surface, uv, cosine = torch.zeros_like(nearest), torch.zeros(len(rays), 2), torch.ones(len(rays))

@@ -50,41 +50,45 @@ def scenes(folder: Path) -> list[tuple[str, Path]]:
     """(key, ``folder/key``) of the scenes whose chunk is there, in the order of the index; a warning names the other chunks.
 
     Raises:
-        UserError: ``folder`` is not a split's own folder, its index cannot be read, or none of its chunks.
+        UserError: ``folder`` holds splits and is not one itself, or its index or all of its chunks cannot be read.
     """
     if not _holds_chunks(folder):
         splits = [split for split in _SPLITS if _holds_chunks(folder / split)]
         raise UserError(f"'{folder}' holds the splits {', '.join(splits)}; name one of them, such as '{folder / splits[0]}'.")
     index = _index(folder)
     chunks = dict.fromkeys(index.values())
-    whole = {chunk for chunk in chunks if zipfile.is_zipfile(folder / chunk)}  # its directory stands at the very end
-    broken = [chunk for chunk in chunks if chunk not in whole]
-    if not whole:
-        raise UserError(f"None of the {len(chunks)} chunks in '{folder}' can be read; download them ({_some(broken)}) again.")
+    # A zip's directory is at its end, so a truncated chunk fails the test.
+    complete = {chunk for chunk in chunks if zipfile.is_zipfile(folder / chunk)}
+    broken = [chunk for chunk in chunks if chunk not in complete]
+    if not complete:
+        raise UserError(
+            f"None of the {len(chunks)} chunks in '{folder}' can be read; download them ({_abbreviate(broken)}) again."
+        )
     if broken:
-        told = f"{len(broken)} of {len(chunks)} chunks in '{folder}' are missing or half downloaded"
-        warnings.warn(f"{told}: {_some(broken)}. Their scenes are left out.", stacklevel=2)
-    return [(key, folder / key) for key, chunk in index.items() if chunk in whole]
+        problem = f"{len(broken)} of {len(chunks)} chunks in '{folder}' are missing or half downloaded"
+        warnings.warn(f"{problem}: {_abbreviate(broken)}. Their scenes are left out.", stacklevel=2)
+    return [(key, folder / key) for key, chunk in index.items() if chunk in complete]
 
 
 def check(path: Path) -> None:
-    """Raises UserError where no frame was fetched for a camera file."""
+    """Raises UserError if no frame was fetched for a camera file."""
     if path.is_dir() and not any(is_image(file) for file in path.iterdir()):
         raise UserError(f"The scene '{path}' has no frames; fetch its pictures or choose another scene.")
 
 
-def warn_of_unfetched(dataset: Path) -> None:
-    """A warning names the camera files in a dataset that have no folder of frames."""
-    apart = (dataset / "cameras").is_dir() and (dataset / "frames").is_dir()
-    files, frames = sorted((dataset / "cameras" if apart else dataset).glob("*.txt")), dataset / "frames" if apart else dataset
-    lost = [file.stem for file in files if not (frames / file.stem).is_dir() and _lists_cameras(file)]
-    if lost:
-        told = f"{len(lost)} of the {len(files)} camera files in '{dataset}' have no frames: {_some(lost)}"
-        warnings.warn(f"{told}. Their scenes are left out.", stacklevel=2)
+def warn_of_missing_frames(dataset: Path) -> None:
+    """Warn of the camera files in a dataset that have no folder of frames."""
+    separate = (dataset / "cameras").is_dir() and (dataset / "frames").is_dir()
+    frames = dataset / "frames" if separate else dataset
+    files = sorted((dataset / "cameras" if separate else dataset).glob("*.txt"))
+    missing = [file.stem for file in files if not (frames / file.stem).is_dir() and _lists_cameras(file)]
+    if missing:
+        problem = f"{len(missing)} of the {len(files)} camera files in '{dataset}' have no frames: {_abbreviate(missing)}"
+        warnings.warn(f"{problem}. Their scenes are left out.", stacklevel=2)
 
 
 def files_of(scene: Path) -> dict[str, Path]:
-    """The files that a scene is read from, by the names under which they count: a chunk holds many scenes."""
+    """The files that a scene is read from, by their names in the cache key (of a chunk, with the scene's name)."""
     camera_file = _camera_file(scene)
     if camera_file is None:
         chunk = _chunk_of(scene)
@@ -111,7 +115,7 @@ def read(path: Path) -> Capture:
 def read_index(file: Path) -> dict[str, Split]:
     """Context and target views per scene, as pixelSplat and its successors publish them; scenes set to null are left out.
 
-    Views count a scene's frames from 0. They stand as in the file: published targets may lie among the context views.
+    Views count a scene's frames from 0. They are returned as listed: published targets may be among the context views.
 
     Raises:
         UserError: no such file, or one of another format.
@@ -125,7 +129,7 @@ def read_index(file: Path) -> dict[str, Split]:
 
 
 def _only(entry: Any) -> Any:
-    """latentSplat wraps each entry in a list."""
+    """The entry itself; latentSplat wraps each in a list."""
     if isinstance(entry, list):
         (entry,) = entry
     return entry
@@ -135,12 +139,12 @@ def _indices(values: Iterable[int]) -> tuple[int, ...]:
     return tuple(map(operator.index, values))
 
 
-def _some(names: Sequence[str]) -> str:
+def _abbreviate(names: Sequence[str]) -> str:
     return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 
 def _holds_chunks(folder: Path) -> bool:
-    """By the chunks or by the index alone, so that what is missing can be named."""
+    """Whether there are chunks, or at least an index of chunks, so that missing ones can be reported by name."""
     return any(folder.glob("[0-9]" * 6 + ".torch")) or '.torch"' in _index_text(folder)
 
 
@@ -155,7 +159,7 @@ def _text(file: Path, modified: int) -> str:
 
 
 def _index(folder: Path) -> dict[str, str]:
-    """Chunk of each scene. Raises UserError where the index is missing or malformed."""
+    """Chunk of each scene. Raises UserError if the index is missing or malformed."""
     file = folder / _INDEX
     if not file.is_file():
         raise UserError(f"There is no {file}, which tells the chunk of each scene; fetch it, too.")
@@ -182,28 +186,28 @@ def _read_chunk(scene: Path) -> Iterator[Photo]:
     if not file.is_file():
         raise UserError(f"The chunk {file} with the scene '{scene.name}' is not there; download it.")
     example = _load_chunk(file, file.stat().st_mtime_ns).get(scene.name)
-    told = f"'{scene.name}' in {file}"
+    label = f"'{scene.name}' in {file}"
     if example is None:
-        raise UserError(f"There is no scene {told}, although {_INDEX} says so; download both again.")
-    images, cameras = _parts(example, told)
+        raise UserError(f"There is no scene {label}, although {_INDEX} says so; download both again.")
+    images, cameras = _parts(example, label)
     names = [f"frame_{i:05d}" for i in range(len(images))]
-    size = _first_size(partial(_encoded_size, image, told) for image in images)
-    loads = [partial(_decode, image, f"{name} of {told}") for name, image in zip(names, images)]
-    return _photos(names, loads, size, cameras, told)
+    size = _first_size(partial(_encoded_size, image, label) for image in images)
+    loads = [partial(_decode, image, f"{name} of {label}") for name, image in zip(names, images)]
+    return _photos(names, loads, size, cameras, label)
 
 
-def _parts(example: dict[str, Any], told: str) -> tuple[list[Tensor], Tensor]:
+def _parts(example: dict[str, Any], label: str) -> tuple[list[Tensor], Tensor]:
     """Encoded pictures and cameras."""
     images, cameras = example.get("images", ()), example.get("cameras")
     encoded = isinstance(images, list) and all(isinstance(i, Tensor) and i.dtype == torch.uint8 for i in images)
     if not encoded or not isinstance(cameras, Tensor) or cameras.shape[:1] != (len(images),):
-        raise UserError(f"The scene {told} should have one picture (bytes of a JPEG) for each of its cameras.")
+        raise UserError(f"The scene {label} should have one picture (bytes of a JPEG) for each of its cameras.")
     return images, cameras
 
 
 @lru_cache(maxsize=4)
 def _load_chunk(file: Path, modified: int) -> dict[str, dict[str, Any]]:
-    """A chunk's examples by key; mapped, so that only the frames that are looked at are read from the disk."""
+    """A chunk's examples by key; memory-mapped, so that only the frames in use are read from disk."""
     try:
         examples = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
         return {example["key"]: example for example in examples}
@@ -212,24 +216,24 @@ def _load_chunk(file: Path, modified: int) -> dict[str, dict[str, Any]]:
         raise UserError(f"Cannot read the chunk {file}; download it again ({reason}).") from None
 
 
-def _open(encoded: UInt8[Tensor, " b"], told: str) -> Image.Image:
+def _open(encoded: UInt8[Tensor, " b"], label: str) -> Image.Image:
     try:
         return Image.open(io.BytesIO(encoded.numpy().tobytes()))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ImageError(f"Cannot read the picture {told}: {error}.") from None
+        raise ImageError(f"Cannot read the picture {label}: {error}.") from None
 
 
-def _encoded_size(encoded: UInt8[Tensor, " b"], told: str) -> tuple[int, int]:
-    picture = _open(encoded, told)
+def _encoded_size(encoded: UInt8[Tensor, " b"], label: str) -> tuple[int, int]:
+    picture = _open(encoded, label)
     return picture.height, picture.width
 
 
-def _decode(encoded: UInt8[Tensor, " b"], told: str) -> Float[Tensor, "h w 3"]:
-    picture = _open(encoded, told)
+def _decode(encoded: UInt8[Tensor, " b"], label: str) -> Float[Tensor, "h w 3"]:
+    picture = _open(encoded, label)
     try:
         pixels = np.array(picture.convert("RGB"))
     except (OSError, ValueError, SyntaxError) as error:
-        raise ImageError(f"Cannot read the picture {told}: {error}.") from None
+        raise ImageError(f"Cannot read the picture {label}: {error}.") from None
     return torch.from_numpy(pixels).float().div_(255)
 
 
@@ -237,15 +241,15 @@ def _camera_file(folder: Path) -> Path | None:
     """``ROOT/KEY.txt`` of ``ROOT/KEY``, or ``ROOT/cameras/KEY.txt`` of ``ROOT/frames/KEY``."""
     if not folder.is_dir():
         return None
-    place = folder.absolute()  # not resolved: a link's own neighbours count
-    candidates = [place.with_name(f"{place.name}.txt")]
-    if place.parent.name == "frames":
-        candidates.append(place.parent.with_name("cameras") / f"{place.name}.txt")
+    folder = folder.absolute()  # not resolved: files beside a link count, not those beside its target
+    candidates = [folder.with_name(f"{folder.name}.txt")]
+    if folder.parent.name == "frames":
+        candidates.append(folder.parent.with_name("cameras") / f"{folder.name}.txt")
     return next((file for file in candidates if _lists_cameras(file)), None)
 
 
 def _lists_cameras(file: Path) -> bool:
-    """Somebody's notes may lie beside their photos, too: the first line must be an address, the second a camera."""
+    """Whether a text file is a camera file (a URL, then a camera per line) and not, say, notes beside photos."""
     if not file.is_file():
         return False
     with file.open(errors="replace") as lines:
@@ -255,16 +259,16 @@ def _lists_cameras(file: Path) -> bool:
 def _read_frames(folder: Path, file: Path) -> Iterator[Photo]:
     times, cameras = _read_cameras(file)
     pictures = {int(path.stem): path for path in find_photos(folder) if path.stem.isdecimal()}
-    there = [i for i, time in enumerate(times) if time in pictures]
-    if 0 < len(there) < len(times):
+    available = [i for i, time in enumerate(times) if time in pictures]
+    if 0 < len(available) < len(times):
         absent = next(time for time in times if time not in pictures)
-        told = f"{len(times) - len(there)} of {len(times)} frames of '{folder}' are missing, such as {absent}"
-        warnings.warn(f"{told}; they are left out.", stacklevel=3)
-    paths = [pictures[times[i]] for i in there]
+        problem = f"{len(times) - len(available)} of {len(times)} frames of '{folder}' are missing, such as {absent}"
+        warnings.warn(f"{problem}; they are left out.", stacklevel=3)
+    paths = [pictures[times[i]] for i in available]
     size = _first_size(partial(read_size, path) for path in paths)
     loads = [partial(read_image, path, upright=False) for path in paths]
-    photos = _photos([path.stem for path in paths], loads, size, cameras[there], str(file))
-    return (replace(photo, number=i) for photo, i in zip(photos, there))
+    photos = _photos([path.stem for path in paths], loads, size, cameras[available], str(file))
+    return (replace(photo, number=i) for photo, i in zip(photos, available))
 
 
 def _read_cameras(file: Path) -> tuple[list[int], Float[Tensor, "n 18"]]:
@@ -277,19 +281,19 @@ def _read_cameras(file: Path) -> tuple[list[int], Float[Tensor, "n 18"]]:
 
 
 def _first_size(sizes: Iterable[partial[tuple[int, int]]]) -> tuple[int, int] | None:
-    """(height, width) of the first frame that can be read: a video has one size, and each header costs a seek."""
+    """(height, width) of the first readable frame; all frames of a video have one size, and each header costs a seek."""
     for size in sizes:
         try:
             return size()
-        except ImageError:  # said again, and by name, when the photo itself is loaded
+        except ImageError:  # reported by name when the photo itself is loaded
             continue
     return None
 
 
 def _photos(
-    names: Sequence[str], loads: Sequence[Any], size: tuple[int, int] | None, cameras: Float[Tensor, "n 18"], told: str
+    names: Sequence[str], loads: Sequence[Any], size: tuple[int, int] | None, cameras: Float[Tensor, "n 18"], label: str
 ) -> Iterator[Photo]:
-    _check_cameras(cameras, told)
+    _check_cameras(cameras, label)
     world_to_cam = cameras[:, 6:].double().reshape(-1, 3, 4)
     rotation = world_to_cam[:, :, :3].transpose(1, 2)
     poses = rigid(rotation, -(rotation @ world_to_cam[:, :, 3:])[..., 0]).float()
@@ -297,14 +301,14 @@ def _photos(
         yield Photo(name, load, intrinsics=_intrinsics(camera, size), size=size, cam_to_world=pose)
 
 
-def _check_cameras(cameras: Float[Tensor, "n 18"], told: str) -> None:
+def _check_cameras(cameras: Float[Tensor, "n 18"], label: str) -> None:
     if cameras.ndim != 2 or cameras.shape[1] != 18 or not cameras.isfinite().all():
-        raise UserError(f"The cameras of {told} should be 18 finite numbers each, but have shape {tuple(cameras.shape)}.")
+        raise UserError(f"The cameras of {label} should be 18 finite numbers each, but have shape {tuple(cameras.shape)}.")
     rotation = cameras[:, 6:].double().reshape(-1, 3, 4)[:, :, :3]
     error = (rotation @ rotation.transpose(1, 2) - torch.eye(3, dtype=torch.float64)).abs().amax((1, 2))
     wrong = (error > 1e-2) | (torch.linalg.det(rotation) < 0) | (cameras[:, :2] <= 0).any(1)
     if wrong.any():
-        raise UserError(f"Camera {int(wrong.nonzero()[0])} of {told} has no rotation or no focal length; leave the scene out.")
+        raise UserError(f"Camera {int(wrong.nonzero()[0])} of {label} has no rotation or no focal length; leave the scene out.")
 
 
 def _intrinsics(camera: list[float], size: tuple[int, int] | None) -> Float[Tensor, "3 3"] | None:

@@ -1,6 +1,6 @@
 """Unit cubes, balls and cylinders under rotation about the vertical and scaling: ray hits, normals, texture coordinates.
 
-Every solid has six square faces, laid out as on a cube (+x -x +y -y +z -z); a ball or cylinder is seen as the cube around it.
+Every solid has six square faces, ordered as on a cube (+x -x +y -y +z -z); balls and cylinders are projected onto a cube.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-_NEAR = 1e-4  # ray parameters below this are the surface that the ray starts from
+_NEAR = 1e-4  # smaller ray parameters hit the surface that the ray starts from
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Solid:
         return torch.stack([cos * x + sin * z, y, cos * z - sin * x], -1)
 
     def normal(self, local: Float[Tensor, "p 3"]) -> Float[Tensor, "p 3"]:
-        """Unit world normals, towards the free side."""
+        """Unit world normals, out of the solid (of a room: into it)."""
         cube = _cube_normal(local, self.kind == "cylinder")
         if self.kind == "ball":
             cube = local
@@ -71,7 +71,7 @@ def first_hit(
 
 
 def face_uv(local: Float[Tensor, "p 3"], cylinder: bool) -> tuple[Int[Tensor, " p"], Float[Tensor, "p 2"]]:
-    """Face (0...5: +x -x +y -y +z -z) and coordinates in [-1, 1] of points on a unit solid, seen as on a cube."""
+    """Face (0...5: +x -x +y -y +z -z) and coordinates in [-1, 1] of points on a unit solid, projected onto the cube."""
     axis = _cube_normal(local, cylinder).abs().argmax(-1)
     major = local.gather(1, axis[:, None])
     others = torch.tensor([[2, 1], [0, 2], [0, 1]])[axis]

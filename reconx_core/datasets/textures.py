@@ -114,11 +114,11 @@ MATERIALS: tuple[Material, ...] = (
 
 
 def tint(texture: Texture, hue: Float[Tensor, " 3"], share: float = 0.65) -> Texture:
-    """Pull colours towards one hue, at the same brightness, so that a thing looks painted once."""
+    """Pull colours towards one hue at the same brightness, so that an object has one paint colour."""
     return torch.lerp(texture, texture.mean(-1, keepdim=True) * hue / hue.mean(), share)
 
 
-def hang(wall: Texture, extent: tuple[float, float], rng: torch.Generator, count: int) -> Texture:
+def add_posters(wall: Texture, extent: tuple[float, float], rng: torch.Generator, count: int) -> Texture:
     """The wall with posters at random places."""
     side = wall.shape[0]
     wall = wall.clone()

@@ -1,6 +1,6 @@
-"""Scenes that were downloaded in part: what gives them away in a folder of scenes, and what they lack.
+"""Partly downloaded scenes: how they are recognised in a folder of scenes, and what they lack.
 
-A folder that nothing gives away is either no scene or one of photos alone.
+A folder without any sign of a partial download is either no scene or a scene of photos without cameras.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ _REDUCED = re.compile(r"images_\d+")
 _CAMERAS = re.compile(r"sparse|colmap|cams|nerfstudio|transforms.*\.json|poses_bounds\.npy|cameras(?:_sphere)?\.npz")
 
 
-def lacking(folder: Path) -> str | None:
-    """A sentence on what is missing from a folder that no reader takes; None where it does not look like a scene at all."""
+def describe_missing(folder: Path) -> str | None:
+    """A sentence on what is missing from a folder that no reader accepts; None if it does not look like a scene at all."""
     entries = _entries(folder)
     if not entries:
         return f"'{folder}' is empty."
-    looks = any(_PICTURES.fullmatch(entry.name) or _CAMERAS.fullmatch(entry.name) for entry in entries)
-    if not (looks or dl3dv.is_hash(folder.name) or dtu.is_scan(folder.name)):
+    named_like_scene = any(_PICTURES.fullmatch(entry.name) or _CAMERAS.fullmatch(entry.name) for entry in entries)
+    if not (named_like_scene or dl3dv.is_hash(folder.name) or dtu.is_scan(folder.name)):
         return None
-    places = [entry for entry in entries if entry.is_dir() and _PICTURES.fullmatch(entry.name)]
-    pictures = any(is_image(file) for place in places for file in place.iterdir())
+    folders = [entry for entry in entries if entry.is_dir() and _PICTURES.fullmatch(entry.name)]
+    pictures = any(is_image(file) for pictures_folder in folders for file in pictures_folder.iterdir())
     return f"'{folder}' has {'pictures, but no' if pictures else 'neither pictures nor'} cameras."
 
 
-def lacking_cameras(photos: Path) -> str | None:
-    """A sentence on the cameras that are missing from a folder of photos; None where nothing says that it should have any."""
+def describe_missing_cameras(photos: Path) -> str | None:
+    """A sentence on the cameras that are missing from a folder of photos; None if there is no sign that it should have any."""
     traces = [e.name for e in _entries(photos) if _CAMERAS.fullmatch(e.name) or _REDUCED.fullmatch(e.name)]
     if traces:
         return f"'{photos}' has photos and {' and '.join(traces)}, but no whole set of cameras."
@@ -41,13 +41,13 @@ def lacking_cameras(photos: Path) -> str | None:
     return None
 
 
-def outvoted(photos: Sequence[Path], posed: Sequence[Path]) -> list[Path]:
-    """Folders of photos in the minority among scenes with cameras which are laid out as they are."""
-    bare, whole = Counter(map(_nests, photos)), Counter(map(_nests, posed))
-    return [folder for folder in photos if whole[_nests(folder)] > bare[_nests(folder)]]
+def without_expected_cameras(photos: Sequence[Path], posed: Sequence[Path]) -> list[Path]:
+    """Folders of photos that should have cameras, because most scenes with the same layout have them."""
+    bare, complete = Counter(map(_has_images_folder, photos)), Counter(map(_has_images_folder, posed))
+    return [folder for folder in photos if complete[_has_images_folder(folder)] > bare[_has_images_folder(folder)]]
 
 
-def _nests(scene: Path) -> bool:
+def _has_images_folder(scene: Path) -> bool:
     return (scene / "images").is_dir()
 
 

@@ -1,4 +1,4 @@
-"""A video file: every measured frame is a photo, and its sharpness decides which ones are kept when inputs are thinned."""
+"""A video file: every measured frame is a photo, and sharpness decides which ones are kept when inputs are thinned."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from reconx_core.io.video import measure_sharpness, read_frame
 
 
 def read(path: Path) -> Capture:
-    """Frames in order of time. Raises UserError where the file is no readable video."""
+    """Frames in order of time. Raises UserError if the file is no readable video."""
     frames = measure_sharpness(path)
     photos = (
         Photo(f"frame_{i:05d}", partial(read_frame, path, pts), sharpness=sharpness)

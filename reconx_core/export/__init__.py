@@ -1,4 +1,4 @@
-"""What leaves the project: small functions per format that return bytes or tables, and `write_*` that save them atomically."""
+"""Export formats: small functions per format that return bytes or tables, and `write_*` that save them atomically."""
 
 from reconx_core.export.cameras import write_cameras
 from reconx_core.export.colmap import to_reconstruction, write_colmap

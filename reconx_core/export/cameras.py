@@ -1,4 +1,4 @@
-"""A folder with a reconstruction's photos, cameras and points that COLMAP, nerfstudio and ReconX open as it is."""
+"""A folder with a reconstruction's photos, cameras and points that COLMAP, nerfstudio and ReconX open directly."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def write_cameras(folder: Path, cameras: Cameras, photos: Views, cloud: PointClo
     """``images/NAME.png`` (undistorted, as the cameras see them), ``masks/NAME.png`` where something is masked out,
     ``sparse/0`` (COLMAP, binary), ``transforms.json`` and ``points.ply`` (nerfstudio).
 
-    ``cameras``: one for each of ``photos``, of the same size. Raises OSError where a file cannot be written.
+    ``cameras``: one for each of ``photos``, of the same size. Raises OSError if a file cannot be written.
     """
     files = [f"{name}.png" for name in photos.names]
     transforms = cameras_to_transforms(cameras, [f"images/{file}" for file in files], "points.ply")

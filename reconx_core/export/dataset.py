@@ -1,4 +1,4 @@
-"""A capture as a user's folder: pictures, ``transforms.json`` and ``split.json``, so that a demo takes everybody's path."""
+"""A capture as a folder of pictures, ``transforms.json`` and ``split.json``, so that demos read it like a user's own data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Gaussians and coloured points as PLY, Gaussians in the layout of INRIA's reference code, which every viewer reads."""
+"""Gaussians and coloured points as PLY, Gaussians in the layout of INRIA's reference code, which all viewers read."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from reconx_core.types import Gaussians, PointCloud
 
 
 def gaussians_to_ply(gaussians: Gaussians) -> bytes:
-    """All parameters as they are: means, log scales, logit opacities, wxyz quaternions; lossless.
+    """All parameters unchanged: means, log scales, logit opacities, wxyz quaternions; lossless.
 
     ``f_rest`` is channel-major: all higher coefficients of red, then of green, then of blue.
     """
@@ -34,7 +34,7 @@ def gaussians_to_ply(gaussians: Gaussians) -> bytes:
 
 
 def gaussians_from_ply(data: bytes) -> Gaussians:
-    """Inverse of :func:`gaussians_to_ply`. Raises ValueError where properties are missing."""
+    """Inverse of :func:`gaussians_to_ply`. Raises ValueError if properties are missing."""
     vertex = _vertices(data)
     rest = sum(name.startswith("f_rest_") for name in vertex.dtype.names or ())
     dc = _columns(vertex, [f"f_dc_{i}" for i in range(3)])[:, None]
@@ -57,7 +57,7 @@ def points_to_ply(cloud: PointCloud) -> bytes:
 
 
 def points_from_ply(data: bytes) -> PointCloud:
-    """Inverse of :func:`points_to_ply`; other people's points, which have no confidence, count as certain."""
+    """Inverse of :func:`points_to_ply`; points from other programs, without confidence, get confidence 1."""
     vertex = _vertices(data)
     xyz, rgb = _columns(vertex, ["x", "y", "z"]), _columns(vertex, ["red", "green", "blue"]) / 255
     known = "confidence" in (vertex.dtype.names or ())
@@ -65,12 +65,12 @@ def points_from_ply(data: bytes) -> PointCloud:
 
 
 def write_ply(path: Path, scene: Gaussians | PointCloud) -> None:
-    """Atomically. Raises OSError where the file cannot be written."""
+    """Write Gaussians or points atomically. Raises OSError if the file cannot be written."""
     write_atomic(path, gaussians_to_ply(scene) if isinstance(scene, Gaussians) else points_to_ply(scene))
 
 
 def read_ply(path: Path) -> Gaussians:
-    """Gaussians from a file. Raises UserError where it is missing or holds none."""
+    """Gaussians from a file. Raises UserError if it is missing or holds none."""
     try:
         return gaussians_from_ply(path.read_bytes())
     except (OSError, ValueError, PlyParseError) as error:

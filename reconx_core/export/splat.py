@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from reconx_core.errors import UserError
 from reconx_core.io.files import write_atomic
 from reconx_core.io.images import to_uint8
+from reconx_core.rasterize.conventions import SH_0
 from reconx_core.types import Gaussians
 
-_SH_C0 = 0.28209479177387814  # the constant spherical harmonic
 _RECORD = np.dtype([("position", "<f4", 3), ("scale", "<f4", 3), ("rgba", "u1", 4), ("rotation", "u1", 4)])
 
 
@@ -29,14 +29,14 @@ def gaussians_to_splat(gaussians: Gaussians) -> bytes:
     records = np.empty(len(g), dtype=_RECORD)
     records["position"] = g.means[order].cpu().numpy()
     records["scale"] = g.log_scales[order].exp().cpu().numpy()
-    records["rgba"] = to_uint8(torch.cat([0.5 + _SH_C0 * g.sh[:, 0], opacity[:, None]], -1)[order])
+    records["rgba"] = to_uint8(torch.cat([0.5 + SH_0 * g.sh[:, 0], opacity[:, None]], -1)[order])
     rotation = F.normalize(g.quats[order], dim=-1) * 128 + 128
     records["rotation"] = rotation.round().clamp(0, 255).cpu().numpy().astype(np.uint8)
     return records.tobytes()
 
 
 def gaussians_from_splat(data: bytes) -> Gaussians:
-    """Gaussians of degree 0. Raises ValueError where the length is no multiple of 32."""
+    """Gaussians of degree 0. Raises ValueError if the length is no multiple of 32."""
     if len(data) % _RECORD.itemsize:
         raise ValueError(f"its length, {len(data)} bytes, is no multiple of {_RECORD.itemsize}")
     records = np.frombuffer(data, dtype=_RECORD)
@@ -45,19 +45,19 @@ def gaussians_from_splat(data: bytes) -> Gaussians:
         means=torch.from_numpy(records["position"].copy()),
         quats=F.normalize((torch.from_numpy(records["rotation"].astype(np.float32)) - 128) / 128, dim=-1),
         log_scales=torch.from_numpy(records["scale"].copy()).log(),
-        # half a step off both ends, so that fully opaque and fully transparent ones stay finite
+        # half a quantisation step inside [0, 1], so that the logits of 0 and 1 stay finite
         logit_opacities=torch.logit(rgba[:, 3].clamp(0.5 / 255, 1 - 0.5 / 255)),
-        sh=(rgba[:, None, :3] - 0.5) / _SH_C0,
+        sh=(rgba[:, None, :3] - 0.5) / SH_0,
     )
 
 
 def write_splat(path: Path, gaussians: Gaussians) -> None:
-    """Atomically. Raises OSError where the file cannot be written."""
+    """Write Gaussians atomically. Raises OSError if the file cannot be written."""
     write_atomic(path, gaussians_to_splat(gaussians))
 
 
 def read_splat(path: Path) -> Gaussians:
-    """Gaussians from a file. Raises UserError where it is missing or not a .splat."""
+    """Gaussians from a file. Raises UserError if it is missing or not a .splat."""
     try:
         return gaussians_from_splat(path.read_bytes())
     except (OSError, ValueError) as error:

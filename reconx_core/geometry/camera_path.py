@@ -21,7 +21,7 @@ def se3_exp(twist: Float[Tensor, "*n 6"]) -> Float[Tensor, "*n 4 4"]:
 def se3_log(matrix: Float[Tensor, "*n 4 4"]) -> Float[Tensor, "*n 6"]:
     """Twists of rigid transforms, rotation angles below 180 degrees."""
     omega = so3_log(matrix[..., :3, :3])
-    # exp([[W, I], [0, 0]]) = [[R, V], [0, I]], and V takes the twist's translation to the matrix's.
+    # exp([[W, I], [0, 0]]) = [[R, V], [0, I]], and V maps the twist's translation to the matrix's.
     block = torch.zeros(*omega.shape[:-1], 6, 6).to(omega)
     block[..., :3, :3] = _skew(omega)
     block[..., :3, 3:] = torch.eye(3).to(omega)
@@ -32,8 +32,8 @@ def se3_log(matrix: Float[Tensor, "*n 4 4"]) -> Float[Tensor, "*n 6"]:
 def interpolate_path(cameras: Cameras, positions: Float[Tensor, " f"]) -> Cameras:
     """Cameras along the C1 curve through ``cameras``; position k.x lies between camera k and camera k + 1.
 
-    Two cameras are joined by a screw motion, so cameras that look at the same thing move around it. The curve moves with the
-    world under rigid changes of frame and under scaling. Intrinsics are interpolated linearly.
+    Two cameras are joined by a screw motion, so a path between cameras that look at the same object orbits it. The curve is
+    equivariant to rigid transforms and scaling of the world. Intrinsics are interpolated linearly.
 
     Raises:
         ValueError: a position outside [0, len(cameras) - 1].
@@ -54,9 +54,9 @@ def interpolate_path(cameras: Cameras, positions: Float[Tensor, " f"]) -> Camera
 
 
 def even_positions(cameras: Cameras, frames: int) -> Float[Tensor, " f"]:
-    """Positions for :func:`interpolate_path` from the first camera to the last at an even pace.
+    """Positions for :func:`interpolate_path` from the first camera to the last at constant speed.
 
-    A step counts by its translation, relative to the whole path's length, and by its rotation, per half turn.
+    The length of a step is its translation, as a share of the whole path's, plus its rotation in half turns.
     """
     last = len(cameras) - 1
     dense = torch.linspace(0, last, 32 * last + 1)
@@ -78,7 +78,7 @@ def _skew(omega: Float[Tensor, "*n 3"]) -> Float[Tensor, "*n 3 3"]:
 
 
 def _key_twists(keys: Float[Tensor, "n 4 4"]) -> Float[Tensor, "n 6"]:
-    """Velocity at each key, in that key's frame: between those of the two neighbouring screw motions.
+    """Velocity at each key, in that key's frame: a weighted mean of the two neighbouring screw motions.
 
     The longer step is weighted by the shorter one's length, which bounds the velocity by twice the shorter step: the path does
     not overshoot where the spacing of the photos is uneven.

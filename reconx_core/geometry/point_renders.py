@@ -1,4 +1,4 @@
-"""The point cloud seen from any camera: a soft z-buffer of round splats with a visibility mask (paper IV-C)."""
+"""Renders of the point cloud from any camera: a soft z-buffer of round splats with a visibility mask (paper IV-C)."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from reconx_core.cpu.jit import kernel, one_at_a_time, serial_kernel
 from reconx_core.geometry.transforms import depth_of
 from reconx_core.types import Cameras, Pointmaps, Views
 
-SURFACE = 0.03  # points within this relative depth behind the nearest one are one surface and blend
-MAX_RADIUS = 4.0  # pixels; a point seen from closer than that leaves holes rather than a blot
-DECIDES = 0.35  # confidence from which a point may hide others
+SURFACE_DEPTH = 0.03  # points within this relative depth behind the nearest one belong to one surface and blend
+MAX_RADIUS = 4.0  # pixels; a nearer point leaves holes rather than a large disc
+OCCLUDER_CONFIDENCE = 0.35  # confidence from which a point may hide others
 
 
 @serial_kernel
@@ -34,7 +34,7 @@ def _project(points, sizes, world_to_cam, intrinsics, k):
 
 @serial_kernel
 def _nearest(points, sizes, confidence, world_to_cam, intrinsics, depths, least):
-    """z-buffer of the points whose confidence is at least ``least``; earlier entries only give way to nearer points."""
+    """z-buffer of the points whose confidence is at least ``least``; existing depths are only replaced by nearer ones."""
     height, width = depths.shape
     for k in range(len(points)):
         if confidence[k] < least:
@@ -61,7 +61,7 @@ def _blend(points, sizes, colours, confidence, world_to_cam, intrinsics, depths,
             for x in range(max(int(u - radius), 0), min(int(u + radius) + 1, width)):
                 dx, dy = np.float32(x) + np.float32(0.5) - u, np.float32(y) + np.float32(0.5) - v
                 distance = (dx * dx + dy * dy) / (radius * radius)
-                behind = (z / depths[y, x] - np.float32(1)) / np.float32(SURFACE) if depths[y, x] > 0 else np.float32(9)
+                behind = (z / depths[y, x] - np.float32(1)) / np.float32(SURFACE_DEPTH) if depths[y, x] > 0 else np.float32(9)
                 if distance > 1 or behind > 2 or behind < -2:
                     continue
                 weight = np.exp(-np.float32(3) * distance - behind * behind)
@@ -76,7 +76,7 @@ def _blend(points, sizes, colours, confidence, world_to_cam, intrinsics, depths,
 def _render_all(points, sizes, colours, confidence, world_to_cam, intrinsics, depths, images, trust):
     for f in numba.prange(len(world_to_cam)):
         coverage = np.zeros(depths.shape[1:], np.float32)
-        _nearest(points, sizes, confidence, world_to_cam[f], intrinsics[f], depths[f], np.float32(DECIDES))
+        _nearest(points, sizes, confidence, world_to_cam[f], intrinsics[f], depths[f], np.float32(OCCLUDER_CONFIDENCE))
         unsure = np.zeros(depths.shape[1:], np.float32)
         _nearest(points, sizes, confidence, world_to_cam[f], intrinsics[f], unsure, np.float32(1e-6))
         for y in range(depths.shape[1]):
@@ -99,7 +99,7 @@ def render_points(
     """Colour, visibility in [0, 1] and depth of world points at every camera; zero where no point is seen.
 
     ``size`` is the world distance between neighbouring points. Confident points decide which surface is in front;
-    uncertain ones only show where no confident one is. Visibility is the blended confidence of what is seen.
+    uncertain ones are only visible where there is no confident one. Visibility is the blended confidence of what is seen.
     """
     shape = (len(cameras), cameras.height, cameras.width)
     depths, trust = np.zeros(shape, np.float32), np.zeros(shape, np.float32)

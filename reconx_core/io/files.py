@@ -1,4 +1,4 @@
-"""Writing files so that what is there is whole, and saying clearly why one cannot be written."""
+"""Atomic writing of files, and clear messages for errors of the file system."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def require_writable(folder: Path) -> None:
 
 
 def explain_disk(error: OSError, folder: Path) -> UserError:
-    """The sentence for a file-system error on writing under ``folder``."""
+    """A UserError that explains a file-system error on writing under ``folder``."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return UserError(f"The disk under {folder} is full; free some space and run the same command again to go on from here.")
     if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):

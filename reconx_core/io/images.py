@@ -1,4 +1,4 @@
-"""Photos in and pictures out: Pillow with EXIF rotation, HEIC, and the focal length that the camera wrote."""
+"""Reading photos and writing pictures with Pillow: EXIF rotation and focal length, HEIC."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ class ImageError(UserError):
 
 
 def is_image(path: Path) -> bool:
-    """Whether the name looks like a picture's."""
+    """Whether the file name is a picture's."""
     return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
 
 
 def read_image(path: Path, upright: bool = True) -> Float[Tensor, "h w 3"]:
-    """A picture as float32 RGB in [0, 1]; transparent pixels are laid over white.
+    """A picture as float32 RGB in [0, 1]; transparent pixels are composited over white.
 
-    ``upright`` applies the EXIF rotation. Calibrated datasets pass False: COLMAP and its kin calibrate pixels as stored.
+    ``upright`` applies the EXIF rotation. Calibrated datasets pass False: COLMAP and similar tools calibrate pixels as stored.
 
     Raises:
         ImageError: the file is missing, truncated or no picture.
@@ -56,7 +56,7 @@ def read_mask(path: Path, upright: bool = True) -> Bool[Tensor, "h w"]:
 
 
 def read_size(path: Path) -> tuple[int, int]:
-    """(height, width) of the stored picture, from its header. Raises ImageError where there is none."""
+    """(height, width) of the stored picture, from its header. Raises ImageError if there is none."""
     try:
         with Image.open(path) as picture:
             return picture.height, picture.width
@@ -74,14 +74,14 @@ def read_focal(path: Path) -> float:
 
 
 def resize(image: Float[Tensor, "h w 3"], height: int, width: int) -> Float[Tensor, "height width 3"]:
-    """Antialiased (Lanczos) to the given size, in 8 bits like every picture on disk."""
+    """Resize a picture (Lanczos, antialiased), in 8 bits like every picture on disk."""
     if image.shape[:2] == (height, width):
         return image
     return _from_pillow(_to_pillow(image).resize((width, height), Image.Resampling.LANCZOS))
 
 
 def resize_images(images: Float[Tensor, "n h w 3"], height: int, width: int) -> Float[Tensor, "n height width 3"]:
-    """Antialiased resizing of a stack, in torch: bilinear, and the stack itself where nothing changes."""
+    """Resize a stack of pictures (bilinear, antialiased); returns the stack itself if the size does not change."""
     if images.shape[1:3] == (height, width):
         return images
     resized = torch.nn.functional.interpolate(images.permute(0, 3, 1, 2), (height, width), mode="bilinear", antialias=True)
@@ -89,7 +89,7 @@ def resize_images(images: Float[Tensor, "n h w 3"], height: int, width: int) -> 
 
 
 def resize_mask(mask: Bool[Tensor, "h w"], height: int, width: int) -> Bool[Tensor, "height width"]:
-    """True only where (nearly) all the pixels below are."""
+    """Resize a mask; True only where (nearly) all source pixels are True."""
     if mask.shape == (height, width):
         return mask
     share = Image.fromarray(mask.numpy().astype(np.uint8) * 255).resize((width, height), Image.Resampling.BOX)
@@ -102,7 +102,7 @@ def to_uint8(image: Float[Tensor, "*n"]) -> np.ndarray:
 
 
 def write_png(path: Path, image: Float[Tensor, "h w *c"]) -> None:
-    """A grey [h w] or RGB [h w 3] picture, 8 bits, atomically. Raises OSError where it cannot be written."""
+    """A grey [h w] or RGB [h w 3] picture, 8 bits, atomically. Raises OSError if it cannot be written."""
     write_atomic(path, encode(image, "PNG"))
 
 

@@ -1,4 +1,4 @@
-"""Smooth continuation of images into their holes."""
+"""Hole filling: images are continued smoothly into their holes."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from torch import Tensor
 
 
 def pull_push(images: Float[Tensor, "f h w c"], weight: Float[Tensor, "f h w"]) -> Float[Tensor, "f h w c"]:
-    """Fill where ``weight`` is 0 with what is around: weighted averages go up a pyramid and come back down.
+    """Fill pixels of weight 0 from their neighbours: weighted averages go up an image pyramid (pull) and come back down (push).
 
-    Pixels of weight 1 stay as they are; between, pixel and surroundings blend. Pixels of an empty image become 0.
+    Pixels of weight 1 are unchanged; for weights in between, pixel and neighbours blend. An image without weight becomes 0.
     """
     known = torch.cat([images * weight[..., None], weight[..., None]], -1).permute(0, 3, 1, 2)
     return _pull_push(known).permute(0, 2, 3, 1).contiguous()

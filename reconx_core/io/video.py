@@ -1,4 +1,4 @@
-"""Video files in and out (PyAV, which brings its own ffmpeg)."""
+"""Reading and writing video files with PyAV, which bundles ffmpeg."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ _MEASURED_SIDE = 640  # sharpness is compared at this size, so that 4K noise doe
 
 
 def is_video(path: Path) -> bool:
-    """Whether the name looks like a video's."""
+    """Whether the file name is a video's."""
     return path.suffix.lower() in SUFFIXES
 
 
 def read_frames(path: Path) -> Iterator[Float[Tensor, "h w 3"]]:
-    """Every frame as RGB in [0, 1], upright. Raises UserError where the file is no readable video."""
+    """Every frame as RGB in [0, 1], upright. Raises UserError if the file is no readable video."""
     for frame in _decode(path):
         yield _to_tensor(frame)
 
 
 def read_frame(path: Path, pts: int) -> Float[Tensor, "h w 3"]:
-    """The frame with the presentation time stamp ``pts``. Raises ImageError where it cannot be decoded."""
+    """The frame with the presentation time stamp ``pts``. Raises ImageError if it cannot be decoded."""
     try:
         for frame in _decode(path, pts):
             if frame.pts == pts:
@@ -47,7 +47,7 @@ def read_frame(path: Path, pts: int) -> Float[Tensor, "h w 3"]:
 def measure_sharpness(path: Path, most: int = 600) -> list[tuple[int, float]]:
     """(time stamp, variance of the Laplacian) of at most about ``most`` frames, evenly spaced over the video.
 
-    A video that breaks off is used up to there. Raises UserError where no frame can be read.
+    A truncated video is used up to the break. Raises UserError if no frame can be read.
     """
     step = max(1, math.ceil(_count(path) / most))
     measured = []
@@ -64,9 +64,9 @@ def measure_sharpness(path: Path, most: int = 600) -> list[tuple[int, float]]:
 
 
 def write_mp4(path: Path, frames: Iterable[Float[Tensor, "h w 3"]], fps: int = 30) -> None:
-    """H.264 in yuv420p, which every player and browser shows; atomic, and the same bytes for the same frames.
+    """Write H.264 in yuv420p, which every player and browser shows: atomically, the same bytes for the same frames.
 
-    Odd sizes gain one row or column that repeats the last. Raises OSError where the file cannot be written.
+    Odd sizes are padded by repeating the last row or column. Raises OSError if the file cannot be written.
     """
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "video.mp4"
@@ -75,8 +75,8 @@ def write_mp4(path: Path, frames: Iterable[Float[Tensor, "h w 3"]], fps: int = 3
 
 
 def _encode(file: Path, frames: Iterable[Float[Tensor, "h w 3"]], fps: int) -> None:
-    # x264's output depends on the number of threads and, with mbtree, on where its buffers happen to lie in memory;
-    # the matrix is the one that pixels are converted with, which players would guess from the size
+    # x264's output depends on the number of threads and, with mbtree, on the memory addresses of its buffers.
+    # colormatrix is the one that pixels are converted with; players would otherwise guess it from the size.
     options = {"crf": "18", "preset": "medium", "threads": "1", "x264-params": "mbtree=0:colormatrix=smpte170m"}
     with av.open(str(file), "w", options={"movflags": "+faststart", "fflags": "+bitexact"}) as container:
         stream = None
@@ -109,7 +109,7 @@ def _decode(path: Path, pts: int | None = None) -> Iterator[av.VideoFrame]:
 
 
 def _count(path: Path) -> int:
-    """Frames according to the header or, where that does not say, the duration; 0 where neither does."""
+    """Number of frames from the header or else from duration and frame rate; 0 if unknown."""
     try:
         with av.open(str(path)) as container:
             stream = container.streams.video[0]

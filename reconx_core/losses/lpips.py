@@ -1,4 +1,4 @@
-"""LPIPS v0.1 with VGG16: the perceptual distance of Zhang et al. (2018), from weights that the user puts in place.
+"""LPIPS v0.1 with VGG16: the perceptual distance of Zhang et al. (2018), with weights that the user provides.
 
 Two files are needed in the weights folder (``RECONX_WEIGHTS``, by default ``~/.cache/reconx/weights``): torchvision's VGG16,
 and the linear heads of the `lpips` package (its ``weights/v0.1/vgg.pth``).
@@ -20,9 +20,9 @@ from reconx_core.weights.folder import weights_folder
 
 VGG_FILES = ("vgg16-397923af.pth", "vgg16-397923af.safetensors")
 HEAD_FILES = ("vgg.pth", "vgg.safetensors")
-# torchvision's numbering of the convolutions in VGG16.features; a stage ends where LPIPS reads, the pooling follows it.
+# Indices of the convolutions in torchvision's VGG16.features; LPIPS uses the output of each stage, before the pooling.
 VGG_STAGES = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))
-# The input [-1, 1] is shifted and scaled to the statistics VGG was trained with.
+# The input in [-1, 1] is shifted and scaled to the statistics that VGG was trained with.
 SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 
 
@@ -63,25 +63,25 @@ class Lpips(nn.Module):
 
 
 def load_lpips(device: str = "cpu") -> Lpips | None:
-    """LPIPS with the weights in the weights folder, or None where they are not (see :func:`lpips_missing_reason`).
+    """LPIPS with the weights in the weights folder, or None if they are missing (see :func:`lpips_missing_reason`).
 
-    Each device has a network of its own: one that is moved would be moved under whoever uses it elsewhere.
+    Cached per device, because moving a shared network would also move it for its other users.
 
     Raises:
-        UserError: a file is there but is not what it should be.
+        UserError: a file exists but is invalid.
     """
     files = lpips_files()
     return None if files is None else _load(*files, device)
 
 
 def lpips_files() -> tuple[Path, Path] | None:
-    """The files of VGG16 and of the linear heads, or None unless both are in the weights folder."""
+    """The files of VGG16 and of the linear heads, or None if one is missing in the weights folder."""
     vgg, heads = _find(VGG_FILES), _find(HEAD_FILES)
     return None if vgg is None or heads is None else (vgg, heads)
 
 
 def lpips_missing_reason() -> str | None:
-    """Which files to put where, or None if LPIPS can be computed."""
+    """Message that names the missing files and their folder, or None if LPIPS can be computed."""
     missing = [" or ".join(names) for names in (VGG_FILES, HEAD_FILES) if _find(names) is None]
     if not missing:
         return None
@@ -98,7 +98,7 @@ def _find(names: tuple[str, ...]) -> Path | None:
 def _load(vgg: Path, heads: Path, device: str) -> Lpips:
     try:
         return Lpips(_state_dict(vgg), _state_dict(heads)).eval().to(device)
-    except Exception as error:  # torch.load raises whatever a damaged file leads it to
+    except Exception as error:  # torch.load raises many kinds of errors for a damaged file
         what = f"{type(error).__name__}: {error}".splitlines()[0]
         raise UserError(f"Cannot read LPIPS weights from {vgg} and {heads} ({what}); download them again.") from None
 
@@ -108,10 +108,10 @@ def _state_dict(path: Path) -> dict[str, Tensor]:
         from safetensors.torch import load_file
 
         return load_file(path)
-    # Mapped, VGG's classifier (most of the file) is never read; files of torch < 1.6, as both are published, cannot be mapped.
+    # With mmap, VGG's classifier (most of the file) is never read. Files of torch < 1.6 (as published) cannot be mapped.
     return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
 
 
 def _unit(x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
-    # The norm's own gradient is NaN where all channels are 0; the epsilon of v0.1 stays outside the root.
+    # The gradient of norm() is NaN where all channels are 0. As in v0.1, the epsilon is outside the root.
     return x / ((x * x).sum(1, keepdim=True).clamp(min=1e-30).sqrt() + 1e-10)

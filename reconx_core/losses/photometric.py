@@ -1,6 +1,6 @@
-"""The photometric loss of a frame (paper eq. 14): weighted L1 and SSIM; LPIPS is added where it is computed.
+"""The photometric loss of a frame (paper eq. 14): weighted L1 and SSIM. LPIPS is added by the optimisation.
 
-float32 on the CPU runs in fused kernels that compute value and gradient together; any other dtype or device in plain torch.
+float32 on the CPU uses fused kernels that compute value and gradient together; other dtypes and devices use plain torch.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def photometric_loss(
     Differentiable with respect to ``rendered`` only. The fused kernels compute value and gradient together.
 
     Raises:
-        ValueError: as :func:`ssim_map`, or the weight's shape is not the images'.
+        ValueError: as in :func:`ssim_map`, or the shape of the weight does not match the images.
     """
     check_images(rendered, target)
     if weight.shape != rendered.shape[:-1] or weight.requires_grad:

@@ -1,10 +1,10 @@
-"""SSIM with a value for every pixel.
+"""SSIM as a map with a value for every pixel.
 
 Window 11, Gaussian with sigma 1.5, population variances, data range 1, channels averaged: scikit-image's
-``structural_similarity(gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=1)``, as pixelSplat reports
-it. At the border the image is mirrored (its edge pixels repeated), so the map equals scikit-image's at every pixel.
+``structural_similarity(gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=1)``, as in pixelSplat's
+evaluation. The border is mirrored (edge pixels repeated), so the map equals scikit-image's at every pixel.
 
-float32 on the CPU runs in fused kernels; any other dtype or device in plain torch.
+float32 on the CPU uses fused kernels; other dtypes and devices use plain torch.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def ssim_map(a: Float[Tensor, "*n h w 3"], b: Float[Tensor, "*n h w 3"]) -> Floa
     """SSIM around every pixel, differentiable with respect to ``a``.
 
     Raises:
-        ValueError: shapes differ, a side is shorter than the window, or ``b`` asks for a gradient.
+        ValueError: shapes differ, a side is shorter than the window, or ``b`` requires a gradient.
     """
     check_images(a, b)
     if not runs_fused(a, b):
@@ -38,7 +38,7 @@ def ssim_map(a: Float[Tensor, "*n h w 3"], b: Float[Tensor, "*n h w 3"]) -> Floa
 
 
 def ssim(a: Float[Tensor, "*n h w 3"], b: Float[Tensor, "*n h w 3"]) -> Float[Tensor, "*n"]:
-    """Mean SSIM of each image over the pixels whose window lies inside it, as scikit-image averages."""
+    """Mean SSIM of each image over the pixels whose window lies inside it, as in scikit-image."""
     border = WINDOW // 2
     return ssim_map(a, b)[..., border:-border, border:-border].mean((-2, -1))
 
@@ -65,12 +65,12 @@ def ssim_map_torch(a: Float[Tensor, "*n h w 3"], b: Float[Tensor, "*n h w 3"]) -
 
 
 def _blur(x: Float[Tensor, "*n h w"]) -> Float[Tensor, "*n h w"]:
-    """The window along both axes, edge pixels mirrored."""
+    """Separable Gaussian blur with a mirrored border."""
     radius = WINDOW // 2
     taps = torch.exp(-0.5 * (torch.arange(-radius, radius + 1).to(x) / SIGMA) ** 2)
     x_padded = torch.cat([x[..., :radius].flip(-1), x, x[..., -radius:].flip(-1)], -1)
     x_padded = torch.cat([x_padded[..., :radius, :].flip(-2), x_padded, x_padded[..., -radius:, :].flip(-2)], -2)
-    # All images as groups of one picture: by far torch's fastest way on the CPU.
+    # All images as channel groups of one image: by far the fastest convolution in torch on the CPU.
     planes = x_padded.reshape(1, -1, *x_padded.shape[-2:])
     across = (taps / taps.sum()).expand(planes.shape[1], 1, 1, WINDOW)
     convolve = functools.partial(torch.nn.functional.conv2d, groups=planes.shape[1])
@@ -99,7 +99,7 @@ def fused_similarity(
 def fused_gradient(
     a: np.ndarray, b: np.ndarray, terms: np.ndarray, weight: np.ndarray, l1_scale: float
 ) -> tuple[np.ndarray, float]:
-    """Gradient for ``a`` of sum(weight * (scale * SSIM + l1_scale * |a - b|)), and sum(weight * |a - b|)."""
+    """Gradient with respect to ``a`` of sum(weight * (scale * SSIM + l1_scale * |a - b|)), and sum(weight * |a - b|)."""
     gradient, l1_rows = np.empty((*weight.shape, 3), np.float32), np.empty(weight.shape[:2])
     similarity_gradient(a, b, terms, weight, np.float32(l1_scale), gradient.reshape(a.shape), l1_rows)
     return gradient, l1_rows.sum()
@@ -117,7 +117,7 @@ class _SsimMap(torch.autograd.Function):
     def backward(ctx: Any, v_map: Tensor) -> tuple[Tensor, None]:
         images, (weight,) = flat_images(*ctx.saved_tensors), arrays(v_map)
         with one_at_a_time():
-            # The derivatives are recomputed rather than kept: three images less memory, and only now the weight is known.
+            # The derivatives are recomputed instead of saved: three images less memory, and the weight is known only now.
             _, terms = fused_similarity(*images, weight, 1.0, True)
             gradient, _ = fused_gradient(*images, terms, weight, 0.0)
         return torch.from_numpy(gradient), None

@@ -1,8 +1,8 @@
 """SSIM and its gradient for float32 images in memory, one output row at a time (numba kernels).
 
-A row is blurred down its columns first, then along itself, in buffers that stay in the first-level cache. The mirrored
-Gaussian blur is its own adjoint, so the gradient uses the same blur. Moments are taken about 0.5, which keeps the variances
-of bright, flat areas accurate in float32.
+Each row is blurred vertically, then horizontally, in buffers that fit the L1 cache. The Gaussian blur with mirrored borders
+is its own adjoint, so the gradient uses the same blur. Moments are taken about 0.5, which keeps the variances of bright, flat
+areas accurate in float32.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ PAD = LANES  # >= RADIUS * CHANNELS floats on either side of a row buffer
 f32 = np.float32
 _taps = np.exp(-0.5 * (np.arange(-RADIUS, RADIUS + 1) / SIGMA) ** 2)
 WINDOW = (_taps / _taps.sum()).astype(np.float32)
-# The float32 taps must sum to one, or a flat area shows a variance of its own; the outermost have the finest steps.
+# The float32 taps must sum to one, or flat areas get a spurious variance. The outermost taps, which have the finest
+# float32 resolution, absorb the rounding error.
 WINDOW[[0, -1]] += (1 - WINDOW.sum(dtype=np.float64)) / 2
 TAPS = len(WINDOW)
 K1, K2, HALF, ONE, TWO, ZERO = f32(C1), f32(C2), f32(0.5), f32(1), f32(2), f32(0)
@@ -38,13 +39,13 @@ def mirrored(i, length):
 
 @inlined
 def block_start(block, length):
-    """Start of a block of lanes; the last one overlaps its neighbour rather than leaving the row."""
+    """Start of a block of lanes; the last block overlaps the one before it, so that it does not exceed the row."""
     return min(block * LANES, length - LANES)
 
 
 @inlined
 def mirror_ends(rows, length):
-    """Fill the padding of every row buffer from its pixels."""
+    """Fill the padding of every row buffer by mirroring."""
     for row in rows:
         for k in range(RADIUS * CHANNELS):
             pixel, channel = k // CHANNELS, k % CHANNELS
@@ -54,7 +55,7 @@ def mirror_ends(rows, length):
 
 @inlined
 def blur_along(row, start):
-    """The window applied along one row buffer, 16 values from ``start`` on."""
+    """Horizontal blur of one row buffer: 16 values from ``start`` on."""
     total = splat(ZERO)
     for k in range(TAPS):
         total = fma(load(row, PAD + start + (k - RADIUS) * CHANNELS), WINDOW[k], total)
@@ -63,7 +64,7 @@ def blur_along(row, start):
 
 @inlined
 def repeat_channels(values, row, scale):
-    """One value per pixel, times ``scale``, to all channels of a row buffer."""
+    """Write one value per pixel, times ``scale``, to all channels of a row buffer."""
     for x in range(len(values)):
         for c in range(CHANNELS):
             row[PAD + x * CHANNELS + c] = values[x] * scale
@@ -123,7 +124,7 @@ def similarity_block(rows, start):
 
 @kernel
 def similarity(a, b, weight, scale, with_terms, ssim, terms):
-    """SSIM averaged over the channels, [n, h, w], and ``with_terms`` its derivatives times scale * weight [3, n, h * w * 3]."""
+    """Mean SSIM over the channels, [n, h, w], and if ``with_terms`` its derivatives times scale * weight [3, n, h * w * 3]."""
     images, height, width = ssim.shape
     length = width * CHANNELS
     for line in prange(images * height):
@@ -173,9 +174,9 @@ def absolute_difference(p, q, share, l1_scale):
 
 @kernel
 def similarity_gradient(a, b, terms, weight, l1_scale, gradient, l1_rows):
-    """Gradient for ``a`` [n, h * w * 3] of the sum of weight * (scale * SSIM + l1_scale * |a - b|), channels averaged.
+    """Gradient for ``a`` [n, h * w * 3] of the sum of weight * (scale * SSIM + l1_scale * |a - b|), averaged over channels.
 
-    ``terms`` are those of :func:`similarity`. ``l1_rows`` [n, h] takes every row's sum of weight * |a - b|.
+    ``terms`` are those of :func:`similarity`. ``l1_rows`` [n, h] is filled with every row's sum of weight * |a - b|.
     """
     images, height, width = weight.shape
     length = width * CHANNELS

@@ -32,10 +32,10 @@ def score_scene(
     settings: MetricsSettings,
     generator: torch.Generator,
 ) -> tuple[Scores, list[Picture]]:
-    """Scores and pictures of a scene, by the protocol of ``views``.
+    """Scores and pictures of a scene, under the protocol of ``views``.
 
-    ``kept`` are the indices, among the input views, of those that ``pointmaps`` (hence the reconstruction) holds. Held-out
-    views are scored only where their true cameras are known. Nothing here is drawn at random.
+    ``kept``: indices of the input views that ``pointmaps`` (and so the reconstruction) contains. Held-out views are
+    scored only if their true cameras are known. Nothing here is random.
 
     Raises:
         UserError: a view's mask leaves nothing to score, or damaged LPIPS weights.
@@ -47,13 +47,14 @@ def score_scene(
     results = _score(gaussians, photos, cameras, _at_size(pointmaps.confidence, *size))
     truth = photos.true_cameras
     if len(targets) and targets.true_cameras is not None and truth is not None:
-        at = targets.true_cameras if views.protocol == "posed" else map_targets(targets.true_cameras, cameras, truth)
-        results += _score_targets(gaussians, targets, at, 0 if views.protocol == "posed" else settings.refine_steps)
+        posed = views.protocol == "posed"
+        target_cameras = targets.true_cameras if posed else map_targets(targets.true_cameras, cameras, truth)
+        results += _score_targets(gaussians, targets, target_cameras, 0 if posed else settings.refine_steps)
     scores = [score for score, _ in results]
     summary = summarise(scores) | {"gaussians": float(len(gaussians)), "registered": len(kept) / len(views.inputs())}
     if truth is not None and views.protocol != "posed":
         summary |= pose_errors(cameras, truth)
-    # Of a view with both, the picture with the refined camera comes later and replaces the other.
+    # Pictures with refined cameras come later and replace the unrefined ones of the same views.
     pictures = {(picture.is_target, picture.name): picture for _, picture in results}
     return Scores(tuple(scores), summary, views.protocol), list(pictures.values())
 
@@ -109,7 +110,7 @@ def _score(
 
 
 def _resized(views: Views, long_side: int) -> Views:
-    """The views at the size at which scores are taken; 0 leaves them as they are."""
+    """The views at the size at which they are scored; 0 leaves them unchanged."""
     height, width = views.masks.shape[1:]
     if long_side in (0, max(height, width)):
         return views

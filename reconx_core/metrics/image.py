@@ -23,8 +23,8 @@ def psnr(render: Float[Tensor, "h w 3"], photo: Float[Tensor, "h w 3"], mask: Bo
 def ssim(render: Float[Tensor, "h w 3"], photo: Float[Tensor, "h w 3"], mask: Bool[Tensor, "h w"]) -> float:
     """Structural similarity: Gaussian window of 11 pixels and sigma 1.5, mean over channels and masked pixels.
 
-    As pixelSplat calls scikit-image: sample covariance, and the mean leaves out a border of 5 pixels. Outside the mask the
-    render is replaced by the photo, so that windows across the mask's edge see no difference there.
+    With pixelSplat's options for scikit-image: sample covariance; the mean leaves out a border of 5 pixels. Outside the mask
+    the render is replaced by the photo, so that windows across the mask's edge see no difference there.
     """
     filled = fill(render, photo, mask)
     _, per_pixel = structural_similarity(

@@ -12,9 +12,9 @@ from reconx_core.geometry.camera_path import even_positions, interpolate_path
 from reconx_core.rasterize import rasterize
 from reconx_core.types import Cameras, Gaussians
 
-# Perceptually even colour maps by nine anchors each (inferno and viridis).
-HEAT = ("000004", "1b0c41", "4a0c6b", "781c6d", "a52c60", "cf4446", "ed6925", "fb9b06", "fcffa4")
-LEVEL = ("440154", "472d7b", "3b528b", "2c728e", "21918c", "28ae80", "5ec962", "addc30", "fde725")
+# Perceptually uniform colour maps, nine anchor colours each.
+INFERNO = ("000004", "1b0c41", "4a0c6b", "781c6d", "a52c60", "cf4446", "ed6925", "fb9b06", "fcffa4")
+VIRIDIS = ("440154", "472d7b", "3b528b", "2c728e", "21918c", "28ae80", "5ec962", "addc30", "fde725")
 ERROR_AT_FULL_SCALE = 0.3
 
 
@@ -38,13 +38,13 @@ def side_by_side(picture: Picture, gap: int = 4) -> Float[Tensor, "h w2 3"]:
 def error_heat(
     render: Float[Tensor, "h w 3"], photo: Float[Tensor, "h w 3"], mask: Bool[Tensor, "h w"]
 ) -> Float[Tensor, "h w 3"]:
-    """Mean absolute error per pixel, black for none to pale yellow from 0.3 on; black outside the mask."""
+    """Mean absolute error per pixel, from black (0) to pale yellow (0.3 and more); black outside the mask."""
     error = (render.clamp(0, 1) - photo).abs().mean(-1) * mask
-    return colour_map(error / ERROR_AT_FULL_SCALE, HEAT)
+    return colour_map(error / ERROR_AT_FULL_SCALE, INFERNO)
 
 
 def depth_colours(depth: Float[Tensor, "h w"], alpha: Float[Tensor, "h w"]) -> Float[Tensor, "h w 3"]:
-    """Nearness (1 / depth) between its 2nd and 98th percentile, bright for near; grey where nothing is rendered.
+    """Inverse depth between its 2nd and 98th percentile, bright is near; grey where nothing is rendered.
 
     ``depth`` is accumulated, as the rasteriser gives it.
     """
@@ -55,12 +55,12 @@ def depth_colours(depth: Float[Tensor, "h w"], alpha: Float[Tensor, "h w"]) -> F
     # Every fourth pixel is enough for percentiles, and torch.quantile is limited in size.
     low, high = torch.quantile(nearness[seen][::4], torch.tensor([0.02, 0.98]))
     level = (nearness - low) / (high - low).clamp(min=1e-9)
-    return torch.where(seen[..., None], colour_map(level, LEVEL), torch.tensor(0.5))
+    return torch.where(seen[..., None], colour_map(level, VIRIDIS), torch.tensor(0.5))
 
 
 def confidence_colours(confidence: Float[Tensor, "h w"]) -> Float[Tensor, "h w 3"]:
-    """Confidence in [0, 1], dark for none to yellow for full."""
-    return colour_map(confidence, LEVEL)
+    """Confidence in [0, 1], from dark (0) to yellow (1)."""
+    return colour_map(confidence, VIRIDIS)
 
 
 def colour_map(level: Float[Tensor, "h w"], anchors: tuple[str, ...]) -> Float[Tensor, "h w 3"]:
@@ -73,7 +73,7 @@ def colour_map(level: Float[Tensor, "h w"], anchors: tuple[str, ...]) -> Float[T
 
 @torch.no_grad()
 def render_path(gaussians: Gaussians, cameras: Cameras, frames: int) -> Float[Tensor, "f h w 3"]:
-    """``frames`` renders along a smooth path through ``cameras``; with two cameras there and back, so that it loops."""
+    """``frames`` renders along a smooth path through ``cameras``; of two cameras there and back, so that it loops."""
     if len(cameras) == 2:
         share = torch.arange(frames) / frames
         positions = ((1 - torch.cos(2 * torch.pi * share)) / 2).clamp(0, 1)

@@ -27,7 +27,7 @@ class Similarity(NamedTuple):
         return self.scale * xyz @ self.rotation.mT + self.translation
 
     def cameras(self, cameras: Cameras) -> Cameras:
-        """Cameras moved along; poses stay rigid (the scale acts on their centres)."""
+        """Cameras moved likewise; poses remain rigid (only their centres are scaled)."""
         moved = cameras.cam_to_world.clone()
         moved[:, :3, :3] = self.rotation @ cameras.cam_to_world[:, :3, :3]
         moved[:, :3, 3] = self.points(cameras.cam_to_world[:, :3, 3])
@@ -70,15 +70,15 @@ def pose_errors(estimated: Cameras, truth: Cameras) -> dict[str, float]:
 
 
 def align_cameras(estimated: Cameras, truth: Cameras) -> Similarity:
-    """Least squares over centres and viewing frames, so that two cameras are enough.
+    """Similarity transform by least squares over camera centres and orientations, so that two cameras are enough.
 
-    Every camera gives its centre and the tips of its three axes, as long as the cameras are spread; without the axes
-    two centres leave a rotation about the line between them free, and so do centres on one line.
+    Every camera contributes its centre and the tips of its three axes, whose length is the spread of the cameras. Without
+    the axes, a rotation about the line through the centres is undetermined if there are two or all lie on one line.
     """
     found, true = estimated.cam_to_world.double(), truth.cam_to_world.double()
     size_found, size_true = _spread(found), _spread(true)
     if size_found < 1e-12 or size_true < 1e-12:
-        return _align_in_place(found, true)
+        return _align_coincident(found, true)
     source, target = _tips(found, size_found), _tips(true, size_true)
     scale, rotation, translation = fit_similarity(source, target, torch.ones(len(source), dtype=source.dtype))
     return Similarity(float(scale), rotation.to(estimated.cam_to_world), translation.to(estimated.cam_to_world))
@@ -94,8 +94,8 @@ def _tips(cam_to_world: Float[Tensor, "n 4 4"], length: Float[Tensor, ""]) -> Fl
     return torch.cat([centres, centres + length * cam_to_world[:, :3, :3].mT], 1).reshape(-1, 3)
 
 
-def _align_in_place(found: Float[Tensor, "n 4 4"], true: Float[Tensor, "n 4 4"]) -> Similarity:
-    """Cameras that all stand in one point (or a single one): scale 1, mean rotation."""
+def _align_coincident(found: Float[Tensor, "n 4 4"], true: Float[Tensor, "n 4 4"]) -> Similarity:
+    """Cameras that share one centre (or a single camera): scale 1, mean rotation."""
     u, _, vt = torch.linalg.svd((true[:, :3, :3] @ found[:, :3, :3].mT).sum(0))
     u[:, 2] *= torch.linalg.det(u @ vt)
     rotation = u @ vt

@@ -15,7 +15,7 @@ from reconx_core.metrics.pose import align_cameras
 from reconx_core.rasterize import rasterize
 from reconx_core.types import Cameras, Gaussians
 
-# Coarse to fine: the share of the image's size at which each third of the steps compares.
+# Coarse to fine: image scale in each third of the steps.
 LEVELS = (0.25, 0.5, 1.0)
 SMALLEST = 64  # pixels of the long side
 LEARNING_RATE = 6e-3  # radians, and shares of the scene's distance
@@ -24,8 +24,8 @@ LEARNING_RATE = 6e-3  # radians, and shares of the scene's distance
 def map_targets(targets: Cameras, estimated: Cameras, truth: Cameras) -> Cameras:
     """True target cameras in the frame of a reconstruction whose input cameras are ``estimated`` instead of ``truth``.
 
-    Poses by the similarity transform between the two sets of input cameras, focal lengths by the mean ratio between them: a
-    reconstruction whose focal length is off is seen through a lens that is off by as much.
+    Poses are mapped by the similarity transform between the two sets of input cameras, focal lengths by the mean ratio
+    between them: a reconstruction with a wrong focal length must be rendered with the same error.
     """
     moved = align_cameras(estimated, truth).inverse().cameras(targets)
     focal = (_focals(estimated) / _focals(truth)).mean(0)
@@ -43,7 +43,7 @@ def refine_camera(
 ) -> Cameras:
     """The pose of one camera after ``steps`` of Adam on the L1 distance between render and photo, the Gaussians frozen.
 
-    The pose moves by a twist in its own frame. The start is returned where it fits the photo better than the result.
+    The pose moves by a twist in its own frame. Returns the initial camera if it fits the photo better than the result.
     """
     gaussians = gaussians.detach()
     unit = (gaussians.means - camera.cam_to_world[0, :3, 3]).norm(dim=-1).median()

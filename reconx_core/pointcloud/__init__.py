@@ -25,13 +25,14 @@ BACKENDS: dict[str, BackendInfo] = {
         needs_gpu=True,
     ),
 }  # fmt: skip
-FUSED_CONFIDENCE = 0.5  # pointmap pixels above it go into the fused cloud
+FUSED_CONFIDENCE = 0.5  # minimum confidence of the pointmap pixels in the fused cloud
 MAX_POINTS = 500_000
-THRIFTY = {"planes": 48, "rounds": 1, "iterations": 1, "sources": 2, "graph": "window"}
+# Settings for the many small frames of the `confidence` stage.
+FAST = {"planes": 48, "rounds": 1, "iterations": 1, "sources": 2, "graph": "window"}
 
 
-def make_backend(settings: PointcloudSettings, thrifty: bool = False) -> GeometryBackend:
-    """The geometry backend that the settings name; ``thrifty`` for the many small frames of the `confidence` stage.
+def make_backend(settings: PointcloudSettings, fast: bool = False) -> GeometryBackend:
+    """The geometry backend that the settings name; ``fast`` uses cheaper settings, for the many small frames of `confidence`.
 
     Raises:
         UserError: there is no such backend.
@@ -48,14 +49,14 @@ def make_backend(settings: PointcloudSettings, thrifty: bool = False) -> Geometr
         return Vggt(settings)
     from reconx_core.pointcloud.backends.classical import Classical
 
-    return Classical(settings.model_copy(update=THRIFTY) if thrifty else settings)
+    return Classical(settings.model_copy(update=FAST) if fast else settings)
 
 
 def weights_of(settings: PointcloudSettings) -> Path | None:
-    """The file or folder of weights that the backend would load; None where it has none.
+    """The file or folder of weights that the backend would load; None for a backend without weights.
 
     Raises:
-        UserError: they are not there.
+        UserError: the weights are missing.
     """
     if settings.backend == "classical":
         return None
@@ -71,14 +72,14 @@ def estimate(
     """Pointmaps and the fused cloud of the input views that could be registered, and those views' indices.
 
     Raises:
-        UserError: the photos do not overlap, or the backend is not there.
+        UserError: the photos do not overlap, there is no such backend, or its weights are missing.
     """
     pointmaps, kept = make_backend(settings)(inputs, inputs.given_cameras, generator)
     return pointmaps, fuse(pointmaps, inputs.select(kept)), kept
 
 
 def fuse(pointmaps: Pointmaps, views: Views) -> PointCloud:
-    """All confident pixels as one cloud, thinned evenly to a bounded number."""
+    """All confident pixels as one point cloud, subsampled evenly to at most MAX_POINTS."""
     good = pointmaps.confidence > FUSED_CONFIDENCE
     index = good.flatten().nonzero()[:, 0]
     index = index[:: max(1, -(-len(index) // MAX_POINTS))]

@@ -1,8 +1,8 @@
-"""Gaussians to images: one function, two backends with the same conventions (gsplat 1.5.3's).
+"""Rendering of Gaussians: one function, two backends with the same conventions (gsplat 1.5.3's).
 
 The CPU backend compiles its kernels once per machine (about half a minute) and keeps them in numba's cache. It may be called
-from several threads; calls take turns. It cannot run in a forked child, where it raises a UserError: start worker processes
-with the "spawn" method.
+from several threads; a lock serialises the calls. It cannot run in a forked child process, where it raises a UserError: start
+workers with the "spawn" method.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ class Rendering(NamedTuple):
 
 
 def resolve_backend(backend: str) -> Backend:
-    """``auto`` becomes ``gsplat`` where CUDA and gsplat are there, else ``cpu``.
+    """``auto`` resolves to ``gsplat`` if CUDA and gsplat are available, else to ``cpu``.
 
     Raises:
-        UserError: unknown backend, or gsplat asked for where it cannot run.
+        UserError: the backend is unknown, or it is gsplat and cannot run here.
     """
     if backend not in ("auto", *BACKENDS):
         raise UserError(f"There is no splats backend '{backend}'; choose auto, {' or '.join(BACKENDS)}.")
-    # Importing gsplat proves nothing: without CUDA it imports and fails at the first call.
+    # A successful import of gsplat is no proof: without CUDA it fails only at the first call.
     missing = "a CUDA GPU" if not torch.cuda.is_available() else "gsplat (pip install 'reconx[cuda]')"
     usable = torch.cuda.is_available() and importlib.util.find_spec("gsplat") is not None
     if backend == "gsplat" and not usable:
@@ -58,7 +58,7 @@ def rasterize(
     """Render the Gaussians into every camera.
 
     Differentiable with respect to all fields of ``gaussians`` and to ``cameras.cam_to_world``; not to the intrinsics (whose
-    skew is ignored) nor to the background. ``background`` defaults to black; ``sh_degree`` to all that the Gaussians hold.
+    skew is ignored) nor to the background. ``background`` defaults to black; ``sh_degree`` to that of the Gaussians.
 
     Raises:
         UserError: the backend cannot run here (see :func:`resolve_backend`).

@@ -1,8 +1,8 @@
 """Alpha blending of the splats of every tile, and its gradients (numba kernels).
 
-A tile is worked off one splat at a time, front to back, and each of its 16 pixel rows is one vector; the tile's state stays
-in the first-level cache. The state's transmittance is negated once a pixel is finished. The backward pass replays the forward
-pass in the same order and keeps, per pixel, what the splats still to come add to the loss.
+A tile is processed one splat at a time, front to back, and each of its 16 pixel rows is one vector; the tile's state fits the
+L1 cache. The transmittance in the state is negated once a pixel is finished. The backward pass repeats the forward pass in
+the same order and keeps, per pixel, the contribution of the remaining splats to the loss.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from reconx_core.rasterize.tiles import end_row, first_row
 
 f32 = np.float32
 TILE = conventions.TILE
-BATCH = 32  # records copied next to each other before they are used; also how often a finished tile is noticed
+BATCH = 32  # records copied into contiguous memory at a time; also the interval of the check whether a tile is finished
 FORWARD, BACKWARD = 5 * TILE, 6 * TILE  # floats of state per pixel row
 
 ZERO, HALF, ONE = f32(0), f32(0.5), f32(1)
@@ -65,10 +65,10 @@ def exp_of_eighth(x):
 
 @inlined
 def absorb(exponent, opacity, light):
-    """What a splat does to the light in 16 pixels.
+    """Blend a splat into 16 pixels with transmittance ``light``.
 
-    Returns alpha / (1 - alpha), the splat's weight, the light that is left (negated where the pixel is finished) and where
-    the weight does not depend on the exponent.
+    Returns alpha / (1 - alpha), the splat's weight, the remaining transmittance (negated where the pixel is finished) and a
+    mask of where the weight does not depend on the exponent.
     """
     zero = splat(ZERO)
     alpha = exp_of_eighth(exponent) * opacity
@@ -110,7 +110,7 @@ def write_tile(state, x0, y0, background, rgb, depth, alpha):
 
 @inlined
 def blend_splat(state, batch, k, x0, y0, entry):
-    """Add one splat to the pixel rows of a tile that it reaches."""
+    """Add one splat to the pixel rows of a tile that it covers."""
     dx = lane_centres() - (batch[k + X] - x0)
     y = batch[k + Y] - y0 - HALF
     along, cross, down = dx * (batch[k + A] * SIXTEENTH), batch[k + B] * EIGHTH, batch[k + C] * SIXTEENTH
@@ -152,7 +152,7 @@ def blend(records, tile_starts, gaussians, entries, background, rgb, depth, alph
 
 @inlined
 def read_tile(state, x0, y0, images, gradients):
-    """State of the backward pass: transmittance, what all splats add to the loss, gradients of red, green, blue, depth."""
+    """State of the backward pass: transmittance, all splats' contribution to the loss, gradients of red, green, blue, depth."""
     rgb, depth, alpha = images
     v_rgb, v_depth, v_alpha = gradients
     for y in range(TILE):
@@ -176,7 +176,7 @@ def read_tile(state, x0, y0, images, gradients):
 
 @inlined
 def unblend_splat(state, batch, k, x0, y0, entry, slots, slot):
-    """Replay one splat and write the moments of its gradients over the tile's pixels to its slot."""
+    """Repeat the blending of one splat and write the moments of its gradients over the tile's pixels to its slot."""
     zero = splat(ZERO)
     dx = lane_centres() - (batch[k + X] - x0)
     y = batch[k + Y] - y0 - HALF

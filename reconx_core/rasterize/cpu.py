@@ -20,7 +20,7 @@ from reconx_core.types import Cameras, Gaussians
 
 
 class Splats(NamedTuple):
-    """One camera's projected Gaussians and the lists of its tiles."""
+    """The projected Gaussians of one camera and its tile lists."""
 
     records: np.ndarray  # [n, RECORD]
     slot_starts: np.ndarray  # [n + 1] Gaussian i owns the slots from [i] up to [i + 1]
@@ -46,7 +46,7 @@ def _arrays(*tensors: Tensor) -> list[np.ndarray]:
 
 
 def _lines(count: int, floats: int) -> np.ndarray:
-    """Uninitialised rows of 16 floats that start on cache lines, which torch's allocator grants and numpy's does not."""
+    """Uninitialised rows of 16 floats, aligned to cache lines; torch's allocator guarantees that, numpy's does not."""
     return torch.empty(count, floats).numpy()
 
 
@@ -89,7 +89,7 @@ class _Rasterize(torch.autograd.Function):
     def backward(ctx: Any, *v_images: Tensor) -> tuple[Tensor | None, ...]:
         views, splats, size, degree = ctx.projected
         means, quats, log_scales, sh, *images = _arrays(*ctx.saved_tensors)
-        empty = torch.empty if views else torch.zeros  # the first camera's gradients overwrite what is there
+        empty = torch.empty if views else torch.zeros  # the first camera's gradients overwrite uninitialised memory
         v_scene = [empty(shape) for shape in (means.shape, quats.shape, log_scales.shape, len(means), sh.shape)]
         camera_sums = np.zeros((len(views), CHUNKS, CAMERA_SUMS))
         with one_at_a_time():

@@ -1,4 +1,4 @@
-"""The CUDA rasteriser: gsplat's kernels on tensors that may live on the CPU."""
+"""The CUDA rasteriser: gsplat's kernels; tensors on the CPU are copied to the GPU."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ def rasterize_gsplat(
 ) -> tuple[Float[Tensor, "c h w 3"], Float[Tensor, "c h w"], Float[Tensor, "c h w"]]:
     """Colour, accumulated depth and alpha, on the device of ``gaussians``.
 
-    Gaussians that live on the CPU are copied to the GPU for this call; an optimisation should keep them there.
+    Gaussians on the CPU are copied to the GPU for this call; an optimisation should keep them on the GPU.
     """
     from gsplat import rasterization
 
-    if len(gaussians) == 0:  # gsplat's kernels divide by it, which ends the process
+    if len(gaussians) == 0:  # gsplat's kernels divide by the count, which crashes the process
         return _nothing(gaussians, cameras, background)
     home, gpu = gaussians.means.device, gaussians.means.device if gaussians.means.is_cuda else torch.device("cuda")
     colour_depth, alpha, _ = rasterization(
@@ -28,7 +28,7 @@ def rasterize_gsplat(
         gaussians.log_scales.exp().to(gpu),
         gaussians.logit_opacities.sigmoid().to(gpu),
         gaussians.sh.to(gpu),
-        # Inverted where the cameras live: tiny matrices, and the CPU's result is the CPU rasteriser's.
+        # Inverted on the cameras' device: cheap, and on the CPU the result is the same as in the CPU rasteriser.
         cameras.world_to_cam.to(gpu),
         cameras.intrinsics.to(gpu),
         cameras.width,
@@ -47,5 +47,5 @@ def rasterize_gsplat(
 
 def _nothing(gaussians: Gaussians, cameras: Cameras, background: Float[Tensor, " 3"]) -> tuple[Tensor, Tensor, Tensor]:
     empty = background.new_zeros(len(cameras), cameras.height, cameras.width)
-    # The sum over no Gaussian is a zero that has a gradient.
+    # The sum over zero Gaussians keeps the result attached to the graph, so that backward() works.
     return background.expand(*empty.shape, 3) + gaussians.sh.sum(), empty, empty

@@ -43,7 +43,7 @@ ZERO, HALF, ONE, TWO, MAX_ALPHA_LEVEL = f32(0), f32(0.5), f32(1), f32(2), f32(25
 NEAR, FAR, BLUR = f32(conventions.NEAR), f32(conventions.FAR), f32(conventions.SCREEN_BLUR)
 MIN_ALPHA, MARGIN = f32(conventions.MIN_ALPHA), f32(conventions.VIEW_MARGIN)
 LARGEST = f32(1e30)
-# Tiles are culled at a level slightly beyond MIN_ALPHA, so that rounding never drops a pixel that counts.
+# Tiles are culled at a level slightly below MIN_ALPHA, so that rounding never drops a contributing pixel.
 LEVEL_MARGIN = f32(1e-4)
 
 
@@ -127,7 +127,7 @@ def rotation_of(q):
 
 @inlined
 def rotation_gradient(v, q, inverse_length):
-    """Gradient for the raw quaternion from the gradient ``v`` of its rotation matrix."""
+    """Gradient of the unnormalised quaternion from the gradient ``v`` of its rotation matrix."""
     w, x, y, z = q
     s01, s02, s12 = v[0][1] + v[1][0], v[0][2] + v[2][0], v[1][2] + v[2][1]
     d21, d02, d10 = v[2][1] - v[1][2], v[0][2] - v[2][0], v[1][0] - v[0][1]
@@ -174,7 +174,7 @@ def scales_of(log_scales, i):
 
 @inlined
 def write_splat(record, point, covariance, opacity, lens, size):
-    """Fill the geometric part of a record; False where the Gaussian is off the image."""
+    """Fill the geometric part of a record; returns False if the Gaussian is outside the image."""
     (fx, fy), (cx, cy), _, _ = lens
     xx, xy, yy = covariance
     determinant = xx * yy - xy * xy
@@ -213,7 +213,7 @@ def write_colour(record, coefficients, degree, direction, basis):
 
 @inlined
 def project_one(i, means, quats, log_scales, logit_opacities, view, lens, size, record):
-    """Fill the geometric part of Gaussian i's record; False where it cannot be seen."""
+    """Fill the geometric part of Gaussian i's record; returns False if it is invisible."""
     rotation, translation = view
     mean = vector3(means, i)
     depth = dot(rotation[2], mean) + translation[2]
@@ -276,7 +276,7 @@ def point_gradient(point, lens, rows, v_screen, v_row_x, v_row_y, v_depth):
     gx, gy = j00 * v_screen[0], j11 * v_screen[1]
     gz = v_depth - gx * slope_x - gy * slope_y - inverse * (j00 * v_row_x[0] + j11 * v_row_y[1])
     gz -= inverse * (j02 * v_row_x[2] + j12 * v_row_y[2])
-    # Inside its limits the slope moves with the point, too.
+    # Within its limits (not clamped) the slope depends on the point.
     if slope_x >= x_low and slope_x <= x_high:
         gx -= fx * inverse * inverse * v_row_x[2]
         gz -= inverse * j02 * v_row_x[2]

@@ -1,4 +1,4 @@
-"""Which tiles a splat touches, and for every tile its splats from front to back (numba kernels)."""
+"""Tile lists: the tiles that each splat touches, and for every tile its splats from front to back (numba kernels)."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from reconx_core.cpu.jit import inlined, kernel, serial_kernel
 from reconx_core.rasterize.conventions import TILE
 from reconx_core.rasterize.records import EXTENT_X, EXTENT_Y, FLAT_X, FLAT_Y, SLOPE_X, SLOPE_Y, X, Y
 
-CHUNKS = 64  # stretches of Gaussians that threads take; fixed, so that sums over chunks do not depend on the threads
+CHUNKS = 64  # work items of Gaussians; a fixed number, so that sums over chunks do not depend on the number of threads
 
 f32 = np.float32
 ZERO, HALF = f32(0), f32(0.5)
 INVERSE_SIDE, LAST_CENTRE, LAST = f32(1 / TILE), f32(TILE - 0.5), f32(TILE - 1)
 
-# A list entry packs a tile with the pixel rows in it that a splat reaches: first row (5 bits) and end row (5 bits).
+# A list entry packs a tile index and the pixel rows of the tile that a splat covers: first row (5 bits) and end row (5 bits).
 ROW_BITS = 5
 ROW_MASK = (1 << ROW_BITS) - 1
 TILE_SHIFT = 2 * ROW_BITS
@@ -43,7 +43,7 @@ def tile_range(centre, extent, tiles):
 
 @inlined
 def box_tiles(record, tiles_x, tiles_y):
-    """Number of tiles that the splat's bounding box touches: at least as many as its ellipse does."""
+    """Number of tiles that the splat's bounding box touches, an upper bound of those that its ellipse touches."""
     left, right = tile_range(record[X], record[EXTENT_X], tiles_x)
     top, bottom = tile_range(record[Y], record[EXTENT_Y], tiles_y)
     return max(0, right - left) * max(0, bottom - top)
@@ -51,7 +51,7 @@ def box_tiles(record, tiles_x, tiles_y):
 
 @inlined
 def ellipse_span(slope, flat, extent, tip, low, high):
-    """(any, left, right): the x that an ellipse reaches between y = low and y = high, both relative to its centre.
+    """(any, left, right): the range of x that an ellipse covers between y = low and y = high, both relative to its centre.
 
     At height y it spans slope * y -+ flat * sqrt(extent^2 - y^2); its rightmost point is at y = tip.
     """
@@ -79,7 +79,7 @@ def tile_columns(record, tile_y, left, right):
 
 @inlined
 def list_entry(record, tile_x, tile_y, tiles_x):
-    """The tile and its pixel rows that the splat reaches."""
+    """The packed entry: the tile and the pixel rows of it that the splat covers."""
     low = f32(tile_x * TILE) + HALF - record[X]
     tip = record[SLOPE_X] * record[EXTENT_Y]
     hit, start, end = ellipse_span(record[SLOPE_Y], record[FLAT_Y], record[EXTENT_X], tip, low, low + LAST)
@@ -93,7 +93,7 @@ def list_entry(record, tile_x, tile_y, tiles_x):
 
 @kernel
 def list_tiles(records, entry_starts, tiles_x, tiles_y):
-    """Entries of every Gaussian from ``entry_starts`` on, and how many they are."""
+    """Entries of every Gaussian i from index ``entry_starts[i]`` on, and their number."""
     n = len(records)
     entries, counts = np.empty(entry_starts[-1], np.int32), np.empty(n, np.int32)
     per_chunk = (n + CHUNKS - 1) // CHUNKS
@@ -115,7 +115,7 @@ def list_tiles(records, entry_starts, tiles_x, tiles_y):
 
 @serial_kernel
 def running_starts(counts):
-    """Element i begins at [i] and ends at [i + 1] when all lie one after the other."""
+    """Exclusive prefix sum of ``counts`` with the total appended: item i occupies [starts[i], starts[i + 1])."""
     starts = np.empty(len(counts) + 1, np.int32)
     starts[0] = 0
     for i in range(len(counts)):
@@ -125,7 +125,7 @@ def running_starts(counts):
 
 @serial_kernel
 def depth_order(counts, keys):
-    """Indices of the Gaussians in any list from front to back: a stable radix sort of the depths' bit patterns."""
+    """Indices of the Gaussians that touch a tile, from front to back: a stable radix sort of the depths' bit patterns."""
     n = len(keys)
     order, sorted_keys = np.empty(n, np.int32), np.empty(n, np.uint32)
     histograms = np.zeros((3, 2048), np.int32)
@@ -156,7 +156,7 @@ def depth_order(counts, keys):
 
 @inlined
 def offsets_per_tile(counts, tile_starts):
-    """Turn the parts' counts into where each part writes its first splat of a tile; fill the tiles' starts."""
+    """Replace each part's count per tile by the index at which it writes its first splat; fill ``tile_starts``."""
     total = 0
     for tile in range(counts.shape[1]):
         tile_starts[tile] = total
@@ -169,10 +169,10 @@ def offsets_per_tile(counts, tile_starts):
 
 @kernel
 def fill_tiles(order, entry_starts, entries, slot_starts, tiles, parts):
-    """Lists per tile, front to back: (tile_starts, and for every place its Gaussian, slot and entry).
+    """Lists per tile, front to back: (tile_starts, and for every list element its Gaussian, slot and entry).
 
-    A stable counting sort: each of ``parts`` threads takes a stretch of the depth order, so the lists do not depend on
-    their number.
+    A stable counting sort: each of ``parts`` threads takes a contiguous part of the depth order, so the lists do not depend
+    on the number of threads.
     """
     n, total = len(order), slot_starts[-1]
     tile_starts = np.empty(tiles + 1, np.int32)

@@ -1,4 +1,4 @@
-"""What the pages have in common: templates, pictures inside the page, and a budget for them."""
+"""Shared by all pages: templates, pictures inside the page, and their size budget."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from PIL import Image
 
 from reconx_core.io.files import explain_disk, write_atomic
 
-PAGE_BYTES = 15_000_000  # of pictures and videos as they stand in the page, where base64 adds a third
+PAGE_BYTES = 15_000_000  # budget for the pictures and videos inside a page, in base64, which adds a third
 PANEL_WIDTH = 640  # pixels
 
 
@@ -43,23 +43,15 @@ def open_picture(picture: bytes | Path) -> Image.Image:
 
 
 def picture_uri(image: Image.Image) -> str:
-    """A picture as it stands in a page: JPEG, at most 640 pixels wide."""
+    """A picture as a data URI for a page: JPEG, at most 640 pixels wide."""
     small = image.copy()
     small.thumbnail((PANEL_WIDTH, 4 * PANEL_WIDTH))
     buffer = io.BytesIO()
-    # WebP is a sixth smaller and takes fifteen times as long, which the end of a run of many scenes would feel.
+    # Not WebP: it is a sixth smaller but 15 times slower to encode, which delays the end of a run of many scenes.
     small.save(buffer, "JPEG", quality=80)
     return data_uri("image/jpeg", buffer.getvalue())
 
 
 def data_uri(kind: str, content: bytes) -> str:
-    """A file as a URI that needs no other file."""
+    """A file's content as a base64 data URI of media type ``kind``."""
     return f"data:{kind};base64," + base64.b64encode(content).decode()
-
-
-def format_duration(seconds: float) -> str:
-    """`12.3 s`, `4 min 05 s` or `3 h 12 min`."""
-    if seconds < 99.95:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"

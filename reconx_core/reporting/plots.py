@@ -1,4 +1,4 @@
-"""Where the marks of a plot lie. The templates draw them as SVG; positions are percent, so that a plot fits any screen."""
+"""Positions of the marks in plots. The templates draw them as SVG; positions are in percent, so that a plot fits any screen."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-NAMED = 40  # up to this many scenes, each has a row with its name; more are ranked from left to right
+MAX_NAMED_ROWS = 40  # up to this many scenes, each has a row with its name; more are ranked from left to right
 
 
 @dataclass(frozen=True)
@@ -15,7 +15,7 @@ class Mark:
 
     run: int
     at: float  # percent of the axis
-    title: str  # shown when the pointer rests on it
+    title: str  # tooltip
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Whisker:
 def scene_plot(
     title: str, values: Mapping[str, Sequence[float | None]], runs: Sequence[str], form: Callable[[float], str]
 ) -> ScenePlot:
-    """The plot of ``values``: per scene one score for each of ``runs``, None where a run has none.
+    """The plot of ``values``: for each scene a score per run, None if a run has none.
 
     An infinite score is drawn at the end of the axis.
     """
@@ -63,11 +63,12 @@ def scene_plot(
             if value is not None
         ]
         rows.append(Row(name, tuple(marks)))
-    return ScenePlot(title, tuple((_percent(v, low, high), label) for v, label in ticks), tuple(rows), len(rows) <= NAMED)
+    labelled = tuple((_percent(v, low, high), label) for v, label in ticks)
+    return ScenePlot(title, labelled, tuple(rows), named=len(rows) <= MAX_NAMED_ROWS)
 
 
 def axis(values: Sequence[float]) -> tuple[float, float, list[tuple[float, str]]]:
-    """Ends of an axis around the finite ``values``, and its ticks with labels: steps of 1, 2 or 5 times a power of ten."""
+    """Limits of an axis that holds the finite ``values``, and its labelled ticks: steps of 1, 2 or 5 times a power of ten."""
     finite = [value for value in values if math.isfinite(value)] or [0.0]
     low, high = min(finite), max(finite)
     step = _step((high - low) or abs(high) / 10 or 1.0)
@@ -78,12 +79,12 @@ def axis(values: Sequence[float]) -> tuple[float, float, list[tuple[float, str]]
 
 
 def reach(mean: float, bounds: tuple[float, float] | None, spread: float | None) -> float:
-    """How far from zero a difference, its interval and the spread over seeds reach."""
+    """The largest distance from zero of a difference, its interval and the spread over seeds."""
     return max(map(abs, (mean, spread or 0.0, *(bounds or ()))))
 
 
 def whisker(mean: float, bounds: tuple[float, float] | None, spread: float | None, furthest: float) -> Whisker:
-    """Where they lie on an axis on which ``furthest``, on either side of zero, is near the end."""
+    """Their positions on a symmetric axis on which ``furthest`` is near the end (43 of 50 percent from the middle)."""
     low, high = bounds or (mean, mean)
     at, low, high = (50 + 43 * value / (furthest or 1.0) for value in (mean, low, high))
     return Whisker(at, low, high, 43 * (spread or 0.0) / (furthest or 1.0))

@@ -9,10 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from reconx_core.reporting.numbers import format_duration, mean_scores, pooled_spread
 from reconx_core.reporting.pages import (
     PAGE_BYTES,
     data_uri,
-    format_duration,
     open_picture,
     picture_uri,
     render_page,
@@ -21,8 +21,8 @@ from reconx_core.reporting.pages import (
 from reconx_core.reporting.plots import ScenePlot, scene_plot
 from reconx_core.types import Scores, ViewScore
 
-VIDEO_BYTES = 8_000_000  # all videos of a page together, as files; half of it where there are several scenes
-PICTURED = 24  # scenes of which the page shows pictures, where there are more
+VIDEO_BYTES = 8_000_000  # all videos of a page together, as files; half of it for several scenes
+MAX_PICTURED_SCENES = 24  # most scenes of which a page shows pictures
 
 # key in Scores.summary -> column title, format, unit or direction, what it is
 COLUMNS = {
@@ -49,7 +49,7 @@ HEADLINES = ("psnr", "ssim", "lpips", "photo_psnr", "photo_ssim", "auc_30")
 
 @dataclass(frozen=True)
 class StageCost:
-    """What a stage of a scene took when it was computed, in this run or (``cached``) in an earlier one."""
+    """Time and memory that a stage of a scene took when it was computed, in this run or (``cached``) in an earlier one."""
 
     stage: str
     seconds: float
@@ -59,13 +59,13 @@ class StageCost:
 
 @dataclass(frozen=True)
 class StageTotal:
-    """What a stage took over all scenes of a run."""
+    """Time and memory that a stage took over all scenes of a run."""
 
     stage: str
-    scenes: int  # in which it ended
+    scenes: int  # in which it finished
     seconds: float  # all scenes together
-    peak_mib: float  # of the scene that needed most
-    cached: int  # scenes whose result an earlier run had computed
+    peak_mib: float  # the largest of all scenes
+    cached: int  # scenes whose result was in the store
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class ReportPicture:
 
 @dataclass(frozen=True)
 class SceneReport:
-    """One scene: its scores, or the stage and the error that ended it."""
+    """One scene: its scores, or the stage that failed and its error."""
 
     name: str
     split: str = "all photos"
@@ -88,7 +88,7 @@ class SceneReport:
     pictures: tuple[ReportPicture, ...] = ()
     video: bytes | Path | None = None  # MP4
     costs: tuple[StageCost, ...] = ()
-    notes: tuple[str, ...] = ()  # sentences worth knowing, such as photos that could not be placed
+    notes: tuple[str, ...] = ()  # sentences for the reader, such as on photos that could not be placed
     failed_stage: str | None = None
     error: str | None = None
     spread: dict[str, float] = field(default_factory=dict)  # of the scores: standard deviation over several seeds
@@ -96,7 +96,7 @@ class SceneReport:
 
 @dataclass(frozen=True)
 class RunReport:
-    """Everything the page says, as plain data."""
+    """The content of the page, as plain data."""
 
     title: str
     scenes: tuple[SceneReport, ...]
@@ -109,7 +109,7 @@ class RunReport:
 
 
 def write_report(path: Path, run: RunReport) -> None:
-    """Write the page at ``path``, atomically; it refers to nothing outside itself but ``run.files``, by relative links.
+    """Write the page to ``path``, atomically. It is self-contained, apart from relative links to ``run.files``.
 
     Raises:
         UserError: the folder cannot be written or the disk is full.
@@ -121,7 +121,7 @@ def render_report(run: RunReport) -> str:
     """The page's HTML."""
     done = [scene for scene in run.scenes if scene.scores is not None]
     headlines = _headlines(done)
-    shown = pictured(run.scenes, headlines[0] if headlines else None)
+    shown = scenes_with_pictures(run.scenes, headlines[0] if headlines else None)
     videos = _inline_videos(shown)
     return render_page(
         "report",
@@ -132,7 +132,7 @@ def render_report(run: RunReport) -> str:
         columns=used_columns(done),
         all_columns=COLUMNS,
         headlines=headlines,
-        mean=mean_summary(done),
+        mean=mean_scores(scene.scores.summary for scene in done if scene.scores),
         spread=mean_spread(done),
         plots=[_plot(key, done) for key in headlines[:3]] if len(done) > 1 else [],
         totals=stage_totals(cost for scene in run.scenes for cost in scene.costs),
@@ -153,33 +153,14 @@ def format_score(key: str, value: float | None) -> str:
     return "∞" if math.isinf(value) else COLUMNS[key][1].format(value)
 
 
-def mean_summary(scenes: Iterable[SceneReport]) -> dict[str, float | None]:
-    """The mean over scenes of every score; None where a scene lacks it."""
-    summaries = [scene.scores.summary for scene in scenes if scene.scores is not None]
-    keys = [key for key in COLUMNS if any(key in summary for summary in summaries)]
-    return {key: _mean([summary.get(key) for summary in summaries]) for key in keys}
-
-
 def mean_spread(scenes: Iterable[SceneReport]) -> dict[str, float | None]:
-    """How far the mean over scenes varies from one seed to the next, for every score."""
+    """Standard deviation over seeds of the mean over scenes, for every score."""
     scenes = list(scenes)
     return {key: pooled_spread([scene.spread.get(key) for scene in scenes]) for key in COLUMNS}
 
 
-def pooled_spread(spreads: list[float | None]) -> float | None:
-    """Standard deviation over seeds of a mean over scenes, from each scene's; None where one is not known.
-
-    Scenes draw independently of each other from the same seed, so their variances add up. This estimate rests on all scenes'
-    seeds and is far steadier than the deviation of two or three means.
-    """
-    known = [spread for spread in spreads if spread is not None]
-    if not known or len(known) < len(spreads):
-        return None
-    return math.sqrt(math.fsum(spread**2 for spread in known)) / len(known)
-
-
 def stage_totals(costs: Iterable[StageCost]) -> list[StageTotal]:
-    """The costs of all scenes summed up by stage, in the order in which the stages come first."""
+    """The costs of all scenes summed up by stage, in order of first appearance."""
     by_stage: dict[str, list[StageCost]] = {}
     for cost in costs:
         by_stage.setdefault(cost.stage, []).append(cost)
@@ -189,13 +170,13 @@ def stage_totals(costs: Iterable[StageCost]) -> list[StageTotal]:
     ]
 
 
-def pictured(scenes: tuple[SceneReport, ...], key: str | None) -> tuple[SceneReport, ...]:
+def scenes_with_pictures(scenes: tuple[SceneReport, ...], key: str | None) -> tuple[SceneReport, ...]:
     """The scenes of which the page shows pictures: all, or 24 at even steps from the lowest score ``key`` to the highest."""
     done = [scene for scene in scenes if scene.pictures]
-    if len(done) <= PICTURED or key is None:
-        return tuple(done[:PICTURED])
+    if len(done) <= MAX_PICTURED_SCENES or key is None:
+        return tuple(done[:MAX_PICTURED_SCENES])
     ranked = sorted(done, key=lambda scene: _score(scene, key))
-    chosen = {ranked[i * (len(ranked) - 1) // (PICTURED - 1)].name for i in range(PICTURED)}
+    chosen = {ranked[i * (len(ranked) - 1) // (MAX_PICTURED_SCENES - 1)].name for i in range(MAX_PICTURED_SCENES)}
     return tuple(scene for scene in done if scene.name in chosen)
 
 
@@ -203,11 +184,6 @@ def used_columns(scenes: Iterable[SceneReport]) -> list[str]:
     """Scores that at least one scene has, in the order of the table."""
     summaries = [scene.scores.summary for scene in scenes if scene.scores is not None]
     return [key for key in COLUMNS if any(summary.get(key) is not None for summary in summaries)]
-
-
-def _mean(values: list[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return math.fsum(known) / len(known) if len(known) == len(values) else None
 
 
 def _score(scene: SceneReport, key: str) -> float:
@@ -225,11 +201,11 @@ def _headlines(done: list[SceneReport]) -> list[str]:
 
 
 def _context(run: RunReport, done: list[SceneReport]) -> list[tuple[str, str]]:
-    """What has to stand beside every number: protocol, split, resolution, LPIPS net, number of scenes, seeds."""
-    sizes = _several(f"{scene.size[0]} × {scene.size[1]}" for scene in done if scene.size)
+    """The context that every number needs: protocol, split, resolution, LPIPS net, number of scenes, seeds."""
+    sizes = _distinct(f"{scene.size[0]} × {scene.size[1]}" for scene in done if scene.size)
     return [
-        ("protocol", _several(scene.scores.protocol for scene in done if scene.scores)),
-        ("split", _several(scene.split for scene in done)),
+        ("protocol", _distinct(scene.scores.protocol for scene in done if scene.scores)),
+        ("split", _distinct(scene.split for scene in done)),
         ("resolution", f"{sizes} px" if sizes else "–"),
         ("LPIPS net", run.lpips_net or "not computed"),
         ("scenes", f"{len(done)} of {len(run.scenes)}" if len(done) < len(run.scenes) else str(len(done))),
@@ -237,24 +213,24 @@ def _context(run: RunReport, done: list[SceneReport]) -> list[tuple[str, str]]:
     ]
 
 
-def _several(values: Iterable[str]) -> str:
+def _distinct(values: Iterable[str]) -> str:
     return ", ".join(dict.fromkeys(values))
 
 
 def _inline_pictures(scenes: tuple[SceneReport, ...], budget: int) -> dict[str, list[tuple[ReportPicture, dict[str, str]]]]:
-    """Per scene the pictures with their panels as data URIs; evenly thinned where all together would be too heavy."""
-    return {scene.name: _within(budget // len(scenes), scene.pictures) for scene in scenes}
+    """Per scene the pictures with their panels as data URIs; evenly thinned if all together exceed the budget."""
+    return {scene.name: _fit_budget(budget // len(scenes), scene.pictures) for scene in scenes}
 
 
-def _within(budget: int, pictures: tuple[ReportPicture, ...]) -> list[tuple[ReportPicture, dict[str, str]]]:
+def _fit_budget(budget: int, pictures: tuple[ReportPicture, ...]) -> list[tuple[ReportPicture, dict[str, str]]]:
     """As many of the pictures as fit, at even steps, held-out views first, but at least one; only those are encoded."""
     ranked = sorted(range(len(pictures)), key=lambda i: not pictures[i].is_target)
     encoded = {ranked[0]: _encode(pictures[ranked[0]])}
-    count = max(1, min(len(pictures), budget // _weight(encoded[ranked[0]])))
+    count = max(1, min(len(pictures), budget // _encoded_size(encoded[ranked[0]])))
     while True:
         chosen = sorted(ranked[i * len(ranked) // count] for i in range(count))
         encoded |= {i: _encode(pictures[i]) for i in chosen if i not in encoded}
-        total = sum(_weight(encoded[i]) for i in chosen)
+        total = sum(_encoded_size(encoded[i]) for i in chosen)
         if total <= budget or count == 1:
             return [(pictures[i], encoded[i]) for i in chosen]
         count = max(1, min(count - 1, count * budget // total))
@@ -264,18 +240,18 @@ def _encode(picture: ReportPicture) -> dict[str, str]:
     return {name: picture_uri(open_picture(panel)) for name, panel in picture.panels.items()}
 
 
-def _weight(panels: dict[str, str]) -> int:
+def _encoded_size(panels: dict[str, str]) -> int:
     return sum(map(len, panels.values()))
 
 
 def _view_score(scores: Scores, picture: ReportPicture) -> ViewScore:
-    """The score that the picture shows: the one with the refined camera, where there are two."""
+    """The score of the view in the picture: of two, the one with the refined camera."""
     rows = [row for row in scores.views if (row.view, row.is_target) == (picture.view, picture.is_target)]
     return max(rows, key=lambda row: row.refined)
 
 
 def _inline_videos(scenes: tuple[SceneReport, ...]) -> dict[str, str]:
-    """Per scene its clip as a data URI, as long as the page stays light enough."""
+    """Per scene its clip as a data URI, until the size budget is used up."""
     videos: dict[str, str] = {}
     room = VIDEO_BYTES if len(scenes) < 2 else VIDEO_BYTES // 2
     for scene in scenes:

@@ -1,4 +1,4 @@
-"""The scene as a page in the browser, by viser (the `view` extra)."""
+"""The scene in the browser, served by viser (the `view` extra)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def show_scene(
     gaussians: Gaussians, cameras: Cameras | None = None, port: int = 8080, host: str = "127.0.0.1"
 ) -> viser.ViserServer:
-    """Start serving the Gaussians and the input cameras at http://host:port; returns at once, ``stop()`` ends it.
+    """Start serving the Gaussians and the input cameras at http://host:port; returns at once, ``stop()`` ends the server.
 
     The page opens at the first camera, and a click on a camera goes there. viser draws Gaussians by their base colour, without
     the view-dependent part of their spherical harmonics. If the port is taken, the next free one is used.
@@ -45,7 +45,7 @@ def show_scene(
 
 
 def splat_arrays(gaussians: Gaussians) -> dict[str, Any]:
-    """Centres [n 3], covariances [n 3 3], colours [n 3] in [0, 1] and opacities [n 1] as arrays, named as viser has them."""
+    """Centres [n 3], covariances [n 3 3], colours [n 3] in [0, 1] and opacities [n 1] as arrays, under viser's names."""
     g = gaussians.detach()
     axes = quaternion_to_matrix(g.quats) * g.log_scales.exp()[:, None]
     return {
@@ -57,7 +57,7 @@ def splat_arrays(gaussians: Gaussians) -> dict[str, Any]:
 
 
 def up_direction(cameras: Cameras) -> Float[Tensor, " 3"]:
-    """Unit vector in the world that points up on the average photo."""
+    """Unit vector in the world that points up in the average photo."""
     return torch.nn.functional.normalize(-cameras.cam_to_world[:, :3, 1].mean(0), dim=0)
 
 

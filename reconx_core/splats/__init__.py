@@ -19,10 +19,10 @@ def fit_splats(
     frames: Frames, pointmaps: Pointmaps, settings: SplatsSettings, generator: torch.Generator,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Gaussians:  # fmt: skip
-    """Gaussians in the world of the pointmaps, optimised on all frames. No densification: their number stays.
+    """Gaussians in the world frame of the pointmaps, optimised on all frames. Without densification: their number is constant.
 
     Raises:
-        UserError: the rasteriser cannot run here, or there are no points to start from.
+        UserError: the rasteriser cannot run here, or there are no points to initialise from.
     """
     backend = resolve_backend(settings.backend)
     start = initial_gaussians(frames, pointmaps, settings, backend, generator)
@@ -32,10 +32,10 @@ def fit_splats(
 def initial_gaussians(
     frames: Frames, pointmaps: Pointmaps, settings: SplatsSettings, backend: Backend, generator: torch.Generator
 ) -> Gaussians:
-    """The start that ``settings.init`` names.
+    """The initial Gaussians by the method ``settings.init``.
 
     Raises:
-        UserError: the geometry backend gave no points of that kind.
+        UserError: the geometry backend gave no points for it.
     """
     if settings.init == "sparse":
         if len(pointmaps.sparse) < 4:

@@ -1,4 +1,4 @@
-"""The Gaussians that the optimisation starts from."""
+"""Initial Gaussians of the optimisation."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from torch import Tensor
 from reconx_core.geometry.transforms import depth_of, project, resize_cameras, unproject
 from reconx_core.io.inpaint import pull_push
 from reconx_core.rasterize import Backend, rasterize
+from reconx_core.rasterize.conventions import SH_0
 from reconx_core.types import Cameras, Frames, Gaussians, PointCloud, Pointmaps
 
-SH_0 = 0.28209479177387814  # the constant basis function: colour = 0.5 + SH_0 * coefficient
-KNOWN = 0.03  # confidence below which a pixel starts no Gaussian
-CONFIRMED = 0.4  # confidence above which another view has seen the same surface
-SAME_SURFACE = 0.02  # relative depth difference at which a pixel repeats what another view already holds
+KNOWN = 0.03  # minimum confidence of a pixel that becomes a Gaussian
+CONFIRMED = 0.4  # confidence above which another view sees the same surface
+SAME_SURFACE = 0.02  # relative depth difference below which pixels of two views show the same surface
 SPREAD = 0.55  # standard deviation of a Gaussian, in distances to its neighbours
-WIDER, FILL_STEP = 1.5, 4  # how far beyond the photos' edge holes are filled; half-size pixels per filling Gaussian
-FAR_BIAS = 3  # power of the depth by which the background gains on the foreground in a hole
-IN_FRONT = 0.97  # share of a surface's depth up to which a point stands before it
-BACK_OFF = (1.0, 1.15, 1.3, 1.6, 2.0, 3.0)
-BLUR = 0.02  # weight of a pixel against its surroundings in the backdrop
-BACKDROP, BACKDROP_STEP = 1.5, 6  # times the depth of what is farthest; half-size pixels per Gaussian of the backdrop
-HOLE = 0.5  # opacity of the render below which there is a hole
+WIDER, FILL_STEP = 1.5, 4  # field of view in which holes are filled, relative to the photos'; half-size pixels per Gaussian
+FAR_BIAS = 3  # exponent of the depth in the inpainting weights, so that holes are filled from the background
+IN_FRONT = 0.97  # a point occludes a surface if its depth is below this share of the surface's
+BACK_OFF = (1.0, 1.15, 1.3, 1.6, 2.0, 3.0)  # depth factors that are tried to avoid occlusion
+BLUR = 0.02  # inpainting weight of a known pixel in the backdrop: the smaller, the blurrier
+BACKDROP, BACKDROP_STEP = 1.5, 6  # relative to the depth of the farthest surface; half-size pixels per backdrop Gaussian
+HOLE = 0.5  # alpha of the render below which a pixel is a hole
 
 
 def gaussians_from_points(
     xyz: Float[Tensor, "n 3"], rgb: Float[Tensor, "n 3"], scale: Float[Tensor, " n"], opacity: Float[Tensor, " n"],
     sh_degree: int,
 ) -> Gaussians:  # fmt: skip
-    """Isotropic Gaussians of one standard deviation ``scale`` (world units)."""
+    """Isotropic Gaussians with standard deviation ``scale`` (world units)."""
     sh = torch.zeros(len(xyz), (sh_degree + 1) ** 2, 3)
     sh[:, 0] = (rgb - 0.5) / SH_0
     quats = torch.tensor([1.0, 0.0, 0.0, 0.0]).repeat(len(xyz), 1)
@@ -42,20 +42,20 @@ def gaussians_from_points(
 
 
 def concatenate(parts: list[Gaussians]) -> Gaussians:
-    """All Gaussians of several sets in one."""
+    """Concatenate sets of Gaussians."""
     names = ("means", "quats", "log_scales", "logit_opacities", "sh")
     return Gaussians(*(torch.cat([getattr(p, name) for p in parts]) for name in names))
 
 
 def from_sparse(points: PointCloud, sh_degree: int) -> Gaussians:
-    """3D Gaussian Splatting's own start: opacity 0.1, scale the mean distance to the three nearest points."""
+    """The initialisation of 3D Gaussian Splatting: opacity 0.1, scale the RMS distance to the three nearest points."""
     distance, _ = cKDTree(points.xyz.numpy()).query(points.xyz.numpy(), k=min(4, len(points)))
     scale = torch.from_numpy(np.sqrt((distance[:, 1:] ** 2).mean(1)).astype(np.float32)).clamp(min=1e-7)
     return gaussians_from_points(points.xyz, points.rgb, scale, torch.full((len(points),), 0.1), sh_degree)
 
 
 def from_random(frames: Frames, pointmaps: Pointmaps, most: int, sh_degree: int, generator: torch.Generator) -> Gaussians:
-    """At most ``most`` pixels of the photos at random depths within the scene's range: a start that no stereo gave."""
+    """About ``most`` pixels of the photos at random depths within the scene's range: an initialisation without stereo depth."""
     depth = depth_of(pointmaps.points_world, pointmaps.cameras)
     known = depth[pointmaps.confidence > KNOWN]
     near, far = np.quantile(known.numpy() if len(known) else depth.numpy(), (0.01, 0.99)).clip(1e-6).tolist()
@@ -66,10 +66,10 @@ def from_random(frames: Frames, pointmaps: Pointmaps, most: int, sh_degree: int,
 
 
 def from_pointmaps(frames: Frames, pointmaps: Pointmaps, most: int, sh_degree: int, backend: Backend) -> Gaussians:
-    """One Gaussian per pixel that is known and not yet held by another view, thinned evenly to at most ``most``.
+    """One Gaussian per known pixel that no other view already covers, subsampled evenly to at most ``most``.
 
-    A pixel that no other view confirms may lie anywhere on its ray: it moves back until it hides nothing that is confirmed
-    from any frame, and is left out where it cannot.
+    The depth of a pixel that no other view confirms is unreliable: it is moved back along its ray until it occludes no
+    confirmed surface in any frame, and left out if that is not possible.
     """
     depth = depth_of(pointmaps.points_world, pointmaps.cameras)
     wanted = (pointmaps.confidence > KNOWN) & ~repeated_pixels(depth, pointmaps)
@@ -82,7 +82,7 @@ def from_pointmaps(frames: Frames, pointmaps: Pointmaps, most: int, sh_degree: i
     parts = [confirmed]
     for i, unsure in enumerate(picked & ~sure):
         camera = pointmaps.cameras[[i]]
-        moved, free = behind(depth[i][unsure], unsure, camera, surfaces)
+        moved, free = push_behind(depth[i][unsure], unsure, camera, surfaces)
         place = depth[i].clone()
         place[unsure] = moved
         unsure = unsure.clone()
@@ -95,14 +95,14 @@ def _pixels(
     images: Float[Tensor, "n h w 3"], depth: Float[Tensor, "n h w"], cameras: Cameras, where: Bool[Tensor, "n h w"],
     step: float, opacity: float, sh_degree: int,
 ) -> Gaussians:  # fmt: skip
-    """One Gaussian per pixel of ``where``, as wide as its distance to the next one."""
+    """One Gaussian per pixel of ``where``, with a scale that matches the distance to the next one (``step`` pixels)."""
     size = SPREAD * step * depth / cameras.intrinsics[:, 0, 0][:, None, None]
     points, scale = unproject(depth, cameras)[where], size[where].clamp(min=1e-7)
     return gaussians_from_points(points, images[where], scale, torch.full_like(scale, opacity), sh_degree)
 
 
 def every_nth(like: Bool[Tensor, "n h w"], step: float) -> Bool[Tensor, "n h w"]:
-    """A grid of pixels ``step`` apart; a broken step takes the pixels nearest to it."""
+    """Mask of a grid of pixels ``step`` apart; a fractional step takes the nearest pixels."""
     height, width = like.shape[1:]
     rows, columns = (((torch.arange(int(side / step)) + 0.5) * step).long() for side in (height, width))
     grid = torch.zeros_like(like)
@@ -111,7 +111,7 @@ def every_nth(like: Bool[Tensor, "n h w"], step: float) -> Bool[Tensor, "n h w"]
 
 
 def repeated_pixels(depth: Float[Tensor, "n h w"], pointmaps: Pointmaps) -> Bool[Tensor, "n h w"]:
-    """Pixels whose surface an earlier view holds at least as finely and with as much confidence."""
+    """Pixels whose surface an earlier view already covers with at least the same resolution and confidence."""
     n, height, width = depth.shape
     cameras = pointmaps.cameras
     repeated = torch.zeros_like(depth, dtype=torch.bool)
@@ -131,14 +131,14 @@ def repeated_pixels(depth: Float[Tensor, "n h w"], pointmaps: Pointmaps) -> Bool
 
 @dataclass(frozen=True)
 class Surfaces:
-    """What cameras see first."""
+    """Depth of the nearest surface from each camera."""
 
-    depth: Float[Tensor, "n h w"]  # 0 where nothing
+    depth: Float[Tensor, "n h w"]  # 0 where there is none
     cameras: Cameras
 
 
 def render_surfaces(gaussians: Gaussians, cameras: Cameras, backend: Backend) -> Surfaces:
-    """Depth of the Gaussians from every camera, at half the resolution."""
+    """Render the depth of the Gaussians from every camera at half resolution."""
     small = resize_cameras(cameras, cameras.height // 2, cameras.width // 2)
     with torch.no_grad():
         rendering = rasterize(gaussians, small, backend=backend)
@@ -146,21 +146,21 @@ def render_surfaces(gaussians: Gaussians, cameras: Cameras, backend: Backend) ->
     return Surfaces(torch.where(rendering.alpha > HOLE, depth, 0.0), small)
 
 
-def hides(points: Float[Tensor, "p 3"], surfaces: Surfaces) -> Bool[Tensor, " p"]:
-    """Points that stand before a surface from any of its cameras."""
+def occludes(points: Float[Tensor, "p 3"], surfaces: Surfaces) -> Bool[Tensor, " p"]:
+    """Points that lie in front of a surface as seen from any of its cameras."""
     pixels, z = project(points, surfaces.cameras.intrinsics, surfaces.cameras.world_to_cam)
     grid = pixels / pixels.new_tensor([surfaces.cameras.width, surfaces.cameras.height]) * 2 - 1
     first = F.grid_sample(surfaces.depth[:, None], grid[:, None], mode="nearest", align_corners=False)[:, 0, 0]
     return ((z > 0) & (z < IN_FRONT * first)).any(0)
 
 
-def behind(
+def push_behind(
     depth: Float[Tensor, " p"], where: Bool[Tensor, "h w"], camera: Cameras, surfaces: Surfaces
 ) -> tuple[Float[Tensor, " p"], Bool[Tensor, " p"]]:
-    """The nearest of a few depths from ``depth`` on that hides no surface, and where there is one."""
+    """The smallest multiple of ``depth`` (BACK_OFF) at which a point occludes no surface, and whether there is one."""
     best, clear = depth.clone(), torch.zeros_like(depth, dtype=torch.bool)
     for factor in BACK_OFF:
-        free = ~clear & ~hides(_on_rays(factor * depth, where, camera), surfaces)
+        free = ~clear & ~occludes(_on_rays(factor * depth, where, camera), surfaces)
         best[free] = factor * depth[free]
         clear |= free
     return best, clear
@@ -173,10 +173,10 @@ def _on_rays(depth: Float[Tensor, " p"], where: Bool[Tensor, "h w"], camera: Cam
 
 
 def fill_holes(gaussians: Gaussians, frames: Frames, backend: Backend) -> Gaussians:
-    """Add coarse Gaussians where a wider look from the frames' cameras meets nothing.
+    """Add coarse Gaussians in the holes of renders with a wider field of view from the frames' cameras.
 
-    Colour and inverse depth are continued from what is behind the hole's edge; what would hide something from a photo
-    moves back until it does not.
+    Colour and inverse depth are inpainted from the background at the edge of the hole; points that would occlude a surface
+    in a photo are moved back until they do not.
     """
     order = torch.cat([frames.is_photo.nonzero()[:, 0], (~frames.is_photo).nonzero()[:, 0]])
     cameras = widen(frames.cameras, WIDER)
@@ -184,9 +184,9 @@ def fill_holes(gaussians: Gaussians, frames: Frames, backend: Backend) -> Gaussi
     for i in order.tolist():
         with torch.no_grad():
             rendering = rasterize(gaussians, cameras[[i]], backend=backend)
-        depth, colour, hole = _continue(rendering.rgb[0], rendering.depth[0], rendering.alpha[0])
+        depth, colour, hole = _inpaint(rendering.rgb[0], rendering.depth[0], rendering.alpha[0])
         hole &= every_nth(hole[None], FILL_STEP)[0]
-        depth, clear = behind(depth[hole], hole, cameras[[i]], surfaces)
+        depth, clear = push_behind(depth[hole], hole, cameras[[i]], surfaces)
         points = _on_rays(depth, hole, cameras[[i]])[clear]
         scale = SPREAD * FILL_STEP * depth[clear] / cameras.intrinsics[i, 0, 0]
         opacity = torch.full_like(scale, 0.8)
@@ -196,9 +196,9 @@ def fill_holes(gaussians: Gaussians, frames: Frames, backend: Backend) -> Gaussi
 
 
 def add_backdrop(gaussians: Gaussians, frames: Frames, backend: Backend) -> Gaussians:
-    """Add large Gaussians behind everything, in the blurred colours of the photos.
+    """Add large Gaussians behind all surfaces, in the blurred colours of the photos.
 
-    The smallest gaps open between any two cameras that nothing was fitted to; what shines through them should not be black.
+    Novel views show small gaps between the Gaussians; they should show a plausible colour instead of black.
     """
     surfaces = render_surfaces(gaussians, frames.cameras, backend)
     parts = [gaussians]
@@ -209,7 +209,7 @@ def add_backdrop(gaussians: Gaussians, frames: Frames, backend: Backend) -> Gaus
         depth = BACKDROP * torch.quantile(surfaces.depth[i].flatten()[::7], 0.98).expand(int(grid.sum()))
         points = _on_rays(depth, grid, camera)
         colour = _blurred(frames.images[i], frames.confidence[i].gt(0).float(), camera)[grid]
-        clear = ~hides(points, surfaces)
+        clear = ~occludes(points, surfaces)
         scale = BACKDROP_STEP * depth[clear] / camera.intrinsics[0, 0, 0]
         opacity = torch.full_like(scale, 0.95)
         parts.append(gaussians_from_points(points[clear], colour[clear], scale, opacity, gaussians.sh_degree))
@@ -217,7 +217,7 @@ def add_backdrop(gaussians: Gaussians, frames: Frames, backend: Backend) -> Gaus
 
 
 def _blurred(image: Float[Tensor, "h w 3"], usable: Float[Tensor, "h w"], wider: Cameras) -> Float[Tensor, "h2 w2 3"]:
-    """The photo in the middle of the wider camera's canvas, blurred, and continued beyond its edge and what is masked out."""
+    """The photo, blurred, in the centre of the wider camera's image; masked pixels and everything outside are inpainted."""
     height, width = (round(side / 2) for side in image.shape[:2])
     known = torch.cat([image * usable[..., None], usable[..., None]], -1).permute(2, 0, 1)[None]
     small = F.interpolate(known, (height, width), mode="area")[0].permute(1, 2, 0)
@@ -228,10 +228,10 @@ def _blurred(image: Float[Tensor, "h w 3"], usable: Float[Tensor, "h w"], wider:
     return pull_push(canvas[None], weight[None])[0]
 
 
-def _continue(
+def _inpaint(
     rgb: Float[Tensor, "h w 3"], depth: Float[Tensor, "h w"], alpha: Float[Tensor, "h w"]
 ) -> tuple[Float[Tensor, "h w"], Float[Tensor, "h w 3"], Bool[Tensor, "h w"]]:
-    """Depth and colour everywhere, those of the background gaining on those of the foreground, and where holes are."""
+    """Depth and colour with holes inpainted, mostly from the background, and the mask of the holes."""
     solid = alpha > HOLE
     depth = depth / alpha.clamp(min=1e-6)
     typical = depth[solid].median() if bool(solid.any()) else depth.new_tensor(1.0)

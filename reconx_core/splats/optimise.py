@@ -1,4 +1,4 @@
-"""Confidence-aware optimisation of the Gaussians (eq. 14): one frame a step, no clone, split or prune."""
+"""Confidence-aware optimisation of the Gaussians (eq. 14): one frame per step, without cloning, splitting or pruning."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from reconx_core.rasterize import Backend, rasterize
 from reconx_core.settings import SplatsSettings
 from reconx_core.types import Cameras, Frames, Gaussians
 
-# Adam's rates; that of the means is relative to the scene's size, and all fall to a tenth by the last step.
-MEANS_RATE, QUATS_RATE, SCALES_RATE, OPACITIES_RATE, COLOUR_RATE, SHEEN_RATE = 4e-4, 2e-3, 5e-3, 2e-2, 5e-3, 2.5e-4
-FRAMES_PER_PHOTO = 2  # generated frames that are visited for each visit to a photo
-PHOTOS_LAST = 0.25  # share of the steps, at the end, that are for photos alone
+# Adam's learning rates, decaying exponentially to a tenth; that of the means is relative to the scene size.
+MEANS_LR, QUATS_LR, SCALES_LR, OPACITIES_LR, SH0_LR, SHN_LR = 4e-4, 2e-3, 5e-3, 2e-2, 5e-3, 2.5e-4
+FRAMES_PER_PHOTO = 2  # generated frames between two photos in the visiting order
+PHOTOS_LAST = 0.25  # share of the steps, at the end, that use photos only
 
 
 def optimise(
     start: Gaussians, frames: Frames, settings: SplatsSettings, backend: Backend, generator: torch.Generator,
     progress: Callable[[int, int], None],
 ) -> Gaussians:  # fmt: skip
-    """Minimise eq. 14 over the frames, each weighted by its confidence."""
+    """Minimise eq. 14 over the frames, each pixel weighted by its confidence."""
     device = torch.device("cuda" if backend == "gsplat" else "cpu")
     parameters = _parameters(start, device)
-    optimiser = torch.optim.Adam(_rates(parameters, scene_size(frames.cameras, start.means)), eps=1e-15, fused=True)
+    optimiser = torch.optim.Adam(_param_groups(parameters, scene_size(frames.cameras, start.means)), eps=1e-15, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: 0.1 ** (step / max(1, settings.steps)))
     weight = frame_weights(frames, settings)
     lpips = load_lpips(device.type) if settings.lpips_weight > 0 else None
@@ -47,13 +47,13 @@ def optimise(
 
 
 def frame_weights(frames: Frames, settings: SplatsSettings) -> Float[Tensor, "f h w"]:
-    """C_i of eq. 14: confidence, at least a floor in generated frames, which count less than photos as a whole."""
+    """C_i of eq. 14: the confidence; in generated frames clamped to `confidence_floor` and multiplied by `frame_weight`."""
     photo = frames.is_photo[:, None, None]
     return torch.where(photo, frames.confidence, settings.frame_weight * frames.confidence.clamp(min=settings.confidence_floor))
 
 
 def scene_size(cameras: Cameras, means: Float[Tensor, "n 3"]) -> float:
-    """Median distance of the points from the first camera."""
+    """Median distance of the Gaussians from the first camera."""
     return float((means - cameras.cam_to_world[0, :3, 3]).norm(dim=-1).median())
 
 
@@ -61,7 +61,7 @@ def perceptual_loss(
     lpips: Lpips, rendered: Float[Tensor, "h w 3"], target: Float[Tensor, "h w 3"], weight: Float[Tensor, "h w"],
     settings: SplatsSettings, generator: torch.Generator,
 ) -> Float[Tensor, ""]:  # fmt: skip
-    """LPIPS times mean confidence: of the whole image on a GPU, of a random crop on the CPU."""
+    """LPIPS times mean confidence, of the whole image on a GPU and of a random crop on the CPU."""
     if rendered.device.type == "cpu":
         top, left = (
             int(torch.randint(max(1, side - settings.lpips_crop + 1), (), generator=generator)) for side in weight.shape
@@ -72,18 +72,18 @@ def perceptual_loss(
 
 
 def _parameters(start: Gaussians, device: torch.device) -> dict[str, Tensor]:
-    colour, sheen = start.sh[:, :1], start.sh[:, 1:]
-    named = dict(zip(("means", "quats", "log_scales", "logit_opacities"), _fields(start)[:4]), colour=colour, sheen=sheen)
+    sh0, shN = start.sh[:, :1], start.sh[:, 1:]
+    named = dict(zip(("means", "quats", "log_scales", "logit_opacities"), _fields(start)[:4]), sh0=sh0, shN=shN)
     return {name: x.detach().clone().to(device).requires_grad_() for name, x in named.items()}
 
 
-def _rates(parameters: dict[str, Tensor], size: float) -> list[dict]:
-    rates = (MEANS_RATE * size, QUATS_RATE, SCALES_RATE, OPACITIES_RATE, COLOUR_RATE, SHEEN_RATE)
+def _param_groups(parameters: dict[str, Tensor], size: float) -> list[dict]:
+    rates = (MEANS_LR * size, QUATS_LR, SCALES_LR, OPACITIES_LR, SH0_LR, SHN_LR)
     return [{"params": [x], "lr": rate} for x, rate in zip(parameters.values(), rates) if x.numel()]
 
 
 def _gaussians(p: dict[str, Tensor]) -> Gaussians:
-    sh = torch.cat([p["colour"], p["sheen"]], 1) if p["sheen"].shape[1] else p["colour"]
+    sh = torch.cat([p["sh0"], p["shN"]], 1) if p["shN"].shape[1] else p["sh0"]
     return Gaussians(p["means"], p["quats"], p["log_scales"], p["logit_opacities"], sh)
 
 
@@ -96,23 +96,26 @@ def _to(cameras: Cameras, device: torch.device) -> Cameras:
 
 
 def visiting_order(is_photo: Bool[Tensor, " f"], steps: int, generator: torch.Generator) -> Iterator[int]:
-    """A photo, then a few frames: photos are neither outvoted nor learnt by heart; they have the last word."""
+    """Frame index per step: each photo is followed by FRAMES_PER_PHOTO generated frames; the last steps use photos only.
+
+    The alternation balances photos against the more numerous generated frames without overfitting to the photos.
+    """
     photos = _shuffled(is_photo.nonzero()[:, 0], generator)
     if not bool(is_photo.all()):
         generated = _shuffled((~is_photo).nonzero()[:, 0], generator)
         alone = round(PHOTOS_LAST * steps)
-        yield from itertools.islice(_by_turns(photos, generated), steps - alone)
+        yield from itertools.islice(_alternate(photos, generated), steps - alone)
         steps = alone
     yield from itertools.islice(photos, steps)
 
 
-def _by_turns(photos: Iterator[int], generated: Iterator[int]) -> Iterator[int]:
+def _alternate(photos: Iterator[int], generated: Iterator[int]) -> Iterator[int]:
     while True:
         yield next(photos)
         yield from itertools.islice(generated, FRAMES_PER_PHOTO)
 
 
 def _shuffled(items: Int[Tensor, " n"], generator: torch.Generator) -> Iterator[int]:
-    """Every item once, in a new order, again and again."""
+    """Endless epochs over the items, each in a new random order."""
     while True:
         yield from items[torch.randperm(len(items), generator=generator)].tolist()

@@ -1,6 +1,6 @@
-"""The training loop: accelerate for devices and precision, averaged weights, checkpoints that resume exactly.
+"""The training loop: accelerate for devices and precision, EMA weights, checkpoints that resume exactly.
 
-Everything random of step k comes from (seed, k), so a run that goes on from a checkpoint sees what it would have seen.
+All randomness of step k is derived from (seed, k), so a resumed run draws the same batches and noise as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from reconx_core.io.files import write_json
 from reconx_core.seeds import generator
 from reconx_core.training.batches import Prepared, draw_batch, prepared_clips
 from reconx_core.training.objective import Objective, choose_parameters
-from reconx_core.training.settings import TrainSettings
+from reconx_core.training.settings import TrainSettings, current_names
 from reconx_core.types import Clip
 from reconx_core.video.diffusion.pipeline import ReconXPipeline
 
@@ -31,14 +31,14 @@ PROGRESS = "progress.json"
 
 @dataclass
 class Run:
-    """What a training run holds beside its settings."""
+    """The state of a training run."""
 
     objective: Objective
     accelerator: Accelerator
     wrapped: torch.nn.Module
     optimiser: torch.optim.Optimizer
-    schedule: torch.optim.lr_scheduler.LRScheduler
-    average: EMAModel | None
+    lr_scheduler: torch.optim.lr_scheduler.LRScheduler
+    ema: EMAModel | None
     parameters: list[torch.nn.Parameter]
 
 
@@ -50,10 +50,10 @@ def train(
     on_step: Callable[[int, float], None],
     on_sample: Callable[[int, ReconXPipeline], None],
 ) -> ReconXPipeline:
-    """Train the pipeline's networks, from the newest checkpoint in ``out`` where there is one; returns it, averaged.
+    """Train the pipeline's networks, resuming from a checkpoint in ``out`` if there is one; returns it with EMA weights.
 
-    ``clips`` load one clip each. ``on_step`` is told every step's number and loss, ``on_sample`` gets the pipeline with
-    its averaged weights every ``sample_every`` steps and at the end.
+    Each of ``clips`` loads one clip. ``on_step`` is called with the number and loss of every step, ``on_sample`` with the
+    pipeline in its EMA weights every ``sample_every`` steps and at the end.
 
     Raises:
         UserError: no clips, or the checkpoint belongs to other settings.
@@ -62,22 +62,22 @@ def train(
         raise UserError("There is no clip to train on; name scenes with true cameras under 'data'.")
     run = start(pipeline, settings)
     first = resume(run, settings, out)
-    ready = prepared_clips(clips, settings.points, pipeline.config.sources > 0, run.accelerator.device, settings.kept_clips)
+    ready = prepared_clips(clips, settings.points, pipeline.config.sources > 0, run.accelerator.device, settings.clip_cache)
     for step in range(first, settings.steps):
-        loss = advance(run, ready, settings, step)
+        loss = training_step(run, ready, settings, step)
         on_step(step, loss)
         done = step + 1
         if done % settings.checkpoint_every == 0 or done == settings.steps:
             save(run, settings, out, done)
         if done % settings.sample_every == 0 or done == settings.steps:
-            with_average(run, lambda done=done: on_sample(done, pipeline))  # type: ignore[misc]
-    if run.average is not None:
-        run.average.copy_to(run.parameters)
+            with_ema_weights(run, lambda done=done: on_sample(done, pipeline))  # type: ignore[misc]
+    if run.ema is not None:
+        run.ema.copy_to(run.parameters)
     return pipeline
 
 
 def start(pipeline: ReconXPipeline, settings: TrainSettings) -> Run:
-    """Everything on its device, nothing learned yet."""
+    """Networks, optimiser, learning rate schedule and EMA, on their device."""
     accelerator = Accelerator(mixed_precision=precision(settings), gradient_accumulation_steps=settings.accumulate)
     objective = Objective(pipeline, settings)
     pipeline.vae.to(accelerator.device)
@@ -85,24 +85,24 @@ def start(pipeline: ReconXPipeline, settings: TrainSettings) -> Run:
         pipeline.unet.enable_gradient_checkpointing()
     parameters = choose_parameters(objective, settings.phase)
     optimiser = torch.optim.AdamW(parameters, settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: pace(step, settings))
-    average = EMAModel(parameters, decay=settings.ema, use_ema_warmup=True, power=3 / 4, foreach=True) if settings.ema else None
+    lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: lr_lambda(step, settings))
+    ema = EMAModel(parameters, decay=settings.ema, use_ema_warmup=True, power=3 / 4, foreach=True) if settings.ema else None
     objective.train()
     wrapped, prepared = accelerator.prepare(objective, optimiser)
-    if average is not None:
-        average.to(accelerator.device)
-        accelerator.register_for_checkpointing(average)
-    accelerator.register_for_checkpointing(schedule)
-    return Run(objective, accelerator, wrapped, prepared, schedule, average, parameters)
+    if ema is not None:
+        ema.to(accelerator.device)
+        accelerator.register_for_checkpointing(ema)
+    accelerator.register_for_checkpointing(lr_scheduler)
+    return Run(objective, accelerator, wrapped, prepared, lr_scheduler, ema, parameters)
 
 
 def precision(settings: TrainSettings) -> str:
-    """What accelerate is told: on a CPU half precision is slower, not faster."""
+    """accelerate's ``mixed_precision``; none on a CPU, where half precision is slower."""
     return ("bf16" if torch.cuda.is_available() else "no") if settings.precision == "auto" else settings.precision
 
 
-def pace(step: int, settings: TrainSettings) -> float:
-    """The learning rate's factor: a linear rise, then constant or half a cosine down to a hundredth."""
+def lr_lambda(step: int, settings: TrainSettings) -> float:
+    """Factor of the learning rate: linear warm-up, then constant or cosine decay to 0.01."""
     updates, warmup = settings.steps / settings.accumulate, settings.warmup / settings.accumulate
     if step < warmup:
         return (step + 1) / warmup
@@ -110,11 +110,11 @@ def pace(step: int, settings: TrainSettings) -> float:
     return 0.01 + 0.99 * (1 + math.cos(math.pi * share)) / 2 if settings.decay else 1.0
 
 
-def advance(run: Run, clips: Sequence[Callable[[], Prepared]], settings: TrainSettings, step: int) -> float:
-    """One step; its loss."""
+def training_step(run: Run, clips: Sequence[Callable[[], Prepared]], settings: TrainSettings, step: int) -> float:
+    """Run one step (forward, backward, and an optimiser update when gradients are synchronised); returns the loss."""
     draw = generator(settings.seed, "train", str(step), str(run.accelerator.process_index))
-    batch = draw_batch(clips, settings.batch, settings.frames, settings.crop, settings.vary, draw)
-    torch.manual_seed(int(torch.randint(2**31, (), generator=draw)))  # dropout has no generator of its own
+    batch = draw_batch(clips, settings.batch, settings.frames, settings.crop, settings.augment, draw)
+    torch.manual_seed(int(torch.randint(2**31, (), generator=draw)))  # for dropout, which takes no generator
     with run.accelerator.accumulate(run.wrapped):
         loss = run.wrapped(batch, draw)
         run.accelerator.backward(loss)
@@ -123,28 +123,28 @@ def advance(run: Run, clips: Sequence[Callable[[], Prepared]], settings: TrainSe
         run.optimiser.step()
         run.optimiser.zero_grad(set_to_none=True)
         if run.accelerator.sync_gradients:
-            run.schedule.step()
-            if run.average is not None:
-                run.average.step(run.parameters)
+            run.lr_scheduler.step()
+            if run.ema is not None:
+                run.ema.step(run.parameters)
     return loss.item()
 
 
-def with_average(run: Run, work: Callable[[], None]) -> None:
-    """Do something with the averaged weights in place, in evaluation mode."""
-    if run.average is not None:
-        run.average.store(run.parameters)
-        run.average.copy_to(run.parameters)
+def with_ema_weights(run: Run, work: Callable[[], None]) -> None:
+    """Call ``work`` with the EMA weights loaded and the networks in evaluation mode."""
+    if run.ema is not None:
+        run.ema.store(run.parameters)
+        run.ema.copy_to(run.parameters)
     run.objective.eval()
     try:
         work()
     finally:
         run.objective.train()
-        if run.average is not None:
-            run.average.restore(run.parameters)
+        if run.ema is not None:
+            run.ema.restore(run.parameters)
 
 
 def save(run: Run, settings: TrainSettings, out: Path, done: int) -> None:
-    """Write the checkpoint beside the old one, then put it in its place."""
+    """Write a checkpoint to a temporary folder, then swap it with the previous one."""
     fresh, last, old = (out / name for name in ("new", LAST, "old"))
     if run.accelerator.is_main_process:
         shutil.rmtree(fresh, ignore_errors=True)
@@ -161,16 +161,16 @@ def save(run: Run, settings: TrainSettings, out: Path, done: int) -> None:
 
 
 def resume(run: Run, settings: TrainSettings, out: Path) -> int:
-    """Load the newest whole checkpoint; the number of steps that are done.
+    """Load the newest complete checkpoint, if any; returns the number of completed steps.
 
     Raises:
-        UserError: it was made with other settings.
+        UserError: the checkpoint was made with other settings.
     """
     found = next((out / name for name in (LAST, "old") if (out / name / PROGRESS).is_file()), None)
     if found is None:
         return 0
     progress = json.loads((found / PROGRESS).read_text())
-    ours, theirs = settings.model_dump(mode="json"), progress["settings"]
+    ours, theirs = settings.model_dump(mode="json"), current_names(progress["settings"])
     changed = [
         key
         for key in ours

@@ -1,4 +1,4 @@
-"""The training objective: the mean squared error of the velocity (eq. 12 for v-prediction), conditions dropped at random."""
+"""The training objective: the mean squared error of the velocity (eq. 12 for v-prediction), with condition dropout."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from reconx_core.training.settings import TrainSettings
 from reconx_core.video.diffusion.latents import condition_latents, encode_frames
 from reconx_core.video.diffusion.pipeline import ReconXPipeline, Tokens
 
-LEAST_ERROR = 1e-2  # below which a clip gains no more by being predicted better
+ERROR_FLOOR = 1e-2  # added to each clip's error before the logarithm: smaller errors hardly change the loss
 
 
 class Objective(nn.Module):
-    """The networks of a pipeline that learn, and the loss as their forward pass (so that accelerate can wrap them together)."""
+    """The trainable networks of a pipeline as one module whose forward pass is the loss, so that accelerate can wrap them."""
 
     def __init__(self, pipeline: ReconXPipeline, settings: TrainSettings) -> None:
         super().__init__()
@@ -27,7 +27,7 @@ class Objective(nn.Module):
                 frozen.requires_grad_(False)
 
     def forward(self, batch: Batch, generator: torch.Generator) -> Float[Tensor, ""]:
-        """The loss of a batch; noise, timesteps and dropped conditions come from ``generator``, a CPU generator."""
+        """The loss of a batch; noise, timesteps and condition dropout are drawn from ``generator`` (on the CPU)."""
         pipeline, count = self.pipeline, batch.frames.shape[1]
         frames, renders, ends = batch.frames * 2 - 1, batch.renders * 2 - 1, [0, count - 1]
         condition = condition_latents(pipeline.vae, frames[:, ends], ends, count, renders, generator)
@@ -48,25 +48,25 @@ class Objective(nn.Module):
 
 
 def velocity_loss(predicted: Float[Tensor, "b c f h w"], velocity: Float[Tensor, "b c f h w"], kind: str) -> Float[Tensor, ""]:
-    """Mean squared error (eq. 12), or the mean of its logarithm over clips: no clip outvotes another."""
+    """Mean squared error (eq. 12), or the mean over clips of its logarithm, so that clips with large errors do not dominate."""
     error = F.mse_loss(predicted, velocity, reduction="none").mean((1, 2, 3, 4))
-    return (error + LEAST_ERROR).log().mean() if kind == "log_mse" else error.mean()
+    return (error + ERROR_FLOOR).log().mean() if kind == "log_mse" else error.mean()
 
 
 def learning_components(pipeline: ReconXPipeline) -> list[str]:
-    """Components with parameters to learn, those that the pipeline has."""
+    """Names of the pipeline's components that have trainable parameters."""
     names = ("unet", "image_encoder", "image_projector", "structure_encoder")
     return [name for name in names if getattr(pipeline, name) is not None]
 
 
 def draw_timesteps(count: int, terminal_share: float, generator: torch.Generator, steps: int = 1000) -> Int[Tensor, " b"]:
-    """Uniform timesteps, ``terminal_share`` of them replaced by the last."""
+    """Uniform random timesteps; each is replaced by the last one with probability ``terminal_share``."""
     drawn = torch.randint(steps, (count,), generator=generator)
     return torch.where(torch.rand(count, generator=generator) < terminal_share, steps - 1, drawn)
 
 
 def drop_conditions(tokens: dict[str, Tokens], shares: dict[str, float], generator: torch.Generator) -> dict[str, Tensor]:
-    """Each clip's tokens, or with the given probability those that stand for the condition's absence (PAPER.md 3)."""
+    """Replace each clip's tokens by the unconditional ones with the given probability (PAPER.md 3)."""
     kept = {}
     for name, (present, absent) in tokens.items():
         dropped = torch.rand(len(present), generator=generator) < shares.get(name, 0.0)
@@ -75,7 +75,7 @@ def drop_conditions(tokens: dict[str, Tokens], shares: dict[str, float], generat
 
 
 def choose_parameters(objective: Objective, phase: str) -> list[nn.Parameter]:
-    """The parameters that learn in a phase; all others are frozen.
+    """The parameters that are trained in a phase; all others are frozen.
 
     ``image``: the image cross-attention of the U-Net and the image projector. ``structure``: the U-Net's spatial layers (all
     but the temporal ones), the structure encoder and the gates. ``all``: everything.

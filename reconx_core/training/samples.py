@@ -1,4 +1,4 @@
-"""How far a model is: generated frames of clips beside the true ones and the renders they start from."""
+"""Validation samples during training: generated frames beside the ground truth and the input renders."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from reconx_core.seeds import generator
 from reconx_core.training.settings import TrainSettings
 from reconx_core.types import Clip
 from reconx_core.video.backends.learned import RECIPES, Recipe, generate_clip
-from reconx_core.video.backends.points import fill_holes
-from reconx_core.video.clip import spread
+from reconx_core.video.clip import even_indices
 from reconx_core.video.diffusion.pipeline import ReconXPipeline
 from reconx_core.video.diffusion.structure_encoder import normalise_points
+from reconx_core.video.hole_filling import fill_holes
 
-SHOWN = 4  # frames of each clip
+SHOWN = 4  # frames per clip in the grid
 
 
 def sample_grid(
     pipeline: ReconXPipeline, clips: Sequence[Clip], settings: TrainSettings
 ) -> tuple[Float[Tensor, "h w 3"], dict[str, float]]:
-    """Rows of true, rendered and generated frames, and the mean PSNR of rendered and generated ones over all frames."""
+    """An image grid (per clip a row of true, of rendered and of generated frames) and the mean PSNR of renders and samples."""
     recipe = RECIPES["reconx-tiny" if settings.model == "tiny" else "reconx"]
     rows, scores = [], {"points_psnr": [], "psnr": []}  # type: ignore[var-annotated]
     for number, clip in enumerate(clips):
@@ -40,10 +40,10 @@ def sample_grid(
 
 
 def generate(pipeline: ReconXPipeline, recipe: Recipe, clip: Clip, draw: torch.Generator) -> Float[Tensor, "f h w 3"]:
-    """The frames between a clip's photos."""
-    chosen = spread(len(clip.points), recipe.points)
+    """Generate the frames between a clip's two photos."""
+    chosen = even_indices(len(clip.points), recipe.points)
     cloud = normalise_points(clip.points[chosen], clip.cameras.cam_to_world[0]), clip.colours[chosen]
     photos, between = clip.images[[0, -1]], slice(1, -1)
     alone = (clip.alone[between], clip.alone_visibility[between]) if pipeline.config.sources else None
-    looks = (clip.renders[between], clip.visibility[between], alone)
-    return generate_clip(pipeline, recipe, photos, *looks, cloud, draw, lambda step: None)
+    renders = (clip.renders[between], clip.visibility[between], alone)
+    return generate_clip(pipeline, recipe, photos, *renders, cloud, draw, lambda step: None)

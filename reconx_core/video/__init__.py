@@ -12,7 +12,7 @@ from torch import Tensor
 from reconx_core.errors import UserError
 from reconx_core.settings import VideoSettings
 from reconx_core.types import BackendInfo, Cameras, Condition, Frames, Pointmaps, Views
-from reconx_core.video.backends.points import fill_holes
+from reconx_core.video.hole_filling import fill_holes
 
 BACKENDS: dict[str, BackendInfo] = {
     "points": BackendInfo("video", "points", "renders of the point cloud, masked by visibility; nothing is learned"),
@@ -41,7 +41,7 @@ def generate_frames(
     inputs: Views, pointmaps: Pointmaps, condition: Condition, settings: VideoSettings, generator: torch.Generator,
     progress: Progress = lambda done, total: None,
 ) -> Frames:  # fmt: skip
-    """The photos, then the generated frames, each with what its generator knows of its reliability as confidence.
+    """The photos, then the generated frames, with the generator's own estimate of reliability as confidence.
 
     Raises:
         UserError: there is no such backend, or its weights are missing.
@@ -71,10 +71,10 @@ def _generate(
 
 
 def weights_of(settings: VideoSettings) -> Path | None:
-    """The folder of the weights that the backend would load; None where it has none.
+    """The folder of the weights that the backend would load; None for a backend without weights.
 
     Raises:
-        UserError: they are not there.
+        UserError: the weights are missing.
     """
     if settings.backend == "wan-vace":
         from reconx_core.video.backends.wan_vace import find_vace

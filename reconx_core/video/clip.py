@@ -1,4 +1,4 @@
-"""What the generators of clips share: which frames make a clip, at which size, and the points that they are conditioned on."""
+"""Shared by the video backends: which frames form a clip, at which size, and the points that condition them."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ from torch import Tensor
 
 from reconx_core.types import Condition, Pointmaps
 
-POINTS = 8192  # of the point cloud, an eighth of which become structure tokens
-SURE = 0.35  # confidence from which a point counts as surface
-# Confidence of an invented pixel. It fits what is around it, but nothing measured it: worth more than the least that the splats
-# give any pixel (0.05), less than a surface that two photos agree on (0.4). Renders trusted less than that are invented anew.
+POINTS = 8192  # points for the structure encoder, which makes one token of eight points
+SURE = 0.35  # confidence above which a point counts as surface
+# Confidence of a generated pixel that no photo shows. It is plausible but not measured: more than the minimum confidence in the
+# splats stage (0.05), less than that of a surface on which two photos agree (0.4). `wan-vace` regenerates pixels below it.
 PLAUSIBLE = 0.2
 
 
 def structure_points(
     images: Float[Tensor, "n h w 3"], pointmaps: Pointmaps, count: int = POINTS
 ) -> tuple[Float[Tensor, "p 3"], Float[Tensor, "p 3"]]:
-    """``count`` world points spread evenly over the confident pixels, and their colours.
+    """``count`` world points, evenly subsampled from the confident pixels, and their colours.
 
-    Points are repeated where there are fewer; all pixels with any confidence are taken where none is confident.
+    If there are fewer confident pixels, points are repeated; if there are none, all pixels with confidence > 0 are used.
     """
     sure = pointmaps.confidence > SURE
     known = sure if bool(sure.any()) else pointmaps.confidence > 0
     points, colours = pointmaps.points_world[known], images[known]
-    chosen = spread(len(points), count)
+    chosen = even_indices(len(points), count)
     return points[chosen], colours[chosen]
 
 
-def spread(length: int, count: int) -> Int[Tensor, " c"]:
-    """``count`` indices of ``length`` items, evenly spread; some twice where there are fewer items."""
+def even_indices(length: int, count: int) -> Int[Tensor, " c"]:
+    """``count`` evenly spaced indices of ``length`` items, with repetitions if there are fewer items."""
     return torch.linspace(0, length - 1, count).round().long()
 
 
@@ -46,6 +46,6 @@ def clips_between(condition: Condition) -> list[tuple[Int[Tensor, " 2"], Int[Ten
 
 
 def model_size(height: int, width: int, pixels: int, multiple: int) -> tuple[int, int]:
-    """The (height, width) in multiples of ``multiple`` that is nearest to an area of ``pixels`` with the same aspect."""
+    """(height, width) in multiples of ``multiple`` with about the same aspect ratio and an area of about ``pixels``."""
     scale = math.sqrt(pixels / (height * width)) / multiple
     return max(1, round(height * scale)) * multiple, max(1, round(width * scale)) * multiple

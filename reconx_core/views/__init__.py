@@ -17,7 +17,7 @@ from reconx_core.errors import UserError
 from reconx_core.geometry.transforms import size_for
 from reconx_core.io.images import ImageError, resize, resize_mask
 from reconx_core.settings import ViewsSettings
-from reconx_core.types import Cameras, Protocol_, Views
+from reconx_core.types import CameraProtocol, Cameras, Views
 from reconx_core.views.splits import is_rule, split_by_rule
 from reconx_core.views.undistort import undistort
 
@@ -43,7 +43,7 @@ def load_views(source: str | Path, settings: ViewsSettings) -> Views:
     several sizes are centred on a common canvas, masked out beyond their borders.
 
     Raises:
-        UserError: nothing readable there, fewer than two usable input photos, no such split, or a protocol that asks for
+        UserError: nothing readable there, fewer than two usable input photos, no such split, or a protocol that needs
             cameras which the dataset does not have.
     """
     return views_of(read(Path(source)), settings)
@@ -61,7 +61,7 @@ def views_of(capture: Capture, settings: ViewsSettings) -> Views:
     order = [*inputs, *targets]
     protocol = resolve_protocol([capture.photos[i] for i in order], settings.protocol)
     is_target = torch.tensor([False] * len(inputs) + [True] * len(targets))
-    chosen = [loaded[i] for i in inputs] + [_on_object(loaded[i], settings.mask) for i in targets]
+    chosen = [loaded[i] for i in inputs] + [_restrict_to_object(loaded[i], settings.mask) for i in targets]
     return _assemble(chosen, tuple(capture.photos[i].name for i in order), is_target, protocol)
 
 
@@ -71,13 +71,13 @@ def select_photos(capture: Capture, settings: ViewsSettings) -> tuple[list[int],
     if name == "all":
         inputs, targets = Split(tuple(range(len(capture.photos))), ())
     elif is_rule(name):
-        inputs, targets = _present(split_by_rule(name, frame_count(capture)), capture)
+        inputs, targets = _as_indices(split_by_rule(name, frame_count(capture)), capture)
     elif name in capture.splits:
         inputs, targets = capture.splits[name]
     else:
         raise UserError(f"'{capture.name}' has no split '{name}'; it has {', '.join(['all', *capture.splits])}.")
     inputs = tuple(sorted(inputs))
-    # Published pairs have targets among their inputs (575 of 6,474 of RealEstate10K), and are taken as they are listed.
+    # Published splits may list a view as input and as target (575 of RealEstate10K's 6,474 do); they are used as listed.
     if not name.startswith("views:") and (leaked := set(inputs) & set(targets)):
         raise UserError(f"'{capture.name}': split '{name}' has photo {min(leaked)} among its inputs and its targets.")
     kept = thin([capture.photos[i].sharpness for i in inputs], settings.max_inputs)
@@ -85,21 +85,21 @@ def select_photos(capture: Capture, settings: ViewsSettings) -> tuple[list[int],
 
 
 def _numbers(capture: Capture) -> list[int]:
-    """The photos' numbers as their dataset counts them."""
+    """The photos' frame numbers in their dataset."""
     return [i if photo.number is None else photo.number for i, photo in enumerate(capture.photos)]
 
 
 def frame_count(capture: Capture) -> int:
-    """How many frames the scene has, those that are missing before its last one included."""
+    """How many frames the scene has, including those that are missing before the last one."""
     return 1 + max(_numbers(capture), default=-1)
 
 
-def _present(split: Split, capture: Capture) -> Split:
-    """The split in places of the capture, which may lack frames; those of the split must be there."""
-    place = {number: i for i, number in enumerate(_numbers(capture))}
-    if absent := sorted({*split.inputs, *split.targets} - set(place)):
+def _as_indices(split: Split, capture: Capture) -> Split:
+    """A split of frame numbers as indices into the capture's photos. Raises UserError if one of its frames is missing."""
+    index_of = {number: i for i, number in enumerate(_numbers(capture))}
+    if absent := sorted({*split.inputs, *split.targets} - set(index_of)):
         raise UserError(f"'{capture.name}' lacks frame {absent[0]}, which its split needs; fetch the scene's missing frames.")
-    return Split(tuple(place[i] for i in split.inputs), tuple(place[i] for i in split.targets))
+    return Split(tuple(index_of[i] for i in split.inputs), tuple(index_of[i] for i in split.targets))
 
 
 def split_name(capture: Capture, settings: ViewsSettings) -> str:
@@ -108,7 +108,7 @@ def split_name(capture: Capture, settings: ViewsSettings) -> str:
 
 
 def thin(sharpness: Sequence[float], most: int) -> list[int]:
-    """At most ``most`` indices: evenly spaced with both ends, or where sharpness is known the sharpest of equal windows."""
+    """At most ``most`` indices: evenly spaced with both ends, or, if sharpness is known, the sharpest of equal windows."""
     count = len(sharpness)
     if count <= most:
         return list(range(count))
@@ -118,12 +118,12 @@ def thin(sharpness: Sequence[float], most: int) -> list[int]:
     return [max(window, key=lambda i: sharpness[i]) for window in windows]
 
 
-def resolve_protocol(photos: Sequence[Photo], wanted: str) -> Protocol_:
-    """What of the cameras may be used: all that every photo has, or what the user restricts it to."""
+def resolve_protocol(photos: Sequence[Photo], wanted: str) -> CameraProtocol:
+    """Which part of the cameras may be used: what every photo has, or less if the user restricts it."""
     intrinsics = all(p.intrinsics is not None for p in photos)
     posed = intrinsics and all(p.cam_to_world is not None for p in photos)
-    available: Protocol_ = "posed" if posed else "intrinsics" if intrinsics else "unposed"
-    ranks: tuple[Protocol_, ...] = ("unposed", "intrinsics", "posed")
+    available: CameraProtocol = "posed" if posed else "intrinsics" if intrinsics else "unposed"
+    ranks: tuple[CameraProtocol, ...] = ("unposed", "intrinsics", "posed")
     if wanted == "auto":
         return available
     if ranks.index(wanted) > ranks.index(available):  # type: ignore[arg-type]
@@ -159,7 +159,7 @@ def _load(photo: Photo, settings: ViewsSettings) -> _View:
 
 
 def _size(stored: tuple[int, int], settings: ViewsSettings) -> tuple[int, int]:
-    """Height and width to which a photo is brought: never enlarged, but where it has to cover the crop."""
+    """Height and width to which a photo is resized; it is never enlarged, except to cover the crop."""
     if settings.crop is not None:
         scale = max(settings.crop[0] / stored[0], settings.crop[1] / stored[1])
         return max(settings.crop[0], round(stored[0] * scale)), max(settings.crop[1], round(stored[1] * scale))
@@ -167,7 +167,7 @@ def _size(stored: tuple[int, int], settings: ViewsSettings) -> tuple[int, int]:
 
 
 def _cropped(view: _View, height: int, width: int) -> _View:
-    """The middle of the view."""
+    """The centre crop of the view."""
     top, left = (view.mask.shape[0] - height) // 2, (view.mask.shape[1] - width) // 2
     window = (slice(top, top + height), slice(left, left + width))
     shift = torch.tensor([[0.0, 0, left], [0, 0, top], [0, 0, 0]])
@@ -178,8 +178,8 @@ def _cropped(view: _View, height: int, width: int) -> _View:
     )  # fmt: skip
 
 
-def _on_object(view: _View, mask: str) -> _View:
-    """A held-out view, scored on the object alone where that is asked for.
+def _restrict_to_object(view: _View, mask: str) -> _View:
+    """A held-out view, its mask restricted to the object if ``mask`` is ``object``.
 
     Raises:
         UserError: the dataset has no mask of the object.
@@ -192,13 +192,13 @@ def _on_object(view: _View, mask: str) -> _View:
 
 
 def _check_aspect(photo: Photo, stored: Sequence[int], calibrated: Sequence[int]) -> None:
-    """Calibration of another crop or orientation would bend the scene silently."""
+    """Raises UserError for intrinsics of another crop or orientation, which would silently distort the scene."""
     if abs(stored[0] * calibrated[1] / (stored[1] * calibrated[0]) - 1) > 0.02:
         sizes = f"{stored[1]}x{stored[0]}, but its camera is for {calibrated[1]}x{calibrated[0]}"
         raise UserError(f"Photo '{photo.name}' is {sizes}; use the photos that the cameras were computed from.")
 
 
-def _assemble(views: list[_View], names: tuple[str, ...], is_target: Bool[Tensor, " n"], protocol: Protocol_) -> Views:
+def _assemble(views: list[_View], names: tuple[str, ...], is_target: Bool[Tensor, " n"], protocol: CameraProtocol) -> Views:
     height, width = (max(v.mask.shape[axis] for v in views) for axis in (0, 1))
     corners = [((height - v.mask.shape[0]) // 2, (width - v.mask.shape[1]) // 2) for v in views]
     images, masks = torch.zeros(len(views), height, width, 3), torch.zeros(len(views), height, width, dtype=torch.bool)
@@ -211,7 +211,7 @@ def _assemble(views: list[_View], names: tuple[str, ...], is_target: Bool[Tensor
 
 
 def _cameras(views: list[_View], corners: list[tuple[int, int]], height: int, width: int) -> Cameras | None:
-    """Cameras on the common canvas. Poses that are not known are NaN, so that nothing can take them for poses."""
+    """Cameras on the common canvas. Unknown poses are NaN, so that nothing uses them by mistake."""
     if any(v.intrinsics is None for v in views):
         return None
     shift = torch.tensor([[[0.0, 0, left], [0, 0, top], [0, 0, 0]] for top, left in corners])

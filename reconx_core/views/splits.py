@@ -1,4 +1,4 @@
-"""Splits by rule: which photos of a scene are inputs and which are held out, from their number alone."""
+"""Splits by rule: which photos of a scene are inputs and which are held out, given how many there are."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ FORMS = {
 
 
 def is_rule(name: str) -> bool:
-    """Whether a split's name is a rule, and not a name that a dataset gives."""
+    """Whether a split's name is a rule, not the name of a split that the dataset defines."""
     return name.split(":")[0] in FORMS and ":" in name
 
 
 def split_by_rule(name: str, photos: int) -> Split:
-    """The split that a rule makes of so many photos; they count from 0 in capture order.
+    """The split that a rule makes of ``photos`` photos, which count from 0 in capture order.
 
     ``clip:START:SKIP:FRAMES``: every SKIP-th photo from START on; the first and the last are inputs, those between targets.
-    ``views:INPUTS:TARGETS``: as listed. ``every8:N``: 0, 8, 16, ... are held out, N inputs lie evenly among the others (LLFF,
-    RegNeRF). ``spread:N``: N inputs lie evenly among all, every eighth of the others is held out (the paper's Table III).
-    ``gap:FRAMES``: two inputs so many frames apart in the middle of the capture, three targets evenly between (`hard`).
+    ``views:INPUTS:TARGETS``: as listed. ``every8:N``: 0, 8, 16, ... are held out, N inputs are spread evenly over the others
+    (LLFF, RegNeRF). ``spread:N``: N inputs are spread evenly over all, every eighth of the others is held out (the paper's
+    Table III). ``gap:FRAMES``: two inputs FRAMES apart in the middle of the capture, three targets evenly between (`hard`).
 
     Raises:
-        UserError: not of that form, or there are too few photos for it.
+        UserError: the rule is malformed, or there are too few photos for it.
     """
     kind, *parts = name.split(":")
     try:

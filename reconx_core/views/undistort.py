@@ -24,7 +24,7 @@ def distort(xy: Float[Tensor, "*n 2"], coefficients: tuple[float, float, float, 
 def undistort(
     image: Float[Tensor, "h w 3"], intrinsics: Float[Tensor, "3 3"], coefficients: tuple[float, float, float, float]
 ) -> tuple[Float[Tensor, "h w 3"], Bool[Tensor, "h w"]]:
-    """The picture as a pinhole camera with the same intrinsics would have taken it, and where it has pixels for that."""
+    """The picture as a pinhole camera with the same intrinsics would have taken it, and a mask of the pixels that it covers."""
     height, width = image.shape[:2]
     if not any(coefficients):
         return image, torch.ones(height, width, dtype=torch.bool)

@@ -1,4 +1,4 @@
-"""Files of weights: opened without being loaded, and compared with what a network needs."""
+"""Weight files: opened without being loaded, and matched with a network's parameters."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from reconx_core.errors import UserError
 
 PICKLES = (".pth", ".pt", ".ckpt")
 STEMS = ("model", "diffusion_pytorch_model")  # of .safetensors files, as the Hub's libraries write them
-WRAPPERS = ("model", "state_dict", "module")  # around the table of tensors in a pickle
+WRAPPERS = ("model", "state_dict", "module")  # keys under which a pickle may hold the state dict
 
 
 @dataclass(frozen=True)
 class Opened:
-    """Weights on disk. The tensors are mapped: what is not used is not read."""
+    """Weights on disk. The tensors are memory-mapped: those that are not used are not read."""
 
     source: Path  # a file, or the folder of all of them
     files: tuple[Path, ...]
     tensors: Mapping[str, Tensor]  # in the files' order
     config: dict[str, Any] | None  # config.json beside them
-    arguments: Any = None  # what a pickle holds as "args": those that the network was trained with
+    arguments: Any = None  # the entry "args" of a pickle: the options that the network was trained with
 
 
 def open_weights(path: Path) -> Opened:
@@ -70,7 +70,7 @@ def find_files(path: Path) -> list[Path]:
 
 
 def find_shards(folder: Path) -> list[Path]:
-    """The .safetensors files of one network, whole or in shards with an index; none where it is not stored so.
+    """The .safetensors files of one network, a single one or shards with an index; empty if there are none.
 
     Raises:
         UserError: a shard is missing, or the index cannot be read.
@@ -88,14 +88,14 @@ def _listed(index: Path) -> list[Path]:
     if not isinstance(places, dict) or not places or any(Path(str(name)).name != name for name in places.values()):
         raise UserError(f"'{index}' does not list the files that the weights are in; download it again.")
     names = sorted(set(places.values()))
-    lacking = next((name for name in names if not index.with_name(name).is_file()), None)
-    if lacking is not None:
-        raise UserError(f"'{index.parent}' lacks '{lacking}', which {index.name} lists; download it again.")
+    missing = next((name for name in names if not index.with_name(name).is_file()), None)
+    if missing is not None:
+        raise UserError(f"'{index.parent}' lacks '{missing}', which {index.name} lists; download it again.")
     return [index.with_name(name) for name in names]
 
 
 def read_config(path: Path) -> dict[str, Any] | None:
-    """A JSON object, or None where there is no such file; it may hold Infinity.
+    """A JSON object, or None if there is no such file; it may contain Infinity.
 
     Raises:
         UserError: it is no JSON object.
@@ -112,9 +112,9 @@ def read_config(path: Path) -> dict[str, Any] | None:
 
 
 def read_file(path: Path, known: Sequence[type] = ()) -> Any:
-    """What a .safetensors file or a pickle holds, its tensors mapped. Code in a pickle is never run.
+    """The content of a .safetensors file or a pickle, with memory-mapped tensors. Code in a pickle is never run.
 
-    ``known``: plain classes of which the pickle may hold objects.
+    ``known``: plain classes whose instances the pickle may contain.
 
     Raises:
         UserError: it is truncated, damaged, of another kind, or holds more than tensors.
@@ -126,19 +126,19 @@ def read_file(path: Path, known: Sequence[type] = ()) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
     except PermissionError:
         raise UserError(f"'{path}' may not be read; change its permissions.") from None
-    except Exception as error:  # whatever a damaged file leads torch and safetensors to
+    except Exception as error:  # torch and safetensors raise many kinds for damaged files
         raise _unreadable(path, error) from None
 
 
 def _unreadable(path: Path, error: Exception) -> UserError:
     if "unsupported global" in str(error).lower():
         return UserError(f"'{path}' holds Python objects besides tensors and was not opened, because these could run code.")
-    # Not torch's own words: they advise to load such a file without weights_only.
+    # Not torch's own message, which advises to load such a file without weights_only.
     return UserError(f"'{path}' is truncated, damaged or not a checkpoint ({type(error).__name__}); download it again.")
 
 
 def unwrap(loaded: Any, path: Path) -> dict[str, Tensor]:
-    """The table of tensors in what a file holds.
+    """The state dict in the content of a file, which may wrap it.
 
     Raises:
         UserError: there is none.
@@ -163,11 +163,11 @@ def match(
 ) -> dict[str, str]:
     """The key in the file for each of a network's weights.
 
-    ``names``: under which keys a weight may lie; where several do, the last one counts. ``unused``: a pattern of the keys that
-    the network does without.
+    ``names``: the keys under which a weight may be stored; of several that exist, the last is used. ``unused``: a pattern for
+    keys that the network does not need.
 
     Raises:
-        UserError: it names the first weight that is missing or misshapen, else the first key that nothing is known about.
+        UserError: a weight is missing or has another shape, or the file has an unexpected key; the message names the first.
     """
     keys = {name: [key for key in names(name) if key in tensors] for name in wanted}
     for name, found in keys.items():

@@ -1,4 +1,4 @@
-"""Where weights that the user fetched lie."""
+"""The folder of the weights that the user has fetched."""
 
 from __future__ import annotations
 

@@ -11,12 +11,12 @@ from reconx_core.cache.store import file_digest
 from reconx_core.errors import UserError
 from reconx_core.weights.files import read_config
 
-RECORDS = ("fetched.json", "provenance.json")  # beside the weights; what they call "files" has sizes and SHA-256
+RECORDS = ("fetched.json", "provenance.json")  # beside the weights; their entry "files" has sizes and SHA-256
 
 
 @dataclass(frozen=True)
 class Verified:
-    """Weights that are what their network needs, key by key and shape by shape."""
+    """Weights whose keys and shapes match their network."""
 
     what: str
     source: Path
@@ -28,15 +28,15 @@ class Verified:
 
 
 def describe_files(files: Iterable[Path], folder: Path) -> dict[str, dict[str, Any]]:
-    """Size and SHA-256 of every file by its name in ``folder``, as a record keeps them."""
+    """Size and SHA-256 of every file by its path in ``folder``, as they are recorded."""
     return {file.relative_to(folder).as_posix(): {"bytes": file.stat().st_size, "sha256": file_digest(file)} for file in files}
 
 
 def check_digests(folder: Path, files: Iterable[Path]) -> dict[str, tuple[str, bool]]:
-    """By name the SHA-256 of every file and whether a record in ``folder`` has it. Recorded files are all looked at.
+    """By name the SHA-256 of every file, and whether it is recorded in ``folder``. All recorded files are checked.
 
     Raises:
-        UserError: a recorded file is missing or is not what it was.
+        UserError: a recorded file is missing or has changed.
     """
     record = read_record(folder)
     chosen = {file.relative_to(folder).as_posix(): file for file in files} | {name: folder / name for name in record}
@@ -53,7 +53,7 @@ def check_digests(folder: Path, files: Iterable[Path]) -> dict[str, tuple[str, b
 
 
 def read_record(folder: Path) -> dict[str, dict[str, Any]]:
-    """What `describe_files` once gave for the files of a folder; nothing where it was not recorded.
+    """The recorded result of :func:`describe_files` for a folder; empty if there is no record.
 
     Raises:
         UserError: the record is damaged.

@@ -18,7 +18,7 @@ from reconx_core.io.files import explain_disk
 
 @contextlib.contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
-    """A hidden folder beside ``out`` that takes its name once it is complete.
+    """A hidden folder beside ``out`` that is renamed to ``out`` at the end of the block.
 
     Raises:
         UserError: it cannot be written.
@@ -37,13 +37,13 @@ def new_folder(out: Path) -> Iterator[Path]:
 
 
 def require_space(needed: int, folder: Path) -> None:
-    """Raise UserError unless so many bytes are free under an existing folder."""
+    """Raise UserError unless ``needed`` bytes are free under an existing folder."""
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise UserError(f"The weights take {needed / 1e9:.1f} GB but only {free / 1e9:.1f} GB are free under {folder}.")
 
 
 def unshared(tensor: Tensor) -> Tensor:
-    """The tensor in memory of its own: safetensors refuses weights that share it."""
+    """The tensor in memory of its own: safetensors refuses weights that share memory."""
     whole = tensor.untyped_storage().nbytes() == tensor.nbytes
     return tensor if whole and tensor.is_contiguous() else tensor.clone(memory_format=torch.contiguous_format)

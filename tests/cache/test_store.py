@@ -1,4 +1,4 @@
-"""The store: what comes back is what went in, whole or not at all, and every kind of damage is seen."""
+"""The store: values are read back unchanged, writes are atomic, and every kind of damage is detected."""
 
 import errno
 import json
@@ -84,7 +84,7 @@ def test_arrays_are_one_shard_each(tmp_path, published):
 
 
 def test_zarr_alone_sees_a_flipped_bit(tmp_path):
-    """Independent of the manifest: crc32c inside the array."""
+    """By the crc32c inside the array, independent of the manifest."""
     value = torch.randn(3, H, W, 3)
     store.save(tmp_path, "x", value)
     (shard,) = [p for p in (tmp_path / "x.zarr" / "value" / "c").rglob("*") if p.is_file()]
@@ -140,8 +140,8 @@ def test_full_disk_is_one_sentence_and_loses_nothing(tmp_path, published, monkey
     assert not list((tmp_path / ".tmp").iterdir())
 
 
-def test_write_that_the_kernel_refuses_is_told_the_same_way(tmp_path):
-    """No monkeypatch: a real limit on the size of files, in a process of its own."""
+def test_write_that_the_kernel_refuses_is_reported_the_same_way(tmp_path):
+    """Without monkeypatching: a real file size limit, in a separate process."""
     code = f"""
 import resource, torch
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The camera path between the photos, and what it is given to see."""
+"""The camera path between the photos, and the point cloud renders along it."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What was invented loses its confidence, what the photos confirm keeps it."""
+"""Generated content that contradicts the photos loses its confidence, consistent content keeps it."""
 
 from dataclasses import replace
 
@@ -26,7 +26,7 @@ def inputs():
 
 @pytest.fixture(scope="module")
 def frames(inputs):
-    """The photos and two perfect frames, of which one has a block that shows something else."""
+    """The photos and two exact frames, one of them with a corrupted block."""
     between = interpolate_path(inputs.cameras, torch.tensor([0.5, 1.5]))
     images, _ = shoot(between)
     images[0][BLOCK] = torch.rand(50, 60, 3, generator=draw())
@@ -40,7 +40,7 @@ def frames(inputs):
 
 
 def estimate(inputs, frames, enabled=True):
-    backend = make_backend(PointcloudSettings(planes=48), thrifty=True)
+    backend = make_backend(PointcloudSettings(planes=48), fast=True)
     settings = ConfidenceSettings(enabled=enabled, size=160)
     return estimate_confidence(inputs, frames, None, backend, settings, draw())
 

@@ -71,7 +71,7 @@ def test_missing_images_are_named(tmp_path):
 @pytest.mark.parametrize("name", ["cameras", "images", "points3D"])
 @pytest.mark.parametrize("share", [0.0, 0.02, 0.5, 0.99])
 def test_a_truncated_model_is_named_at_once(tmp_path, name, share):
-    """pycolmap itself allocates for minutes, or takes garbage for focal lengths."""
+    """pycolmap itself would allocate memory for minutes, or read garbage as focal lengths."""
     hall = tiny_hall()
     files = [f"{p.name}.png" for p in hall.photos]
     write_greys(tmp_path / "images", files)
@@ -128,7 +128,7 @@ def test_full_pictures_that_are_half_downloaded_do_not_count(tmp_path):
 
 
 def test_every_eighth_counts_in_alphabetical_order(tmp_path):
-    """As Mip-NeRF 360 and 3D Gaussian Splatting do; photos stay in the order in which they were taken."""
+    """As Mip-NeRF 360 and 3D Gaussian Splatting do; the photos themselves are in capture order."""
     capture = colmap.read(write(tmp_path, [f"{i}.png" for i in range(1, 21)]))
     assert [p.name for p in capture.photos] == [str(i) for i in range(1, 21)]
     inputs, targets = capture.splits["every_8th"]
@@ -179,7 +179,7 @@ def test_half_a_model_is_not_passed_over_either(tmp_path):
         assert [name for name, _ in scene_names(tmp_path)] == ["stump"]
 
 
-def test_what_3dgs_leaves_beside_its_scene_is_no_matter(tmp_path):
+def test_other_files_that_3dgs_writes_beside_a_scene_are_ignored(tmp_path):
     write(tmp_path, NAMES)
     write_greys(tmp_path / "input", ["raw.png"])
     (tmp_path / "distorted" / "sparse").mkdir(parents=True)

@@ -72,7 +72,7 @@ def colmap(folder, images="images_2", factor=2):
 
 
 def mipnerf360(folder):
-    np.save(folder / "poses_bounds.npy", np.zeros((2, 17)))  # there, but the model says more
+    np.save(folder / "poses_bounds.npy", np.zeros((2, 17)))  # exists, but the COLMAP model is read
     return colmap(folder, "images_4", 4)
 
 
@@ -95,7 +95,7 @@ def dtu_shared(folder):
 
 
 def dtu_train(folder):
-    """For 160 x 128 pixels, an eighth of what MVSNet cuts out of the middle of 1600 x 1200."""
+    """For 160 x 128 pixels, an eighth of MVSNet's centre crop of 1600 x 1200."""
     for i in range(2):
         intrinsics = np.diag([1 / 8, 1 / 8, 1]) @ (AT_1600 - [[0, 0, 160], [0, 0, 88], [0, 0, 0]])
         mvsnet_file(folder / "Cameras" / "train" / f"0000000{i}_cam.txt", intrinsics, i)

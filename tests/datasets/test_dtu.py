@@ -72,8 +72,8 @@ def test_mvsnets_layout_is_found_from_its_top(tmp_path):
     torch.testing.assert_close(capture.photos[2].cam_to_world, expected.float())
 
 
-def test_a_picture_that_mvsnet_cut_has_the_middle_of_the_full_ones_camera(tmp_path):
-    """640 x 512 lies 80 and 44 pixels inside 800 x 600."""
+def test_a_picture_that_mvsnet_cropped_has_the_middle_of_the_full_ones_camera(tmp_path):
+    """640 x 512 is 80 and 44 pixels inside 800 x 600."""
     write_rectified(tmp_path, height=16, width=20)
     views = load_views(tmp_path / "Rectified" / "scan1_train", ViewsSettings())
     at_640 = np.diag([0.5, 0.5, 1]) @ INTRINSICS - [[0, 0, 80], [0, 0, 44], [0, 0, 0]]
@@ -134,7 +134,7 @@ def test_published_masks_lie_beside_the_scans(tmp_path, place):
     assert scene_names(tmp_path) == [("scan1", scene)]
 
 
-def test_the_mask_of_a_cut_picture_is_cut(tmp_path):
+def test_the_mask_of_a_cropped_picture_is_cropped(tmp_path):
     """The mask is for 1600 x 1200, of which columns 160 to 1440 and rows 88 to 1112 are in the picture."""
     write_rectified(tmp_path, height=16, width=20)
     full = torch.zeros(300, 400)

@@ -45,7 +45,7 @@ def test_files_of_pictures_given_by_their_own_folder(tmp_path, folder):
 
 
 def test_files_behind_links_count(tmp_path):
-    """pathlib's own walk stops at them, and a changed picture would go unnoticed."""
+    """pathlib's own walk does not follow links, so a changed picture would go unnoticed."""
     write_greys(tmp_path / "elsewhere", ["a.png"])
     (tmp_path / "place").mkdir()
     (tmp_path / "place" / "images").symlink_to(tmp_path / "elsewhere")

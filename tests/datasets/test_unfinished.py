@@ -1,4 +1,4 @@
-"""Datasets of which a part was never downloaded: what is whole is evaluated, and the rest is named."""
+"""Partly downloaded datasets: complete scenes are evaluated, and the others are named in a warning."""
 
 import json
 import warnings
@@ -19,10 +19,10 @@ HASHES = [f"{i:x}" * 64 for i in range(5)]
 
 
 def left_out(dataset) -> tuple[list[str], str]:
-    """The names of the scenes that are taken, and what is said about the others."""
-    with pytest.warns(UserWarning, match="left out") as told:
+    """The names of the complete scenes, and the warning about the others."""
+    with pytest.warns(UserWarning, match="left out") as warned:
         names = [name for name, _ in scene_names(dataset)]
-    (warning,) = told.list
+    (warning,) = warned.list
     return names, str(warning.message)
 
 
@@ -43,14 +43,14 @@ def test_llff(tmp_path):
     (tmp_path / ".cache" / "images").mkdir(parents=True)
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "readme.txt").touch()
-    names, told = left_out(tmp_path)
+    names, shown = left_out(tmp_path)
     assert names == ["fern", "room"]
-    assert told.startswith(f"5 of 7 scenes in '{tmp_path}' are left out")
+    assert shown.startswith(f"5 of 7 scenes in '{tmp_path}' are left out")
     for sentence in ("fortress' has 3 poses", "horns' has 3 poses", "leaves/poses_bounds.npy", "orchids' is empty",
                      "trex' has photos, but no cameras as the others have"):  # fmt: skip
-        assert sentence in told
-    assert ".cache" not in told
-    assert "notes" not in told
+        assert sentence in shown
+    assert ".cache" not in shown
+    assert "notes" not in shown
 
 
 def no_model(scene):
@@ -92,10 +92,10 @@ def test_colmap(tmp_path, damage, message):
     for name in ("bicycle", "garden", "truck"):
         write_colmap(tmp_path / name, ["a.png", "b.png"])
     damage(tmp_path / "garden")
-    names, told = left_out(tmp_path)
+    names, shown = left_out(tmp_path)
     assert names == ["bicycle", "truck"]
-    assert "garden" in told
-    assert message in told
+    assert "garden" in shown
+    assert message in shown
 
 
 def test_dl3dv(tmp_path):
@@ -105,12 +105,12 @@ def test_dl3dv(tmp_path):
     write_dl3dv(tmp_path / "2K" / HASHES[3], images=())
     write_greys(tmp_path / "2K" / HASHES[4] / "images", ["a.png"])
     (tmp_path / "3K").mkdir()
-    names, told = left_out(tmp_path)
+    names, shown = left_out(tmp_path)
     assert names == [HASHES[0], HASHES[2]]
-    assert f"{HASHES[1]}' has pictures, but no cameras" in told
-    assert f"None of the 4 pictures of '{tmp_path / '2K' / HASHES[3]}'" in told
-    assert f"{HASHES[4]}' has photos, but no cameras" in told
-    assert "3K' is empty" in told
+    assert f"{HASHES[1]}' has pictures, but no cameras" in shown
+    assert f"None of the 4 pictures of '{tmp_path / '2K' / HASHES[3]}'" in shown
+    assert f"{HASHES[4]}' has photos, but no cameras" in shown
+    assert "3K' is empty" in shown
     with pytest.raises(UserError, match=f"{HASHES[1]}' has pictures, but no cameras"):
         read(tmp_path / "1K" / HASHES[1])
 
@@ -124,11 +124,11 @@ def test_dtu(tmp_path):
         image.unlink()
     (tmp_path / "idrmasks" / "scan1").mkdir(parents=True)
     (tmp_path / "scan9").mkdir()
-    names, told = left_out(tmp_path)
+    names, shown = left_out(tmp_path)
     assert names == ["scan1"]
     for sentence in ("scan2' has pictures, but no cameras", "scan3/cameras.npz", "scan4' has no pictures", "scan9' is empty"):
-        assert sentence in told
-    assert "idrmasks" not in told
+        assert sentence in shown
+    assert "idrmasks" not in shown
 
 
 def test_dtu_without_the_cameras_of_all_scans(tmp_path):
@@ -153,11 +153,11 @@ def test_nerfstudio_and_synthetic_scenes(tmp_path):
     (tmp_path / "cut" / "transforms.json").write_text('{"frames": [{"file')
     write_nerfstudio(tmp_path / "lego", pictures=False)
     (tmp_path / "lego" / "transforms.json").rename(tmp_path / "lego" / "transforms_train.json")
-    names, told = left_out(tmp_path)
+    names, shown = left_out(tmp_path)
     assert names == ["whole"]
-    assert f"None of the 2 pictures that {tmp_path / 'bare' / 'transforms.json'} lists is there" in told
-    assert f"Cannot read {tmp_path / 'cut' / 'transforms.json'}" in told
-    assert f"{tmp_path / 'lego' / 'transforms_train.json'} lists" in told
+    assert f"None of the 2 pictures that {tmp_path / 'bare' / 'transforms.json'} lists is there" in shown
+    assert f"Cannot read {tmp_path / 'cut' / 'transforms.json'}" in shown
+    assert f"{tmp_path / 'lego' / 'transforms_train.json'} lists" in shown
 
 
 @pytest.mark.parametrize("layout", ["beside", "cameras and frames"])
@@ -171,24 +171,24 @@ def test_camera_files_and_frames(tmp_path, layout):
     (cameras / "k5.txt").write_text((cameras / "k4.txt").read_text())
     with pytest.warns(UserWarning, match="left out") as warned:
         assert [name for name, _ in scene_names(tmp_path)] == ["k1", "k4"]
-    told = " ".join(str(w.message) for w in warned.list)
-    assert "1 of the 4 camera files in" in told
-    assert "have no frames: k5" in told
-    assert "k2' has photos, but no cameras" in told
-    assert "k3' has no frames" in told
+    shown = " ".join(str(w.message) for w in warned.list)
+    assert "1 of the 4 camera files in" in shown
+    assert "have no frames: k5" in shown
+    assert "k2' has photos, but no cameras" in shown
+    assert "k3' has no frames" in shown
 
 
 @pytest.mark.parametrize("nested", ["", "images"])
 def test_folders_of_photos_alone_are_whole(tmp_path, nested):
     for name in ("attic", "cellar"):
         write_greys(tmp_path / name / nested, ["a.jpg", "b.jpg"])
-    write_nerfstudio(tmp_path / "hall")  # one scene with cameras does not say that the others should have some
+    write_nerfstudio(tmp_path / "hall")  # one scene with cameras does not mean that the others should have some
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert [name for name, _ in scene_names(tmp_path)] == ["attic", "cellar", "hall"]
 
 
-def test_photos_that_lie_otherwise_than_the_scenes_with_cameras(tmp_path):
+def test_photos_in_another_layout_than_the_scenes_with_cameras(tmp_path):
     for name in ("a", "b", "c"):
         write_nerfstudio(tmp_path / name)
     write_greys(tmp_path / "holiday", ["a.jpg", "b.jpg"])
@@ -212,7 +212,7 @@ def test_a_folder_of_photos_given_by_itself_is_not_judged(tmp_path):
 
 
 def test_one_picture_is_enough_to_try(tmp_path):
-    """Which pictures are missing is said when the scene is read, and only there."""
+    """Missing pictures are reported when the scene is read, and only then."""
     write_nerfstudio(tmp_path / "a")
     (tmp_path / "a" / "images" / "b.png").unlink()
     with warnings.catch_warnings():

@@ -1,4 +1,4 @@
-"""The exported PLY must render like the scene in memory: people complain most about those that do not."""
+"""The exported PLY must render like the scene in memory: PLYs that do not are the most common complaint of users."""
 
 import io
 

@@ -46,7 +46,7 @@ def estimate(inputs, settings, generator):
     return Pointmaps(points, torch.ones(n, HEIGHT, WIDTH), cameras(n), cloud), cloud, torch.arange(n)
 
 
-def make_backend(settings, thrifty=False):
+def make_backend(settings, fast=False):
     return None
 
 

@@ -53,8 +53,8 @@ def test_repro_runs_only_what_changed(project, server, tmp_path):
 
     def repro(*words):
         log.write_text("")
-        told = dvc(*(words or ("repro",)))
-        return [stage for stage in STAGES if f"Running stage '{stage}'" in told], log.read_text().split()
+        output = dvc(*(words or ("repro",)))
+        return [stage for stage in STAGES if f"Running stage '{stage}'" in output], log.read_text().split()
 
     ran, computed = repro()
     assert ran == list(STAGES)

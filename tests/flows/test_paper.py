@@ -33,7 +33,7 @@ def test_three_photos_go_through_all_stages(reconx, photos, weights, tmp_path):
     out = tmp_path / "scene"
     outcome = reconx("reconstruct", photos, "-o", out, "--preset", "paper", "--store", tmp_path / "store", *options)
     assert outcome.code == 0, outcome.out + outcome.err
-    told = json.loads((out / "run.json").read_text())
-    stages = [cost["stage"] for cost in next(iter(told["scenes"].values()))["costs"]]
+    record = json.loads((out / "run.json").read_text())
+    stages = [cost["stage"] for cost in next(iter(record["scenes"].values()))["costs"]]
     assert stages == ["views", "pointcloud", "condition", "video", "confidence", "splats", "metrics"]
     assert (out / "scene.ply").stat().st_size > 0

@@ -1,4 +1,4 @@
-"""`reconx train` from the command line: clips are made once, the model is saved and can be used, mistakes are sentences."""
+"""`reconx train` from the command line: cached clips, a saved model that a run can use, clear messages for wrong input."""
 
 import io
 
@@ -21,16 +21,16 @@ def run(folder, *changes):
 
 
 def test_train_makes_a_model_that_a_run_can_use(tmp_path):
-    told = run(tmp_path)
-    assert "1 of 1 clips" in told
+    output = run(tmp_path)
+    assert "1 of 1 clips" in output
     assert (tmp_path / "out" / "samples" / "000002.png").is_file()
     assert (tmp_path / "mlflow.db").is_file()
     again = run(tmp_path, "steps=3", f"validation={DATA}")
     assert "step 3:" in again
-    assert "step 2:" not in again  # it went on from the checkpoint
+    assert "step 2:" not in again  # it resumed from the checkpoint
     assert load_pipeline(tmp_path / "out" / "model").config.residual
     size = sum(file.stat().st_size for file in (tmp_path / "out" / "model").rglob("*.safetensors"))
-    assert size < 40e6  # what may be shipped
+    assert size < 40e6  # the size limit of the package
 
 
 def test_no_data_is_a_sentence(tmp_path):
@@ -50,6 +50,14 @@ def test_wrong_settings_are_sentences(preset, changes, words):
 @pytest.mark.parametrize("preset", ["tiny", "paper-image", "paper-structure"])
 def test_presets_are_valid(preset):
     resolve_train_settings(preset, None)
+
+
+@pytest.mark.parametrize(("earlier", "field", "value"), [("vary=false", "augment", False), ("kept_clips=3", "clip_cache", 3)])
+def test_earlier_names_of_settings_are_accepted(tmp_path, earlier, field, value):
+    assert getattr(resolve_train_settings("tiny", [earlier]), field) == value
+    file = tmp_path / "own.yaml"
+    file.write_text(earlier.replace("=", ": "))
+    assert getattr(resolve_train_settings(str(file), None), field) == value
 
 
 def test_clips_are_drawn_from_the_seed():

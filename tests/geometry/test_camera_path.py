@@ -1,4 +1,4 @@
-"""The path passes through its keys, is C1, and moves with the world."""
+"""The path passes through its keys, is C1, and is equivariant to rigid transforms and scaling."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Single points and small walls, so that every pixel's value is known."""
+"""Renders of single points and small walls, for which every pixel's value is known."""
 
 import torch
 from exact_scene import side_by_side

@@ -1,4 +1,4 @@
-"""Photos of every kind a phone or a camera makes must come out upright, in colour and in [0, 1], or fail by name."""
+"""Photos of every kind a phone or a camera makes must be read upright, in colour and in [0, 1], or fail with a name."""
 
 import math
 
@@ -65,7 +65,7 @@ def test_sixteen_bit_grey_keeps_its_range(tmp_path):
     torch.testing.assert_close(read[..., 1], torch.from_numpy(grey.astype(np.float32) / 65535))
 
 
-def test_transparency_is_laid_over_white(tmp_path):
+def test_transparent_pixels_are_composited_over_white(tmp_path):
     rgba = np.zeros((4, 4, 4), np.uint8)
     rgba[:2] = (255, 0, 0, 255)
     Image.fromarray(rgba).save(tmp_path / "cutout.png")

@@ -1,4 +1,4 @@
-"""Continuation of images into their holes."""
+"""Hole filling."""
 
 import torch
 from hypothesis import given, settings
@@ -8,7 +8,7 @@ from reconx_core.io.inpaint import pull_push
 
 
 def images(seed, height, width, share):
-    """A random picture and a mask that knows about ``share`` of it, at least one pixel."""
+    """A random picture and a mask that covers ``share`` of it, at least one pixel."""
     g = torch.Generator().manual_seed(seed)
     known = (torch.rand(1, height, width, generator=g) < share).float()
     known[0, height // 2, width // 2] = 1
@@ -53,7 +53,7 @@ def test_a_hole_takes_the_colour_of_its_side():
     assert filled[12:20, 24:30].min() > 0.9
 
 
-def test_weights_in_between_blend_with_the_surroundings():
+def test_weights_in_between_blend_with_the_neighbours():
     picture = torch.zeros(1, 16, 16, 1)
     picture[0, 8, 8] = 1
     known = torch.ones(1, 16, 16)

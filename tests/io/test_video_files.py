@@ -1,4 +1,4 @@
-"""Videos in and out: what is written plays back, at any size and with the same bytes each time."""
+"""Written videos play back, at any size, and have the same bytes each time."""
 
 import struct
 
@@ -40,7 +40,7 @@ def test_same_frames_same_bytes(tmp_path):
     frames = clip(12, 449, 799)
     written = set()
     for i in range(3):
-        keep = [torch.rand(1000 * i + 17) for _ in range(50)]  # moves later allocations about
+        keep = [torch.rand(1000 * i + 17) for _ in range(50)]  # moves later allocations to other addresses
         video_io.write_mp4(tmp_path / "a.mp4", frames)
         written.add((tmp_path / "a.mp4").read_bytes())
         del keep
@@ -83,7 +83,7 @@ def test_no_frames_is_a_programmers_mistake(tmp_path):
 
 
 def test_a_phones_portrait_video_is_turned_upright(tmp_path):
-    """Phones store it sideways with a matrix that says: turn clockwise for display (a, b, c, d = 0, 1, -1, 0)."""
+    """Phones store it sideways, with a display matrix for a clockwise turn (a, b, c, d = 0, 1, -1, 0)."""
     video_io.write_mp4(tmp_path / "a.mp4", clip(2, 32, 48))
     data = bytearray((tmp_path / "a.mp4").read_bytes())
     matrix = data.index(b"tkhd") + 4 + 40

@@ -1,4 +1,4 @@
-"""Image metrics against their definitions, and under masks; test_references.py has those of others."""
+"""Image metrics against their definitions, and under masks; test_references.py compares them with other implementations."""
 
 import math
 
@@ -55,7 +55,7 @@ def test_what_is_masked_out_does_not_count():
     assert ssim(render, photo, mask) < 0.99
 
 
-def test_empty_mask_is_the_users_to_mend():
+def test_empty_mask_is_a_user_error():
     render, photo = pair()
     with pytest.raises(UserError, match=r"barn\.jpg"):
         score_view("barn.jpg", render, photo, ~everything(photo), None, refined=False, is_target=True)

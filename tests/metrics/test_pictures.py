@@ -1,10 +1,10 @@
-"""Panels show what they say, and the clip passes through the input cameras."""
+"""Panels have the colours that they should, and the clip passes through the input cameras."""
 
 import pytest
 import torch
 from metrics_scene import make_cameras, make_gaussians
 
-from reconx_core.metrics.pictures import HEAT, LEVEL, colour_map, depth_colours, error_heat, render_path
+from reconx_core.metrics.pictures import INFERNO, VIRIDIS, colour_map, depth_colours, error_heat, render_path
 from reconx_core.rasterize import rasterize
 
 
@@ -14,8 +14,8 @@ def colour(anchor: str) -> torch.Tensor:
 
 def test_colour_map_hits_its_anchors_and_clips():
     levels = torch.tensor([[-1.0, 0.0, 0.5, 1.0, 2.0]])
-    wanted = torch.stack([colour(HEAT[i]) for i in (0, 0, 4, 8, 8)])
-    torch.testing.assert_close(colour_map(levels, HEAT)[0], wanted)
+    wanted = torch.stack([colour(INFERNO[i]) for i in (0, 0, 4, 8, 8)])
+    torch.testing.assert_close(colour_map(levels, INFERNO)[0], wanted)
 
 
 def test_error_is_black_where_there_is_none_or_nothing_counts():
@@ -24,9 +24,9 @@ def test_error_is_black_where_there_is_none_or_nothing_counts():
     render[0] += 0.3
     mask = torch.tensor([[True, False], [True, True]])
     heat = error_heat(render, photo, mask)
-    torch.testing.assert_close(heat[0, 0], colour(HEAT[-1]))
+    torch.testing.assert_close(heat[0, 0], colour(INFERNO[-1]))
     for pixel in (heat[0, 1], heat[1, 0]):
-        torch.testing.assert_close(pixel, colour(HEAT[0]))
+        torch.testing.assert_close(pixel, colour(INFERNO[0]))
 
 
 def test_depth_is_bright_where_near_and_grey_where_empty():
@@ -34,8 +34,8 @@ def test_depth_is_bright_where_near_and_grey_where_empty():
     alpha = torch.full((64, 64), 0.9)
     alpha[:, 40] = 0.1
     shown = depth_colours(z * alpha, alpha)
-    torch.testing.assert_close(shown[0, 0], colour(LEVEL[-1]))
-    torch.testing.assert_close(shown[0, -1], colour(LEVEL[0]))
+    torch.testing.assert_close(shown[0, 0], colour(VIRIDIS[-1]))
+    torch.testing.assert_close(shown[0, -1], colour(VIRIDIS[0]))
     torch.testing.assert_close(shown[0, 40], torch.full((3,), 0.5))
     assert (depth_colours(z, torch.zeros(64, 64)) == 0.5).all()
 

@@ -1,4 +1,4 @@
-"""Our image metrics against the implementations that the field compares with: scikit-image, pixelSplat, the `lpips` package.
+"""Our image metrics against the reference implementations of published results: scikit-image, pixelSplat, the `lpips` package.
 
 The package needs torchvision only to build VGG16, which the tests build of plain torch layers instead, with random weights.
 """
@@ -96,7 +96,7 @@ def test_a_scenes_scores_are_the_means_over_its_held_out_images():
 
 
 def vgg16(pretrained=False):
-    """What torchvision's function returns, as far as the package looks at it."""
+    """The part of torchvision's return value that the package uses."""
     assert not pretrained
     layers, before = [], 3
     for width in VGG16:

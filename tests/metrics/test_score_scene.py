@@ -29,7 +29,7 @@ def _no_weights(monkeypatch, tmp_path):
 
 
 def worse(gaussians: Gaussians) -> Gaussians:
-    """The scene with its colours off by a little, so that scores are finite."""
+    """The scene with slightly wrong colours, so that scores are finite."""
     return dataclasses.replace(gaussians, sh=gaussians.sh + 0.2)
 
 

@@ -1,6 +1,6 @@
-"""A slow, plain renderer in torch, every Gaussian against every pixel, by which the kernels are judged. Any dtype.
+"""A slow reference renderer in plain torch for any dtype: every Gaussian at every pixel.
 
-It is written from gsplat's rules and shares nothing with the kernels but the constants.
+It follows gsplat's rules and shares only the constants with the kernels.
 """
 
 from typing import NamedTuple
@@ -65,7 +65,7 @@ def render(scene, width, height, degree, background):
     exponent = -0.5 * torch.einsum("npi,nij,npj->np", offset, conic[order], offset)
     alpha = (scene.logit_opacities[order].sigmoid()[:, None] * exponent.exp()).clamp(max=conv.MAX_ALPHA)
     alpha = torch.where((exponent <= 0) & (alpha >= conv.MIN_ALPHA), alpha, 0)
-    # The splat that would take the light below the limit, and all behind it, are left out.
+    # The splat that would reduce the transmittance below the limit, and all behind it, are skipped.
     alpha = torch.where((1 - alpha.detach()).cumprod(0) > conv.MIN_TRANSMITTANCE, alpha, 0)
     left = torch.cat([torch.ones_like(alpha[:1]), (1 - alpha).cumprod(0)])
     image = (alpha * left[:-1]).T @ features[order]

@@ -36,7 +36,7 @@ FRAMES = {  # name -> width, colour scheme, whether scripts run
     "desktop": (1280, "light", True),
     "plain": (390, "light", False),
 }
-SANDBOXED = "Blocked script execution in 'about:srcdoc'"  # the browser's word on the frame without scripts
+SANDBOXED = "Blocked script execution in 'about:srcdoc'"  # the browser's message about the frame without scripts
 PROBE = """
 const luminance = ([r, g, b]) => [r, g, b].map(v => v / 255).map(v => v <= .03928 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4)
   .reduce((sum, v, i) => sum + v * [.2126, .7152, .0722][i], 0);
@@ -107,7 +107,7 @@ class Seen:
 
 
 def look_at(page, folder):
-    """What the browser makes of the page: findings per frame, what the console said, and a picture of the frames."""
+    """What the browser makes of the page: findings per frame, console messages, and a picture of the frames."""
     frames = "".join(
         f'<iframe id="{name}" style="border:0;width:{width}px;height:{HEIGHT}px;color-scheme:{scheme}"'
         f'{"" if scripts else " sandbox=allow-same-origin"} srcdoc="{html.escape(page)}"></iframe>'
@@ -123,8 +123,10 @@ def look_at(page, folder):
     done = subprocess.run([BROWSER, *OPTIONS, *place, harness.as_uri()], capture_output=True, text=True, timeout=60)
     found = re.search(r'<pre id="findings">(\{.*?)</pre>', done.stdout, re.DOTALL)
     assert found, f"the page was not shown: {done.stderr[-2000:]}"
-    said = [line.split("CONSOLE", 1)[1] for line in done.stderr.splitlines() if ":CONSOLE" in line and SANDBOXED not in line]
-    return Seen(json.loads(html.unescape(found[1])), said, Image.open(folder / "shot.png"))
+    messages = [
+        line.split("CONSOLE", 1)[1] for line in done.stderr.splitlines() if ":CONSOLE" in line and SANDBOXED not in line
+    ]
+    return Seen(json.loads(html.unescape(found[1])), messages, Image.open(folder / "shot.png"))
 
 
 def check_page(seen):

@@ -1,4 +1,4 @@
-"""Where marks and ticks lie."""
+"""Positions of marks and ticks."""
 
 import math
 
@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reconx_core.reporting.plots import NAMED, axis, reach, scene_plot, whisker
+from reconx_core.reporting.plots import MAX_NAMED_ROWS, axis, reach, scene_plot, whisker
 
 VALUES = st.lists(st.floats(-1e4, 1e4, allow_nan=False).map(lambda v: round(v, 4)), min_size=1, max_size=20)
 
@@ -39,8 +39,8 @@ def test_infinite_score_is_at_the_end_of_the_axis():
 
 
 def test_scenes_are_named_while_there_are_few():
-    assert scene_plot("", {str(i): [float(i)] for i in range(NAMED)}, ("",), str).named
-    assert not scene_plot("", {str(i): [float(i)] for i in range(NAMED + 1)}, ("",), str).named
+    assert scene_plot("", {str(i): [float(i)] for i in range(MAX_NAMED_ROWS)}, ("",), str).named
+    assert not scene_plot("", {str(i): [float(i)] for i in range(MAX_NAMED_ROWS + 1)}, ("",), str).named
 
 
 def test_whisker_lies_about_zero_in_the_middle():

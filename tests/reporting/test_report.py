@@ -1,4 +1,4 @@
-"""The page is whole in itself and says what the scores say."""
+"""The page is self-contained and shows the scores as they are."""
 
 import base64
 import dataclasses
@@ -16,10 +16,10 @@ from reconx_core.io.images import encode
 from reconx_core.metrics import summarise
 from reconx_core.metrics.pose import AUC_THRESHOLDS
 from reconx_core.reporting import report
-from reconx_core.reporting.pages import format_duration
+from reconx_core.reporting.numbers import format_duration, mean_or_none, mean_scores, pooled_spread
 from reconx_core.reporting.report import (
     COLUMNS,
-    PICTURED,
+    MAX_PICTURED_SCENES,
     VIDEO_BYTES,
     ReportPicture,
     RunReport,
@@ -27,7 +27,6 @@ from reconx_core.reporting.report import (
     StageCost,
     StageTotal,
     format_score,
-    pooled_spread,
     render_report,
     stage_totals,
     write_report,
@@ -198,7 +197,7 @@ def test_page_of_two_hundred_scenes_stays_light_and_complete(monkeypatch):
     assert all(f"Reason {i}." in html for i in range(12))
     assert len(page.cells["views.psnr"]) == 200 * 3
     pictured = html.partition("Scenes without pictures here")[0]
-    assert pictured.count('class="scene"') == PICTURED
+    assert pictured.count('class="scene"') == MAX_PICTURED_SCENES
     for shown in (10.0, 29.9):  # the worst and the best
         name = next(s.name for s in scenes if s.scores.summary["psnr"] == shown)
         assert f">{name}</h2>" in pictured
@@ -232,6 +231,13 @@ def test_pooled_spread_is_that_of_the_mean_over_scenes():
     assert pooled_spread([]) is None
 
 
+def test_a_mean_is_known_if_every_scene_has_the_score():
+    summaries = [{"psnr": 20.0, "lpips": None}, {"psnr": 22.0, "lpips": 0.5, "ssim": 0.9}]
+    assert mean_scores(summaries) == {"psnr": 21.0, "lpips": None, "ssim": None}
+    assert mean_scores([]) == {}
+    assert mean_or_none([]) is None
+
+
 @pytest.mark.parametrize(
     ("seconds", "shown"), [(9.96, "10.0 s"), (245.2, "4 min 05 s"), (11520, "3 h 12 min"), (3599.9, "1 h 00 min")]
 )
@@ -249,7 +255,7 @@ def test_every_score_has_a_column():
     assert expected | {f"auc_{t}" for t in AUC_THRESHOLDS} == set(COLUMNS)
 
 
-def test_page_is_written_and_a_bad_folder_is_the_users_to_mend(tmp_path):
+def test_page_is_written_and_a_bad_folder_is_a_user_error(tmp_path):
     write_report(tmp_path / "out" / "report.html", run(scene()))
     assert (tmp_path / "out" / "report.html").read_text().endswith("</html>")
     (tmp_path / "file").write_text("")

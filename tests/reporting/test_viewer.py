@@ -1,4 +1,4 @@
-"""The browser page: what is sent to viser, and that it is served."""
+"""The browser page: the arrays that viser gets, and that the page is served."""
 
 import importlib.util
 import math
@@ -50,7 +50,7 @@ def test_page_is_served(with_cameras):
         server.stop()
 
 
-def test_without_viser_the_user_is_told_what_to_install(monkeypatch):
+def test_without_viser_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"reconx\[view\]"):
         show_scene(scene()[0])

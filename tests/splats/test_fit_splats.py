@@ -25,7 +25,7 @@ def frames(video="points", confidence=False) -> Frames:
     guide = build_condition(inputs, pointmaps, ConditionSettings(frames_per_pair=1), draw())
     made = generate_frames(inputs, pointmaps, guide, VideoSettings(backend=video), draw())
     settings = ConfidenceSettings(enabled=confidence, size=64)
-    backend = make_backend(PointcloudSettings(planes=16), thrifty=True)
+    backend = make_backend(PointcloudSettings(planes=16), fast=True)
     return estimate_confidence(inputs, made, pointmaps, backend, settings, draw())
 
 
@@ -95,10 +95,10 @@ def test_same_bytes_again_and_other_bytes_with_another_seed(made):
 
 
 def test_progress_counts_the_steps(made):
-    told = []
+    reports = []
     settings = SETTINGS.model_copy(update={"steps": 3, "max_gaussians": 500, "fill": False})
-    fit_splats(made, room_pointmaps(), settings, draw(), lambda done, total: told.append((done, total)))
-    assert told == [(1, 3), (2, 3), (3, 3)]
+    fit_splats(made, room_pointmaps(), settings, draw(), lambda done, total: reports.append((done, total)))
+    assert reports == [(1, 3), (2, 3), (3, 3)]
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from reconx_core.splats.initial import (
     fill_holes,
     from_pointmaps,
     from_sparse,
-    hides,
+    occludes,
     render_surfaces,
     widen,
 )
@@ -105,8 +105,8 @@ def test_unsure_points_move_behind_what_is_confirmed():
     sure = start.logit_opacities > 1
     assert int((~sure).sum()) > 100
     surfaces = render_surfaces(start_from(some(torch.where(confidence > 0.4, 1.0, 0.0))), photos().cameras, "cpu")
-    assert hides(start.means[~sure], surfaces).float().mean() < 0.02
-    assert hides(points[2, :, :80].reshape(-1, 3), surfaces).float().mean() > 0.5
+    assert occludes(start.means[~sure], surfaces).float().mean() < 0.02
+    assert occludes(points[2, :, :80].reshape(-1, 3), surfaces).float().mean() > 0.5
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +129,7 @@ def test_filling_leaves_what_was_there_and_hides_nothing(filled):
     assert len(both) > n
     assert torch.equal(both.means[:n], start.means)
     surfaces = render_surfaces(start, photos().cameras, "cpu")
-    assert not hides(both.means[n:], surfaces).any()
+    assert not occludes(both.means[n:], surfaces).any()
 
 
 def test_the_backdrop_shines_through_gaps_and_hides_nothing():
@@ -142,7 +142,7 @@ def test_the_backdrop_shines_through_gaps_and_hides_nothing():
     assert gap.sum() > 500
     assert after.alpha[gap].min() > 0.8
     assert (after.rgb - photos().images)[gap].abs().mean() < 0.6 * (before.rgb - photos().images)[gap].abs().mean()
-    assert not hides(both.means[len(start) :], render_surfaces(start, photos().cameras, "cpu")).any()
+    assert not occludes(both.means[len(start) :], render_surfaces(start, photos().cameras, "cpu")).any()
 
 
 def test_what_is_masked_out_does_not_colour_the_backdrop():
@@ -157,7 +157,7 @@ def test_a_point_before_a_surface_hides_it_and_one_behind_does_not():
     surfaces = render_surfaces(start_from(room_pointmaps()), photos().cameras[:1], "cpu")
     eye, point = room_pointmaps().cameras.cam_to_world[0, :3, 3], room_pointmaps().points_world[0, 60, 80]
     near, far = eye.lerp(point, 0.5), eye.lerp(point, 1.2)
-    assert hides(torch.stack([near, far]), surfaces).tolist() == [True, False]
+    assert occludes(torch.stack([near, far]), surfaces).tolist() == [True, False]
 
 
 def test_widening_keeps_the_middle_and_sees_more():

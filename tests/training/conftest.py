@@ -1,4 +1,4 @@
-"""One clip of a procedural room, its renders spoilt as a wrong depth spoils them."""
+"""One clip of a procedural room, with renders shifted as by a wrong depth."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What a training step sees."""
+"""Batches and data augmentation of training."""
 
 import pytest
 import torch
@@ -41,13 +41,13 @@ def test_both_photos_are_always_among_the_frames():
 
 
 def test_points_are_seen_from_the_first_frame(load):
-    """Whichever way a clip is played, the structure is that of its first camera, mirrored if the frames are."""
+    """The points are in the frame of the first camera, also in reversed clips, and mirrored with the frames."""
     seen = [draw_batch(load, 1, 4, (48, 64), True, draw(seed)).points[0] for seed in range(16)]
     assert len({tuple(points[0].tolist()) for points in seen}) == 4  # forwards or backwards, mirrored or not
     assert all(points[:, 2][points[:, 2] > 0].median() == pytest.approx(1) for points in seen)
 
 
-def test_without_variation_the_clip_is_as_it_is(clip, load):
+def test_without_augmentation_the_clip_is_unchanged(clip, load):
     batch = draw_batch(load, 1, 4, (48, 64), False, draw())
     assert torch.allclose(batch.frames[0].movedim(1, -1), clip.images, atol=0.51 / 255)
     sources = frame_sources(clip.renders, clip.visibility, (clip.alone, clip.alone_visibility))
@@ -57,11 +57,11 @@ def test_without_variation_the_clip_is_as_it_is(clip, load):
 
 def test_a_model_that_does_not_blend_is_given_no_sources(clip):
     blends, plain = (prepare(clip, 64, blends, CPU) for blends in (True, False))
-    assert blends.looks.shape[1] - plain.looks.shape[1] == SOURCES
+    assert blends.pictures.shape[1] - plain.pictures.shape[1] == SOURCES
     assert len(plain.points[0]) == 64
 
 
-def test_kept_clips_are_read_once(clip):
+def test_cached_clips_are_read_once(clip):
     read = []
     load = prepared_clips([lambda: read.append(0) or clip, lambda: read.append(1) or clip], 64, True, CPU, 2)
     for number in (0, 1, 0, 1):

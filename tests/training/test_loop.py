@@ -1,11 +1,13 @@
-"""The training loop learns, resumes exactly, and trains what a phase says."""
+"""The training loop: it learns, resumes exactly, and trains the parameters of its phase."""
+
+import json
 
 import pytest
 import torch
 from small_models import small_pipeline
 
 from reconx_core.errors import UserError
-from reconx_core.training.loop import LAST, PROGRESS, pace, train
+from reconx_core.training.loop import LAST, PROGRESS, lr_lambda, train
 from reconx_core.training.objective import Objective, choose_parameters, draw_timesteps, drop_conditions
 from reconx_core.training.samples import sample_grid
 from reconx_core.training.settings import TrainSettings
@@ -24,7 +26,7 @@ def run(out, clip, **changes):
     return losses, torch.cat([p.detach().flatten() for p in made.unet.parameters()])
 
 
-def test_going_on_from_a_checkpoint_changes_nothing(tmp_path, clip):
+def test_resuming_from_a_checkpoint_changes_nothing(tmp_path, clip):
     straight, weights = run(tmp_path / "a", clip, checkpoint_every=2)
     run(tmp_path / "b", clip, steps=2, checkpoint_every=2, decay=False)
     (tmp_path / "b").rename(tmp_path / "unused")
@@ -52,6 +54,17 @@ def test_a_checkpoint_of_other_settings_is_refused(tmp_path, clip):
         run(tmp_path, clip, steps=2, learning_rate=0.5)
 
 
+def test_a_checkpoint_with_earlier_names_of_settings_is_resumed(tmp_path, clip):
+    run(tmp_path, clip, steps=1)
+    progress = tmp_path / LAST / PROGRESS
+    saved = json.loads(progress.read_text())
+    saved["settings"]["vary"] = saved["settings"].pop("augment")
+    saved["settings"]["kept_clips"] = saved["settings"].pop("clip_cache")
+    progress.write_text(json.dumps(saved))
+    losses, _ = run(tmp_path, clip, steps=2)
+    assert len(losses) == 1
+
+
 def test_without_clips_there_is_a_sentence(tmp_path):
     with pytest.raises(UserError, match="no clip"):
         train(small_pipeline(), [], settings(), tmp_path, lambda *_: None, lambda *_: None)
@@ -68,7 +81,7 @@ def test_phases_train_what_they_say():
     assert not any("temp_" in name or "transformer_in" in name or "image_encoder" in name for name in chosen["structure"])
 
 
-def test_conditions_are_dropped_as_often_as_asked():
+def test_conditions_are_dropped_with_their_probability():
     present, absent = torch.ones(4000, 1, 1), torch.zeros(4000, 1, 1)
     tokens = {"image": (present, absent), "text": (present, None)}
     kept = drop_conditions(tokens, {"image": 0.25}, torch.Generator().manual_seed(0))
@@ -84,7 +97,7 @@ def test_the_last_timestep_has_its_share():
 
 def test_the_learning_rate_rises_and_falls():
     chosen = settings(steps=100, warmup=10)
-    rates = [pace(step, chosen) for step in range(100)]
+    rates = [lr_lambda(step, chosen) for step in range(100)]
     assert rates[0] == pytest.approx(0.1)
     assert max(rates) == pytest.approx(1, abs=0.01)
     assert rates[-1] == pytest.approx(0.01, abs=0.01)
@@ -96,9 +109,9 @@ def test_a_sample_grid_shows_truth_render_and_frames(clip):
     assert scores.keys() == {"points_psnr", "psnr"}
 
 
-def test_one_clip_is_learned_by_heart(tmp_path, clip):
+def test_one_clip_is_overfitted(tmp_path, clip):
     """The network, its conditions and the loss fit together: frames of a clip it has seen come out above 30 dB."""
-    chosen = settings(steps=200, learning_rate=3e-3, terminal_share=1.0, ema=0, drop_image=0, drop_structure=0, vary=False)
+    chosen = settings(steps=200, learning_rate=3e-3, terminal_share=1.0, ema=0, drop_image=0, drop_structure=0, augment=False)
     losses = []
     made = train(small_pipeline(), [lambda: clip], chosen, tmp_path, lambda k, loss: losses.append(loss), lambda *_: None)
     _, scores = sample_grid(made, [clip], chosen)

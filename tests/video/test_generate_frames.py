@@ -1,4 +1,4 @@
-"""The training-free generator, and none."""
+"""The video backends `points` and `none`."""
 
 from dataclasses import replace
 
@@ -15,7 +15,7 @@ from reconx_core.video import generate_frames
 
 @pytest.fixture(scope="module")
 def guide():
-    """The right half of the room is not known."""
+    """A condition in which the right part of the room is unknown."""
     pointmaps = room_pointmaps()
     half = torch.where(torch.arange(160) < 100, pointmaps.confidence, 0.0)
     known = type(pointmaps)(pointmaps.points_world, half, pointmaps.cameras, pointmaps.sparse)

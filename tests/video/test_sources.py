@@ -1,4 +1,4 @@
-"""What a frame may be blended from, and the blending."""
+"""The source images of a frame, and their blending."""
 
 import pytest
 import torch

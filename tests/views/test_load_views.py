@@ -1,4 +1,4 @@
-"""What every later stage relies on: inputs first and in order, no leak from targets, exact cameras on a common canvas."""
+"""What later stages rely on: inputs first and in order, no leak from targets, exact cameras on a common canvas."""
 
 import json
 import math
@@ -85,7 +85,7 @@ def test_intrinsics_without_poses(tmp_path):
     views = load_views(tmp_path, ViewsSettings())
     assert views.protocol == "intrinsics"
     assert views.given_intrinsics[0].tolist() == [[25, 0, 15], [0, 25, 10], [0, 0, 1]]
-    assert views.cameras.cam_to_world.isnan().all()  # unknown, and nothing can mistake them for poses
+    assert views.cameras.cam_to_world.isnan().all()  # unknown poses are NaN, so that nothing uses them by mistake
     assert views.true_cameras is None
 
 

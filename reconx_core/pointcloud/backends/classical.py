@@ -17,13 +17,13 @@ from reconx_core.pointcloud.stereo.dense import Scene, estimate_depth
 from reconx_core.settings import PointcloudSettings
 from reconx_core.types import Cameras, Pointmaps, Views
 
-NEAR_MARGIN, FAR_MARGIN = 0.7, 2.0  # how far beyond the feature points depth is searched
-FEWEST_POINTS = 12  # observed points below which a view takes its depth range from all points
+NEAR_MARGIN, FAR_MARGIN = 0.7, 2.0  # factors on the nearest and farthest feature point's depth that bound the depth search
+FEWEST_POINTS = 12  # a view that observes fewer points takes its depth range from all points
 
 
 @dataclass(frozen=True)
 class Classical:
-    """Settings bound to the backend's protocol."""
+    """The backend with its settings; calling it runs it."""
 
     settings: PointcloudSettings
 
@@ -41,7 +41,7 @@ class Classical:
 
 
 def stereo_scene(views: Views, sfm: Sfm, settings: PointcloudSettings) -> tuple[Scene, Int[Tensor, "e 2"]]:
-    """Images and cameras at stereo resolution, depth ranges from the feature points, neighbours from the matches."""
+    """Images and cameras at stereo resolution, depth ranges from the feature points, source views from the matches."""
     n, height, width = views.masks.shape
     size = size_for(min(settings.stereo_size, max(height, width)), height, width)
     counts = {(min(i, j), max(i, j)): int(c) for (i, j), c in zip(sfm.pairs.tolist(), sfm.inlier_counts)}
@@ -76,7 +76,7 @@ def depth_ranges(sfm: Sfm) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
 
 
 def lift(depth: Float[Tensor, "n h w"], confidence: Float[Tensor, "n h w"], masks: Tensor, sfm: Sfm) -> Pointmaps:
-    """Pointmaps at the images' resolution; no confidence where masked out."""
+    """Pointmaps at image resolution; masked pixels have confidence 0."""
     height, width = masks.shape[1:]
     depth = upsample_depth(depth, height, width)
     confidence = F.interpolate(confidence[:, None], (height, width), mode="nearest-exact")[:, 0]
@@ -84,7 +84,7 @@ def lift(depth: Float[Tensor, "n h w"], confidence: Float[Tensor, "n h w"], mask
 
 
 def upsample_depth(depth: Float[Tensor, "n h w"], height: int, width: int) -> Float[Tensor, "n h w"]:
-    """Linear in inverse depth on surfaces, nearest at their borders: no points between two surfaces."""
+    """Bilinear in inverse depth on surfaces, nearest neighbour at depth edges, so that no points lie between two surfaces."""
     inverse = 1 / depth[:, None]
     smooth = F.interpolate(inverse, (height, width), mode="bilinear", align_corners=False)
     nearest = F.interpolate(inverse, (height, width), mode="nearest-exact")

@@ -8,7 +8,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from reconx_core.pointcloud.backends.predictions import align, both_orders, choose_window, find_weights, lift, load_network, see
+from reconx_core.pointcloud.backends.predictions import (
+    align,
+    both_orders,
+    choose_window,
+    crop_to_window,
+    find_weights,
+    lift,
+    load_network,
+)
 from reconx_core.pointcloud.global_alignment.graph import (
     COMPLETE_UP_TO,
     nearest_pairs,
@@ -23,12 +31,12 @@ from reconx_core.settings import PointcloudSettings
 from reconx_core.types import Cameras, Pointmaps, Views
 
 WEIGHTS = ("DUSt3R_ViTLarge_BaseDecoder_512_dpt",)
-ITERATIONS = 300  # of the alignment, upstream's
+ITERATIONS = 300  # of the global alignment, as upstream
 
 
 @dataclass(frozen=True)
 class Dust3r:
-    """Settings bound to the backend's protocol."""
+    """The backend with its settings; calling it runs it."""
 
     settings: PointcloudSettings
 
@@ -36,13 +44,13 @@ class Dust3r:
         """Pointmaps of all views.
 
         Raises:
-            UserError: fewer than two photos, or the weights are not there or cannot be read.
+            UserError: fewer than two photos, or the weights are missing or cannot be read.
         """
         require_two(views)
         network = load_network(load_dust3r, find_weights("dust3r", self.settings.weights, WEIGHTS))
         window = choose_window(views.masks.shape[1:], network.config.image_size, PATCH)
-        pairs, points, confidence = predict(network, see(views.images, window), fixed, self.settings)
-        aligned = align(pairs, points, confidence, views, fixed, window, ITERATIONS, one_lens(views))
+        pairs, points, confidence = predict(network, crop_to_window(views.images, window), fixed, self.settings)
+        aligned = align(pairs, points, confidence, views, fixed, window, ITERATIONS, has_shared_focal(views))
         return lift(aligned, views, fixed, window), torch.arange(len(views))
 
 
@@ -50,15 +58,15 @@ class Dust3r:
 def predict(
     network: DUSt3R, images: Float[Tensor, "n 3 H W"], fixed: Cameras | None, settings: PointcloudSettings
 ) -> tuple[Int[Tensor, "e 2"], Float[Tensor, "e 2 H W 3"], Float[Tensor, "e 2 H W"]]:
-    """Pairs of views in both orders, each with the pointmaps of both in the first one's frame and their confidence >= 1.
+    """Pairs of views in both orders, each with the pointmaps of both views in the first one's frame and their confidence >= 1.
 
-    Every photo is encoded once; ``settings.batch`` bounds how many photos or pairs are in memory at once.
+    Every photo is encoded once; ``settings.batch`` is the maximum number of photos or pairs per forward pass.
     """
     device = next(network.parameters()).device
     encoded = [network.encode(part.to(device) * 2 - 1) for part in images.split(settings.batch)]
     tokens, grid = torch.cat([part.tokens for part in encoded]), encoded[0].grid
     pairs = both_orders(choose_pairs(tokens, fixed, settings)).to(device)
-    # Written in place: of many frames the maps take gigabytes, and there is no room for them twice.
+    # Written in place: the maps of many frames take gigabytes, and concatenation would need twice the memory.
     points = torch.empty(len(pairs), 2, *images.shape[2:], 3, device=device)
     confidence = torch.empty(points.shape[:-1], device=device)
     for at in torch.arange(len(pairs), device=device).split(settings.batch):
@@ -69,14 +77,14 @@ def predict(
 
 
 def choose_pairs(tokens: Float[Tensor, "n t c"], fixed: Cameras | None, settings: PointcloudSettings) -> list[tuple[int, int]]:
-    """All pairs of a few views; of many the nearest by their cameras or, where those are not known, by what they show."""
+    """All pairs of a few views; of many views, pairs of nearest cameras or, if these are unknown, of similar image content."""
     n = len(tokens)
     if settings.graph != "auto" or n <= COMPLETE_UP_TO:
         return pair_graph(n, settings.graph)
     return nearest_pairs(fixed) if fixed is not None and len(fixed) == n else overlap_pairs(token_overlap(tokens).cpu())
 
 
-def one_lens(views: Views) -> bool:
-    """Whether the photos say nothing of their lenses, or all the same."""
+def has_shared_focal(views: Views) -> bool:
+    """Whether all photos have (nearly) the same EXIF focal length, or none has one."""
     prior = views.focal_prior[views.focal_prior.isfinite()]
     return len(prior) in (0, len(views)) and (len(prior) == 0 or bool(prior.max() <= SAME_LENS * prior.min()))

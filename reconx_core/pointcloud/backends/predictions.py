@@ -1,4 +1,4 @@
-"""What the learned backends share: what a network sees of the photos, and how its pointmaps of pairs become the scene's."""
+"""Shared by the learned backends: the crop of the photos for the network, and the alignment of its pairwise pointmaps."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from reconx_core.weights.folder import weights_folder
 
 
 class Window(NamedTuple):
-    """What of the photos the network sees: all but a border, at its size."""
+    """The centre crop of the resized photos that the network gets."""
 
     full: tuple[int, int]  # height and width of the resized photos
     size: tuple[int, int]  # of the window, multiples of the patch
@@ -31,7 +31,7 @@ class Window(NamedTuple):
 
 
 def find_weights(backend: str, name: str, defaults: Sequence[str]) -> Path:
-    """A folder or file, itself or in RECONX_WEIGHTS; without a name the first of the defaults that is there.
+    """The weights' folder or file: ``name`` as a path or in RECONX_WEIGHTS; if it is empty, the first default that exists.
 
     Raises:
         UserError: there is none.
@@ -48,29 +48,29 @@ def find_weights(backend: str, name: str, defaults: Sequence[str]) -> Path:
 
 @lru_cache(maxsize=1)
 def load_network(load: Callable[[Path], Any], path: Path) -> Any:
-    """What ``load`` makes of the weights, on a GPU its transformers in bfloat16; kept for the next scene.
+    """The network that ``load`` reads, on the GPU (transformer blocks in bfloat16) if there is one; cached for the next scene.
 
     Raises:
-        UserError: the file is not what it should be.
+        UserError: the file is invalid.
     """
     network = load(path)
     return network.to("cuda").lower_precision(torch.bfloat16) if torch.cuda.is_available() else network
 
 
 def both_orders(pairs: Sequence[tuple[int, int]]) -> Int[Tensor, "e 2"]:
-    """The pairs and each the other way round, sorted: a network's two views of a pair are not alike."""
+    """The pairs in both orders, sorted; the network treats the two views of a pair differently."""
     return torch.tensor(sorted([*pairs, *((j, i) for i, j in pairs)]))
 
 
 def choose_window(shape: Sequence[int], long_side: int, patch: int) -> Window:
-    """The photos resized to the network's long side, and of them the middle, in whole patches."""
+    """Resize to the network's long side and centre-crop to whole patches."""
     full = size_for(long_side, *shape)
     size = (full[0] // patch * patch, full[1] // patch * patch)
     return Window(full, size, ((full[0] - size[0]) // 2, (full[1] - size[1]) // 2))
 
 
-def see(images: Float[Tensor, "n h w 3"], window: Window) -> Float[Tensor, "n 3 H W"]:
-    """The window of the photos."""
+def crop_to_window(images: Float[Tensor, "n h w 3"], window: Window) -> Float[Tensor, "n 3 H W"]:
+    """Resize the photos and crop them to the window."""
     (height, width), (top, left) = window.size, window.corner
     resized = resize_images(images, *window.full)[:, top : top + height, left : left + width]
     return resized.movedim(-1, 1)
@@ -80,15 +80,15 @@ def align(
     pairs: Int[Tensor, "e 2"], points: Float[Tensor, "e 2 H W 3"], confidence: Float[Tensor, "e 2 H W"], views: Views,
     fixed: Cameras | None, window: Window, iterations: int, shared_focal: bool,
 ) -> Aligned:  # fmt: skip
-    """The pairs in one world: eq. 9 with the logarithm of a network's confidence c >= 1 as C.
+    """Global alignment of the pairs (eq. 9), with the logarithm of the network's confidence c >= 1 as C.
 
-    The confidence that comes out, 1 - 1 / c in agreement, is the logistic function of what the network's last layer gave.
+    The resulting confidence of consistent pixels, 1 - 1 / c, is the logistic function of the network's raw output.
     """
     given = views.given_intrinsics
     known = None if given is None else to_window(_with_intrinsics(views, given), window).intrinsics.to(points.device)
     cameras = None if fixed is None else _move(to_window(fixed, window), points.device)
     everything = cameras is not None and len(cameras) == len(views)
-    usable = see(views.masks[..., None].float(), window)[:, 0].to(points.device)[pairs] > 0.5
+    usable = crop_to_window(views.masks[..., None].float(), window)[:, 0].to(points.device)[pairs] > 0.5
     steps = 0 if everything else iterations
     sure = torch.where(usable, 1 - 1 / confidence, 0.0)
     weight = torch.where(usable, confidence.log(), 0.0) if steps else None
@@ -98,7 +98,7 @@ def align(
     )  # fmt: skip
     cameras = _move(aligned.cameras, torch.device("cpu"))
     points, sure = aligned.points_world.cpu(), aligned.confidence.cpu()
-    # Upstream's 0.1 % is finer than what networks agree to: it would take the confidence of every third pixel.
+    # Upstream's tolerance of 0.1 % is below the networks' accuracy: it would set the confidence of every third pixel to 0.
     return Aligned(points, clean_confidence(points, sure, cameras, AGREES), cameras)
 
 
@@ -112,12 +112,12 @@ def _move(cameras: Cameras, device: torch.device) -> Cameras:
 
 
 def to_window(cameras: Cameras, window: Window) -> Cameras:
-    """Cameras of the photos as cameras of what the network sees of them."""
+    """Convert cameras of the photos to cameras of the window."""
     return _shifted(resize_cameras(cameras, *window.full), -window.corner[0], -window.corner[1], window.size)
 
 
 def from_window(cameras: Cameras, window: Window, height: int, width: int) -> Cameras:
-    """The inverse of `to_window`, for photos of that size."""
+    """The inverse of `to_window`, for photos of the given size."""
     return resize_cameras(_shifted(cameras, *window.corner, window.full), height, width)
 
 
@@ -129,10 +129,10 @@ def _shifted(cameras: Cameras, down: int, right: int, size: tuple[int, int]) -> 
 
 
 def lift(aligned: Aligned, views: Views, fixed: Cameras | None, window: Window) -> Pointmaps:
-    """Pointmaps at the photos' size; no confidence where masked out or outside of the window."""
+    """Pointmaps at the photos' size; confidence 0 in masked pixels and outside the window."""
     height, width = views.masks.shape[1:]
     cameras = from_window(aligned.cameras, window, height, width)
-    if fixed is not None:  # bit for bit, which the way to the window and back is not
+    if fixed is not None:  # bit for bit, which converting to the window and back is not
         cameras = replace(
             cameras, intrinsics=torch.cat([fixed.intrinsics, cameras.intrinsics[len(fixed) :]]),
             cam_to_world=torch.cat([fixed.cam_to_world, cameras.cam_to_world[len(fixed) :]]),

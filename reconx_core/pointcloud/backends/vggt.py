@@ -9,7 +9,15 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from reconx_core.geometry.transforms import transform, unproject
-from reconx_core.pointcloud.backends.predictions import align, both_orders, choose_window, find_weights, lift, load_network, see
+from reconx_core.pointcloud.backends.predictions import (
+    align,
+    both_orders,
+    choose_window,
+    crop_to_window,
+    find_weights,
+    lift,
+    load_network,
+)
 from reconx_core.pointcloud.global_alignment.graph import pair_graph
 from reconx_core.pointcloud.networks.checkpoints import load_vggt
 from reconx_core.pointcloud.networks.vggt import VGGTPrediction, decode_cameras
@@ -22,7 +30,7 @@ WEIGHTS = ("VGGT-1B", "VGGT-1B-Commercial")
 
 @dataclass(frozen=True)
 class Vggt:
-    """Settings bound to the backend's protocol."""
+    """The backend with its settings; calling it runs it."""
 
     settings: PointcloudSettings
 
@@ -30,15 +38,15 @@ class Vggt:
         """Pointmaps of all views.
 
         Raises:
-            UserError: fewer than two photos, or the weights are not there or cannot be read.
+            UserError: fewer than two photos, or the weights are missing or cannot be read.
         """
         require_two(views)
         network = load_network(load_vggt, find_weights("vggt", self.settings.weights, WEIGHTS))
         window = choose_window(views.masks.shape[1:], network.config.image_size, network.config.patch)
         with torch.inference_mode():
-            images = see(views.images, window).to(next(network.parameters()).device)
+            images = crop_to_window(views.images, window).to(next(network.parameters()).device)
             predicted = network(images[None], frames_per_chunk=self.settings.batch, points=False)
-        # The maps agree already: the closed forms lay them onto what is known of the cameras, without a descent.
+        # The maps are already consistent: the closed-form start aligns them to the known cameras, without optimisation.
         aligned = align(*as_pairs(predicted), views, fixed, window, iterations=0, shared_focal=False)
         return lift(aligned, views, fixed, window), torch.arange(len(views))
 
@@ -46,9 +54,10 @@ class Vggt:
 def as_pairs(
     predicted: VGGTPrediction,
 ) -> tuple[Int[Tensor, "e 2"], Float[Tensor, "e 2 H W 3"], Float[Tensor, "e 2 H W"]]:
-    """The first view with every other, in both orders: both pointmaps in the first one's frame, and their confidence >= 1.
+    """Star graph of the first view, in both orders: pointmaps in the frame of each pair's first view, and confidence >= 1.
 
-    Depth lifted by the predicted cameras, which upstream found more accurate than the head for points.
+    The points are the predicted depth unprojected with the predicted cameras, which upstream found more accurate than the
+    point head.
     """
     depth, confidence = predicted.depth[0].float(), predicted.depth_confidence[0].float()
     n, height, width = depth.shape

@@ -2,8 +2,8 @@
 
     P* = argmin_{P,T,sigma}  sum_e sum_{v in e} sum_i  C_i^{v,e} || P_i^v - sigma_e T_e P_i^{v,e} ||
 
-where every world point lies on its pixel's ray. ``alignment_start`` finds where to start by closed forms,
-``alignment_refine`` descends from there.
+where every world point lies on its pixel's ray. ``start`` computes a closed-form initialisation, ``refine`` minimises from
+there.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from reconx_core.pointcloud.global_alignment.refine import SOFT, Descent, Held, 
 from reconx_core.pointcloud.global_alignment.start import Known, start_from_cameras, start_from_pointmaps, weighted_median
 from reconx_core.types import Cameras
 
-AGREES = 0.03  # relative distance at which a prediction counts as half in agreement with the fused point
-IN_FRONT = 0.001  # share of its distance by which a point must lie before a surface to be in its way
+AGREES = 0.03  # relative distance from the fused point at which a prediction has agreement 1/2
+IN_FRONT = 0.001  # relative distance in front of a surface above which a point is a floater
 
 
 class Aligned(NamedTuple):
     points_world: Float[Tensor, "n h w 3"]
-    confidence: Float[Tensor, "n h w"]  # the best of a pixel's predictions, times the share of them that agrees
+    confidence: Float[Tensor, "n h w"]  # the highest of a pixel's predictions, times the share of consistent predictions
     cameras: Cameras
 
 
@@ -49,19 +49,19 @@ def align_pointmaps(
     """World pointmaps, their confidence and cameras of n views from predictions on pairs of them.
 
     Both pointmaps of a pair are in the frame of its first camera, ``confidence`` is >= 0 and 0 where nothing is known;
-    ``weight`` is C of eq. 9 where that is something else (DUSt3R's is the logarithm of the network's confidence).
+    ``weight`` is C of eq. 9 if it differs (for DUSt3R it is the logarithm of the network's confidence).
 
-    ``fixed``: known cameras of all or of the first views; they stay as they are and give frame and units. ``intrinsics``:
-    those of all views are known. Otherwise one focal per view is recovered, the median of the others' for a view that is the
+    ``fixed``: known cameras of all or of the first views; they are not changed and define frame and units. ``intrinsics``:
+    known intrinsics of all views. Otherwise one focal per view is recovered, the median of the others' for a view that is the
     first of no pair, or one for all (``shared_focal``; that of the fixed views if there are any), around the principal points
     (pixels; by default the middle of the image). Worlds without fixed cameras: first camera = identity, median depth = 1.
 
-    ``iterations`` of Adam; 0 leaves it at the start, which for cameras that are all fixed is the minimum with T_e as the
-    first camera's pose. Adam moves focals only with ``refine_focals``; without, their error was two to three times smaller.
-    The order of the pairs has no influence. ``progress`` is told the iterations done and all there are.
+    ``iterations`` of Adam; with 0 the initialisation is returned, which for fixed cameras is the minimum with T_e as the first
+    camera's pose. Adam optimises focals only with ``refine_focals``; without, their error was two to three times smaller. The
+    result does not depend on the order of the pairs. ``progress`` is called with the completed and the total iterations.
 
     Raises:
-        ValueError: shapes that disagree, or pairs that do not join all views.
+        ValueError: shapes do not match, or the pairs do not connect all views.
     """
     n = _count_views(pairs, points, confidence, fixed, intrinsics)
     weight = confidence if weight is None else weight
@@ -95,7 +95,7 @@ def _count_views(pairs: Tensor, points: Tensor, confidence: Tensor, fixed: Camer
 
 
 def _in_order(pairs: Tensor, *maps: Tensor) -> list[Tensor]:
-    """Sorted by pair, so that the order in which they are given does not decide how sums are rounded."""
+    """Sort by pair, so that the rounding of sums does not depend on the order of the input."""
     order = (pairs[:, 0] * (pairs.max() + 1) + pairs[:, 1]).argsort(stable=True)
     ordered = bool((order == torch.arange(len(order), device=order.device)).all())
     return [values if ordered else values[order] for values in (pairs, *maps)]
@@ -107,10 +107,10 @@ def _on(device: torch.device, cameras: Cameras, edges: Similarity) -> tuple[Came
 
 
 def _held(known: Known, start: State, refine_focals: bool) -> Held:
-    """What is known stays, and the focals of the start, which reads them off pointmaps in their own camera's frame.
+    """Hold known cameras fixed, and the initial focals, which are estimated from pointmaps in their own camera's frame.
 
-    T_e is free in eq. 9, which so forgets that the first pointmap of a pair is in that frame, and with it most of what is known
-    of the focal: under noise in all directions, its minimum has two to three times the error of that start.
+    T_e is free in eq. 9, so it ignores that the first pointmap of a pair is in its camera's frame, and with that most of the
+    information about the focal: with isotropic noise, the focals at its minimum have two to three times the initial error.
     """
     fixed = 0 if known.fixed is None else len(known.fixed)
     everything = not refine_focals or known.intrinsics is not None or (fixed > 0 and known.shared_focal)
@@ -121,7 +121,7 @@ def _held(known: Known, start: State, refine_focals: bool) -> Held:
 
 
 def _in_front(depth: Float[Tensor, "n h w"]) -> Float[Tensor, "n h w"]:
-    """Positive, as depths must be to have a logarithm."""
+    """Clamp depths to positive values, for the logarithm."""
     good = depth[depth > 0]
     return depth.clamp(min=1e-3 * float(good.median())) if len(good) else torch.ones_like(depth)
 
@@ -134,7 +134,7 @@ def _on_rays(
     cameras: Cameras,
     known: Float[Tensor, "n h w"] | None = None,
 ) -> tuple[Float[Tensor, "n h w"], Float[Tensor, "n h w"]]:
-    """Per pixel the depth that minimises the sum of weighted distances to its predictions, unless known; their agreement."""
+    """Per pixel the depth with the least sum of weighted distances to its predictions, unless known; and their agreement."""
     depths, fused = [], []
     for view in range(len(cameras)):
         edge, side = (pairs == view).nonzero(as_tuple=True)
@@ -143,14 +143,14 @@ def _on_rays(
         depth = _soft_median(found, weight) if known is None else known[view]
         off = (found - depth).abs() / depth.abs().clamp(min=1e-9)
         agreement = (weight / (1 + (off / AGREES) ** 2)).sum(0) / weight.sum(0).clamp(min=1e-12)
-        # A point behind the camera is no prediction of what the pixel shows.
+        # Points behind the camera are ignored.
         fused.append(torch.where(depth > 0, weight.amax(0) * agreement, 0.0))
         depths.append(depth)
     return torch.stack(depths), torch.stack(fused)
 
 
 def _soft_median(values: Float[Tensor, "k h w"], weight: Float[Tensor, "k h w"]) -> Float[Tensor, "h w"]:
-    """Weighted median over k that averages what agrees with it to within SOFT."""
+    """Weighted median over k, averaged with the values within SOFT of it."""
     median = weighted_median(values, weight, dim=0)
     for _ in range(3):
         near = (weight + 1e-9) / (values - median).abs().clamp(min=SOFT * median.abs() + 1e-12)
@@ -177,10 +177,10 @@ def clean_confidence(
     cameras: Cameras,
     tolerance: float = IN_FRONT,
 ) -> Float[Tensor, "n h w"]:
-    """Confidence without floaters: 0 for points that lie before a surface of which another view is more confident.
+    """Confidence without floaters: 0 for points in front of a surface of which another view is more confident.
 
-    Views are cleaned one after the other, against what is left of those before. ``tolerance``: share of the surface's depth
-    by which a point must lie before it.
+    Views are cleaned one after the other, with the already cleaned confidence of earlier ones. ``tolerance``: minimum
+    distance in front of the surface, relative to its depth.
     """
     n, height, width = confidence.shape
     depth, clean = depth_of(points_world, cameras), confidence.clone()

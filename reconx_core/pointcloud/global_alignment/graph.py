@@ -15,20 +15,20 @@ from reconx_core.types import Cameras
 
 Mode = Literal["auto", "complete", "window", "star"]
 
-COMPLETE_UP_TO = 8  # views; beyond it the number of pairs, quadratic, costs more than it adds
+COMPLETE_UP_TO = 8  # views; for more, the quadratic number of pairs costs more than it gains
 WINDOW = 3  # neighbours on each side
-MIN_MATCHES = 12  # verified matches below which two views do not share content
+MIN_MATCHES = 12  # minimum number of verified matches of a pair that overlaps
 
 
 def pair_graph(
     n: int, mode: Mode = "auto", inlier_counts: Mapping[tuple[int, int], int] | None = None
 ) -> list[tuple[int, int]]:
-    """Sorted pairs (i, j), i < j, that join n views into one component.
+    """Sorted pairs (i, j), i < j, that connect n views.
 
     ``complete`` takes all pairs, ``window`` each view with its next few and the last with the first (a loop), ``star`` the
     first view with every other, ``auto`` all pairs up to a handful of views, else the window. With the numbers of verified
-    matches per pair, pairs without content in common are dropped and, in a window or star, each view also keeps its best
-    partners wherever they are in the order.
+    matches per pair, pairs without overlap are dropped and each view also keeps its best partners, wherever they are
+    in the order.
     Raises ValueError for fewer than two views.
     """
     if n < 2:
@@ -61,7 +61,7 @@ def nearest_pairs(cameras: Cameras, neighbours: int = 6) -> list[tuple[int, int]
 
 
 def overlap_pairs(overlap: Float[Tensor, "n n"], neighbours: int = 6) -> list[tuple[int, int]]:
-    """Sorted pairs (i, j), i < j, of each of many views with those that it overlaps most, joined into one component.
+    """Sorted pairs (i, j), i < j, of each view with those that it overlaps most, connected into one component.
 
     ``overlap``: how much any two views share, symmetric and in any units, such as ``token_overlap`` or counts of matches.
     """
@@ -71,10 +71,10 @@ def overlap_pairs(overlap: Float[Tensor, "n n"], neighbours: int = 6) -> list[tu
 
 
 def token_overlap(tokens: Float[Tensor, "n t c"]) -> Float[Tensor, "n n"]:
-    """How much any two views share by the tokens an encoder made of each: no retrieval network, no matching of all pairs.
+    """Overlap of any two views from their encoder tokens, without a retrieval network or matching all pairs.
 
-    The mean cosine similarity of a view's tokens to what is most like them in the other view, both ways. What all tokens have
-    in common is taken off first.
+    The mean cosine similarity of a view's tokens to their nearest neighbours in the other view, in both directions. The mean
+    token is subtracted first.
     """
     unit = F.normalize(tokens - tokens.mean((0, 1)), dim=-1)
     best = torch.stack([torch.stack([(one @ two.T).amax(1).mean() for two in unit]) for one in unit])
@@ -90,7 +90,7 @@ def _closest(distance: Float[Tensor, "n n"], count: int) -> set[tuple[int, int]]
 
 
 def spanning_tree(n: int, weight: Mapping[tuple[int, int], float]) -> list[tuple[int, int]]:
-    """The heaviest edges that join n nodes, heaviest first; ties by index, so that the result is one."""
+    """Maximum spanning tree of n nodes, heaviest edges first; ties are broken by index, so that it is unique."""
     component = list(range(n))
     tree = []
     for i, j in sorted(weight, key=lambda pair: (-weight[pair], pair)):

@@ -1,4 +1,4 @@
-"""The descent of global alignment: eq. 9 over depths, poses, focals and the edges' transforms by Adam, all edges at once."""
+"""Optimisation of global alignment: Adam on eq. 9 over depths, poses, focals and edge transforms, all edges at once."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from reconx_core.types import Cameras
 
 Schedule = Literal["linear", "cosine"]
 
-EDGE_SCALE = 0.5  # geometric mean of the edges' scales, in units of which the loss is measured
-FOCAL_GAIN = 20.0  # focals are learned as FOCAL_GAIN * log(focal), so that Adam's steps of equal size suit them
-SOFT = 2e-3  # residual, relative to the distance, below which predictions count as equal
-WILD = 5.0  # times the median residual: from here on a prediction loses its pull
-BLOCK = {"cpu": 2**19, "cuda": 2**25}  # coordinates that are worked on at a time: what fits a cache, what bounds memory
+EDGE_SCALE = 0.5  # geometric mean of the edges' scales, which fixes the unit of the loss
+FOCAL_GAIN = 20.0  # focals are parametrised as FOCAL_GAIN * log(focal), to match Adam's step size
+SOFT = 2e-3  # residual relative to the distance below which predictions count as equal
+OUTLIER = 5.0  # times the median residual: predictions above it are down-weighted
+BLOCK = {"cpu": 2**19, "cuda": 2**25}  # coordinates per block: fits the CPU cache, limits GPU memory
 
 
 class Similarity(NamedTuple):
@@ -36,7 +36,7 @@ class Similarity(NamedTuple):
 
 
 class State(NamedTuple):
-    """What eq. 9 is minimised over."""
+    """The variables of eq. 9."""
 
     depth: Float[Tensor, "n h w"]
     cameras: Cameras
@@ -44,11 +44,11 @@ class State(NamedTuple):
 
 
 class Held(NamedTuple):
-    """What is known and stays as it is."""
+    """Variables that are held fixed."""
 
-    poses: int = 0  # of so many first views
-    focals: Bool[Tensor, " n"] | None = None  # of which views; of all or none if they are shared
-    scale: bool = False  # the held poses say how large the world is
+    poses: int = 0  # of this many first views
+    focals: Bool[Tensor, " n"] | None = None  # mask of views; all or none if the focal is shared
+    scale: bool = False  # whether the held poses determine the scale of the world
 
 
 class Descent(NamedTuple):
@@ -58,21 +58,21 @@ class Descent(NamedTuple):
     least: float = 1e-6  # the rate at the end
 
     def rate_at(self, done: float) -> float:
-        """The learning rate when this share of the iterations is done."""
+        """The learning rate after this share of the iterations."""
         left = 1 - done if self.schedule == "linear" else (1 + math.cos(math.pi * done)) / 2
         return self.least + (self.rate - self.least) * left
 
 
 class Predictions(NamedTuple):
-    """All pointmaps of all edges, first and second view by turns, coordinates outermost: fast to multiply and to sum."""
+    """All pointmaps of all edges, alternating first and second view; coordinates outermost, for fast products and sums."""
 
     points: Float[Tensor, "k 4 p"]  # x, y, z, 1
-    weight: Float[Tensor, "k p"]  # over the number of pixels of one side of all edges
+    weight: Float[Tensor, "k p"]  # divided by the number of pixels of one side of all edges
     view: Int[Tensor, " k"]
 
 
 class Variables(NamedTuple):
-    """What Adam moves. Translations are learned as sign(t) log(1 + |t|), as upstream does."""
+    """Adam's parameters. Translations are parametrised as sign(t) log(1 + |t|), as upstream does."""
 
     log_depth: Float[Tensor, "n p"]
     poses: Float[Tensor, "n 7"]  # quaternion wxyz, translation
@@ -92,31 +92,31 @@ def refine(
 ) -> State:
     """Minimise eq. 9 from ``state``, whose focals are equal where they are shared.
 
-    Predictions that are wild there lose most of their pull (see ``_tame``). What is ``held`` stays as it is to the last bit.
-    Where Adam ends above its start (which then was exact), that is returned.
+    Predictions that are outliers at ``state`` are down-weighted (see ``_downweight_outliers``). What is ``held`` is returned
+    bit for bit. If the loss after Adam is above that of ``state`` (which then was exact), ``state`` is returned.
     """
     predictions, slope = pack(pairs, points, weight), slopes(state.cameras)
-    # Adam's steps have a fixed size, so the world must have one, too.
+    # Adam's steps have a fixed size, so the world is normalised.
     unit = float(state.edges.scale.log().mean().exp()) / EDGE_SCALE
     variables = encode(scaled(state, 1 / unit), shared_focal)
-    predictions = _tame(variables, slope, predictions, held)
+    predictions = _downweight_outliers(variables, slope, predictions, held)
     before = evaluate(variables, slope, predictions, held)
     descend(variables, slope, predictions, held, descent, progress)
     if not evaluate(variables, slope, predictions, held) < before:
         return state
-    return _kept(scaled(decode(variables, state.cameras, held), unit), state, held)
+    return _restore_held(scaled(decode(variables, state.cameras, held), unit), state, held)
 
 
 def scaled(state: State, factor: float) -> State:
-    """The same world in other units."""
+    """The state with the world scaled by ``factor``."""
     edges = Similarity(state.edges.scale * factor, state.edges.rotation, state.edges.translation * factor)
     poses = state.cameras.cam_to_world.clone()
     poses[:, :3, 3] *= factor
     return State(state.depth * factor, replace(state.cameras, cam_to_world=poses), edges)
 
 
-def _kept(found: State, start: State, held: Held) -> State:
-    """With the held poses and intrinsics bit for bit, which ways through other parametrisations are not."""
+def _restore_held(found: State, start: State, held: Held) -> State:
+    """Restore held poses and intrinsics bit for bit after the conversion to other parametrisations."""
     if held.poses == len(start.depth):
         return found._replace(cameras=start.cameras)
     intrinsics, poses = found.cameras.intrinsics.clone(), found.cameras.cam_to_world.clone()
@@ -130,7 +130,7 @@ def _kept(found: State, start: State, held: Held) -> State:
 
 
 def encode(state: State, shared_focal: bool = False) -> Variables:
-    """Leaf tensors that Adam may move, from a state with positive depths."""
+    """Leaf tensors for Adam, from a state with positive depths."""
     cameras, edges = state.cameras, state.edges
     focal = FOCAL_GAIN * cameras.intrinsics[:, 0, 0].log()
     shift = _signed_log(edges.translation / edges.scale[:, None])
@@ -145,7 +145,7 @@ def encode(state: State, shared_focal: bool = False) -> Variables:
 
 @torch.no_grad()
 def decode(variables: Variables, cameras: Cameras, held: Held) -> State:
-    """The state that the variables stand for; ``cameras``: those they began as, of which all but focal and pose remains."""
+    """The state of the variables; ``cameras``: the initial ones, of which all but focal and pose is kept."""
     depth = variables.log_depth.exp().unflatten(1, (cameras.height, cameras.width))
     intrinsics = cameras.intrinsics.clone()
     intrinsics[:, :2, :2] *= ((variables.focal / FOCAL_GAIN).exp() / intrinsics[:, 0, 0])[:, None, None]
@@ -161,13 +161,13 @@ def _pose(variables: Float[Tensor, "m k"]) -> tuple[Float[Tensor, "m 3 3"], Floa
 
 
 def _scales(variables: Variables) -> Float[Tensor, " e"]:
-    # Without the mean's removal the minimum is all points in one place.
+    # Normalised by the mean: otherwise the minimum is a collapse of all points to one place.
     log = variables.edges[:, 7]
     return (log - log.mean() + math.log(EDGE_SCALE)).exp()
 
 
 def _unit(variables: Variables) -> Float[Tensor, ""]:
-    """What the loss measures the world in, where that has a size: otherwise it would shrink against the poses that are held."""
+    """Unit of the loss if the scale of the world is fixed; otherwise the points would shrink against the held poses."""
     return (variables.edges[:, 7].mean() - math.log(EDGE_SCALE)).exp()
 
 
@@ -183,7 +183,7 @@ def _signed_exp(value: Tensor) -> Tensor:
 
 
 def pack(pairs: Int[Tensor, "e 2"], points: Float[Tensor, "e 2 h w 3"], weight: Float[Tensor, "e 2 h w"]) -> Predictions:
-    """Predictions as the loss reads them."""
+    """Predictions in the memory layout of the loss."""
     flat = points.flatten(0, 1).flatten(1, 2).mT
     ones = torch.ones_like(flat[:, :1])
     share = weight.flatten(0, 1).flatten(1) / weight[:, 0].numel()
@@ -191,7 +191,7 @@ def pack(pairs: Int[Tensor, "e 2"], points: Float[Tensor, "e 2 h w 3"], weight: 
 
 
 def slopes(cameras: Cameras) -> Float[Tensor, "n 2 p"]:
-    """Pixels' offsets from the principal point in units of which a focal (of x) makes z = 1."""
+    """Pixels' offsets from the principal point; divided by the focal of x they are the ray at z = 1."""
     rays = camera_rays(cameras.intrinsics, cameras.height, cameras.width)[..., :2].flatten(1, 2).mT
     return rays.contiguous() * cameras.intrinsics[:, :1, :1]
 
@@ -199,7 +199,7 @@ def slopes(cameras: Cameras) -> Float[Tensor, "n 2 p"]:
 def evaluate(variables: Variables, slope: Float[Tensor, "n 2 p"], predictions: Predictions, held: Held) -> float:
     """The value of eq. 9, with the mean over the pixels of one side of all edges, summed over both sides."""
     with torch.no_grad():
-        return float(_misfit(_world(variables, slope, held), _matrices(variables), predictions)[0])
+        return float(_loss_and_gradients(_world(variables, slope, held), _matrices(variables), predictions)[0])
 
 
 def descend(
@@ -210,7 +210,7 @@ def descend(
     descent: Descent,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
-    """Move the variables, in place, by Adam; ``progress`` is told the iterations done and all there are."""
+    """Optimise the variables in place by Adam; ``progress`` is called with the completed and the total iterations."""
     optimiser = torch.optim.Adam(variables, lr=descent.rate, betas=(0.9, 0.9))
     for step in range(descent.iterations):
         optimiser.param_groups[0]["lr"] = descent.rate_at(step / descent.iterations)
@@ -223,16 +223,16 @@ def descend(
 def backpropagate(
     variables: Variables, slope: Float[Tensor, "n 2 p"], predictions: Predictions, held: Held
 ) -> Float[Tensor, ""]:
-    """Leave the gradient of eq. 9 at the variables, 0 for what is held, and return its value."""
+    """Set the gradient of eq. 9 on the variables (0 for held ones) and return its value."""
     world, matrices = _world(variables, slope, held), _matrices(variables)
     with torch.no_grad():
-        loss, by_world, by_matrices = _misfit(world, matrices, predictions)
+        loss, by_world, by_matrices = _loss_and_gradients(world, matrices, predictions)
     torch.autograd.backward((world, matrices), (by_world, by_matrices))
     return loss
 
 
 def _world(variables: Variables, slope: Float[Tensor, "n 2 p"], held: Held) -> Float[Tensor, "n 3 p"]:
-    """Each pixel's point: its depth along its ray, in the world and in the loss's units."""
+    """Each pixel's world point, from its depth along its ray, in the units of the loss."""
     depth, focal = variables.log_depth.exp()[:, None], variables.focal
     if held.focals is not None:
         focal = torch.where(held.focals[: len(focal)], focal.detach(), focal)
@@ -247,18 +247,18 @@ def _matrices(variables: Variables) -> Float[Tensor, "e 3 4"]:
     return _scales(variables)[:, None, None] * torch.cat([rotation, translation[..., None]], -1)
 
 
-def _misfit(
+def _loss_and_gradients(
     world: Float[Tensor, "n 3 p"], matrices: Float[Tensor, "e 3 4"], predictions: Predictions
 ) -> tuple[Float[Tensor, ""], Float[Tensor, "n 3 p"], Float[Tensor, "e 3 4"]]:
     """Eq. 9 and its gradients with respect to the world's points and the edges' matrices.
 
-    They are written out because autograd would keep, and go through, some ten times as much as the predictions take.
+    Written explicitly because autograd would need about ten times the memory of the predictions.
     """
     points, weight, view = predictions
     loss, by_world, by_matrices = world.new_zeros(()), torch.zeros_like(world), world.new_zeros(len(points), 3, 4)
     for part, off, distance in _residuals(world, matrices, predictions):
         loss += (weight[part] * distance).sum()
-        # The gradient of a distance of 0 is taken as 0.
+        # The gradient of a zero distance is set to 0.
         off *= (weight[part] / distance.clamp_(min=1e-30))[:, None]
         by_world.index_add_(0, view[part], off)
         torch.bmm(off, points[part].mT, out=by_matrices[part])
@@ -268,7 +268,7 @@ def _misfit(
 def _residuals(
     world: Float[Tensor, "n 3 p"], matrices: Float[Tensor, "e 3 4"], predictions: Predictions
 ) -> Iterator[tuple[slice, Float[Tensor, "b 3 p"], Float[Tensor, "b p"]]]:
-    """Which predictions, what is left of each to its world point, and how long that is; in blocks of bounded memory."""
+    """Per block of predictions: its slice, the residual vectors to the world points, and their norms."""
     matrices = matrices.repeat_interleave(2, 0)
     block = max(1, BLOCK[world.device.type] // (3 * world.shape[-1]))
     for part in (slice(first, first + block) for first in range(0, len(matrices), block)):
@@ -278,15 +278,17 @@ def _residuals(
 
 
 @torch.no_grad()
-def _tame(variables: Variables, slope: Float[Tensor, "n 2 p"], predictions: Predictions, held: Held) -> Predictions:
-    """Weights with the pull of wild predictions cut off.
+def _downweight_outliers(
+    variables: Variables, slope: Float[Tensor, "n 2 p"], predictions: Predictions, held: Held
+) -> Predictions:
+    """Reduce the weights of outliers.
 
-    Eq. 9 has no cut. It is needed where a pixel has few predictions: of two, a wild one pulls on the transform of the good one
-    as hard as that on its own, because any point between the two is a minimum.
+    This is not in eq. 9. It is needed for pixels with few predictions: of two, an outlier pulls on the transform of the inlier
+    as hard as the inlier on its own, because any point between the two is a minimum.
     """
     world, matrices = _world(variables, slope, held), _matrices(variables)
     depth = variables.log_depth.exp()
     parts = [distance / depth[predictions.view[part]] for part, _, distance in _residuals(world, matrices, predictions)]
     relative = torch.cat(parts)
-    cut = WILD * relative[predictions.weight > 0].median().clamp(min=SOFT)
+    cut = OUTLIER * relative[predictions.weight > 0].median().clamp(min=SOFT)
     return predictions._replace(weight=predictions.weight / (1 + (relative / cut).square_()))

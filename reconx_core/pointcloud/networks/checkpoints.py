@@ -1,7 +1,7 @@
 """Published checkpoints of DUSt3R and VGGT: recognised and loaded.
 
-Every tensor is accounted for: it is a weight of the network, or on the list of those that the network does without. The files
-are mapped, so that nothing is copied on the way to the network.
+Every tensor must be known: a weight of the network, or on the list of unused ones. The files are memory-mapped, so that
+loading copies nothing.
 """
 
 from __future__ import annotations
@@ -21,44 +21,44 @@ from reconx_core.pointcloud.networks.dust3r import DUSt3R, dust3r_config
 from reconx_core.pointcloud.networks.vggt import VGGT, vggt_config
 from reconx_core.weights.files import Opened, match, open_weights
 
-CONSTRUCTOR = "AsymmetricCroCo3DStereo"  # whose call in text is what a .pth of DUSt3R says of its sizes
+CONSTRUCTOR = "AsymmetricCroCo3DStereo"  # a .pth of DUSt3R contains the text of a call of this, with the network's sizes
 SECOND_NAME = re.compile(r"(downstream_head\d\.dpt\.scratch\.)layer(\d)_rn\.weight")
 CANNOT_BUILD = (TypeError, ValueError, AttributeError, LookupError, ArithmeticError, RuntimeError)
 
 
 @dataclass(frozen=True)
 class Family:
-    """What the checkpoints of a network have in common."""
+    """The checkpoint format of a network."""
 
     name: str
-    mark: str  # how some of its keys start, and no other network's
-    unused: str  # pattern of the keys that the network does without
+    mark: str  # key prefix that identifies the network
+    unused: str  # pattern of the keys that the network does not use
     settings: Callable[[Opened], Mapping[str, Any]]  # upstream's
     build: Callable[[Mapping[str, Any]], Any]  # the network with upstream's settings
     complete: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] = lambda tensors: tensors
-    names: Callable[[str], Sequence[str]] = lambda name: (name,)  # under which a weight may lie; the last one there counts
+    names: Callable[[str], Sequence[str]] = lambda name: (name,)  # possible keys of a weight; the last one present counts
 
 
 def load_dust3r(path: Path) -> DUSt3R:
     """DUSt3R from a folder (config.json and model.safetensors, as on the Hub) or from the authors' .pth, in float32.
 
     Raises:
-        UserError: the weights are not there, damaged or another network's, or a tensor is missing, unknown or misshapen.
+        UserError: the weights are missing, damaged or of another network, or a tensor is missing, unknown or misshapen.
     """
     return _load(DUST3R_FILES, path)
 
 
 def load_vggt(path: Path) -> VGGT:
-    """VGGT from a folder (model.safetensors, also in shards, or a .pt; config.json where the sizes are others) or a file.
+    """VGGT from a folder (model.safetensors, also in shards, or a .pt; config.json if the sizes differ from VGGT-1B) or a file.
 
     Raises:
-        UserError: the weights are not there, damaged or another network's, or a tensor is missing, unknown or misshapen.
+        UserError: the weights are missing, damaged or of another network, or a tensor is missing, unknown or misshapen.
     """
     return _load(VGGT_FILES, path)
 
 
 def recognise(opened: Opened) -> Family | None:
-    """Whose weights these are, if DUSt3R's or VGGT's."""
+    """The family of the weights, None if they are neither DUSt3R's nor VGGT's."""
     return next((family for family in FAMILIES if any(key.startswith(family.mark) for key in opened.tensors)), None)
 
 
@@ -66,14 +66,14 @@ def _load(family: Family, path: Path) -> Any:
     opened = open_weights(path)
     network, keys, _ = prepare(family, opened)
     tensors = family.complete(opened.tensors)
-    # The heads compute in float32; weights of half the size become that, all others stay mapped.
+    # The heads compute in float32; half-precision weights are converted, all others stay mapped.
     weights = {name: tensors[key].float() for name, key in keys.items()}
-    network.load_state_dict(_apart(weights), assign=True)
+    network.load_state_dict(_unshare(weights), assign=True)
     return network.eval()
 
 
-def _apart(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """No two weights in the same memory, so that changing one leaves the other."""
+def _unshare(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Clone weights that share memory, so that changing one does not change the other."""
     seen: set[int] = set()
     for name, value in weights.items():
         weights[name] = value.clone() if value.data_ptr() in seen else value
@@ -99,10 +99,10 @@ def prepare(family: Family, opened: Opened) -> tuple[Any, dict[str, str], Mappin
 
 
 def dust3r_settings(opened: Opened) -> Mapping[str, Any]:
-    """What a .pth says of its network itself, else config.json.
+    """Upstream's settings, from the .pth itself or else from config.json.
 
     Raises:
-        UserError: there is neither, or it is not of that form.
+        UserError: there is neither, or it is malformed.
     """
     text = getattr(opened.arguments, "model", None)
     if isinstance(text, str):
@@ -113,12 +113,12 @@ def dust3r_settings(opened: Opened) -> Mapping[str, Any]:
 
 
 def parse_constructor(text: str, source: Path) -> dict[str, Any]:
-    """The arguments in the text of DUSt3R's constructor call, which is read, never evaluated: plain values and inf only.
+    """The arguments in the text of DUSt3R's constructor call, parsed without evaluating it: literals and inf only.
 
     `AsymmetricCroCo3DStereo(img_size=(512, 512), depth_mode=('exp', -inf, inf))` for example.
 
     Raises:
-        UserError: it is another network's or holds anything else.
+        UserError: the call is of another network, or contains anything else.
     """
     try:
         call = ast.parse(text.strip(), mode="eval").body
@@ -142,7 +142,7 @@ class _Infinities(ast.NodeTransformer):
 
 
 def with_second_decoder(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """DUSt3R's tensors, the first decoder as the second one too where a file has only one."""
+    """DUSt3R's tensors; if the file has only one decoder, it is used for both views."""
     if any(key.startswith("dec_blocks2.") for key in tensors):
         return tensors
     first = {key: value for key, value in tensors.items() if key.startswith("dec_blocks.")}
@@ -150,7 +150,7 @@ def with_second_decoder(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
 
 
 def dust3r_names(name: str) -> tuple[str, ...]:
-    """Upstream registers the dense heads' first convolutions twice, and what is loaded last counts."""
+    """Possible keys of a weight: upstream registers the dense heads' first convolutions twice; the last one loaded counts."""
     found = SECOND_NAME.fullmatch(name)
     return (name, f"{found[1]}layer_rn.{int(found[2]) - 1}.weight") if found else (name,)
 

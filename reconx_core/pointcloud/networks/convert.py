@@ -22,7 +22,7 @@ DUST3R_LICENCE = "CC BY-NC-SA 4.0: non-commercial use only"
 
 
 def convert_dust3r(path: Path, out: Path | None = None) -> tuple[Path, dict[str, Any]]:
-    """Write a .pth of DUSt3R to a new folder in the Hub's layout, bit by bit; returns the folder and its provenance.json.
+    """Write a .pth of DUSt3R to a new folder in the Hub's layout, bit for bit; returns the folder and its provenance.json.
 
     ``out``: by default a folder in the weights folder, named after the file.
 
@@ -49,7 +49,7 @@ def convert_dust3r(path: Path, out: Path | None = None) -> tuple[Path, dict[str,
 
 
 def _provenance(opened: Opened, folder: Path) -> dict[str, Any]:
-    """Where converted weights come from."""
+    """Origin of the converted weights."""
     return {
         "source": opened.source.name,
         "bytes": opened.source.stat().st_size,

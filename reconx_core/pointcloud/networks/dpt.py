@@ -1,4 +1,4 @@
-"""Dense prediction from the tokens of four transformer layers (DPT), as far as DUSt3R and VGGT have it in common."""
+"""Dense prediction from the tokens of four transformer layers (DPT), the part that DUSt3R and VGGT share."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Variant = Literal["dust3r", "vggt"]
 
 @dataclass(frozen=True)
 class DPTConfig:
-    """Which layers a dense head reads, finest level first, and its widths."""
+    """The layers that a dense head reads, finest level first, and its widths."""
 
     layers: tuple[int, ...]
     level_widths: tuple[int, ...]
@@ -24,12 +24,12 @@ class DPTConfig:
 
 
 def tokens_to_map(tokens: Float[Tensor, "b n c"], grid: tuple[int, int]) -> Float[Tensor, "b c r s"]:
-    """Patch tokens as an image of patches."""
+    """Patch tokens as a feature map."""
     return tokens.mT.unflatten(-1, grid)
 
 
 def resizers(widths: Sequence[int]) -> list[nn.Module]:
-    """What brings the four levels to 4, 2, 1 and 1/2 times the patch grid."""
+    """Layers that resize the four levels to 4, 2, 1 and 1/2 times the patch grid."""
     return [
         nn.ConvTranspose2d(widths[0], widths[0], 4, stride=4),
         nn.ConvTranspose2d(widths[1], widths[1], 2, stride=2),
@@ -39,7 +39,7 @@ def resizers(widths: Sequence[int]) -> list[nn.Module]:
 
 
 def upsample(x: Float[Tensor, "b c h w"], size: Sequence[int]) -> Float[Tensor, "b c y x"]:
-    """Bilinear, corner pixels on corner pixels."""
+    """Bilinear, with aligned corners."""
     return functional.interpolate(x, tuple(size), mode="bilinear", align_corners=True)
 
 
@@ -58,7 +58,7 @@ class ResidualUnit(nn.Module):
 
 
 class Fusion(nn.Module):
-    """A coarser result joined with a level's own map, refined and upsampled."""
+    """Add a level's map to the coarser result, refine and upsample."""
 
     def __init__(self, width: int, variant: Variant, joins: bool = True) -> None:
         super().__init__()
@@ -77,11 +77,11 @@ class Fusion(nn.Module):
 
 
 class Pyramid(nn.Module):
-    """Four levels brought to one width and fused from coarse to fine, to 8 times the patch grid.
+    """Four levels projected to one width and fused from coarse to fine, to 8 times the patch grid.
 
-    The variants differ in the residual units; in the coarsest step, where DUSt3R doubles the size and cuts off what exceeds
-    the next level, while VGGT interpolates to that level's size; and in that step's unit for a joined map, which nobody uses
-    but which DUSt3R's checkpoints contain.
+    The variants differ in the residual units; in the coarsest step, where DUSt3R doubles the size and crops to the next
+    level, while VGGT interpolates to that level's size; and in that step's unit for the added map, which is unused but present
+    in DUSt3R's checkpoints.
     """
 
     def __init__(self, config: DPTConfig, variant: Variant) -> None:

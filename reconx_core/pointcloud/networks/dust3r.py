@@ -35,15 +35,15 @@ from reconx_core.pointcloud.networks.vit import (
 PATCH = 16
 EPS = 1e-6
 DPT_512 = DPTConfig((0, 6, 9, 12), (96, 192, 384, 768))
-SUPPORTED = {  # upstream's arguments that this network knows in one form only
+SUPPORTED = {  # upstream's arguments of which only these values are supported
     "output_mode": ("pts3d",),
-    "patch_embed_cls": ("PatchEmbedDust3R", "ManyAR_PatchEmbed"),  # differ in how training batches mix orientations
+    "patch_embed_cls": ("PatchEmbedDust3R", "ManyAR_PatchEmbed"),  # they differ only in how training batches mix orientations
     "depth_mode": (["exp", -torch.inf, torch.inf],),
     "conf_mode": (["exp", 1.0, torch.inf],),
     "patch_size": (PATCH,),
     "mlp_ratio": (4,),
 }
-IGNORED = {"landscape_only", "freeze", "mask_ratio"}  # of training
+IGNORED = {"landscape_only", "freeze", "mask_ratio"}  # used in training only
 SIZES = {
     "enc_embed_dim": "encoder_width", "enc_depth": "encoder_depth", "enc_num_heads": "encoder_heads",
     "dec_embed_dim": "decoder_width", "dec_depth": "decoder_depth", "dec_num_heads": "decoder_heads", "head_type": "head",
@@ -54,7 +54,7 @@ SIZES = {
 class DUSt3RConfig:
     """Sizes of the network; the defaults are those of DUSt3R_ViTLarge_BaseDecoder_512_dpt."""
 
-    image_size: int = 512  # the long side of the photos that it was trained on, pixels
+    image_size: int = 512  # long side of the training photos, pixels
     encoder_width: int = 1024
     encoder_depth: int = 24
     encoder_heads: int = 16
@@ -67,16 +67,16 @@ class DUSt3RConfig:
 
 
 class Encoded(NamedTuple):
-    """The encoder's view of photos of one size."""
+    """Encoder output for photos of one size."""
 
     tokens: Float[Tensor, "b n c"]
     grid: tuple[int, int]  # rows and columns of patches; n = rows · columns
 
 
 class Prediction(NamedTuple):
-    """What a pair says of one of its photos."""
+    """Prediction for one photo of a pair."""
 
-    points: Float[Tensor, "b h w 3"]  # in the frame of the pair's first photo, up to the pair's scale
+    points: Float[Tensor, "b h w 3"]  # in the camera frame of the pair's first photo, up to scale
     confidence: Float[Tensor, "b h w"]  # 1 and more
 
 
@@ -84,7 +84,7 @@ def dust3r_config(settings: Mapping[str, Any]) -> DUSt3RConfig:
     """The configuration behind upstream's constructor arguments (the hub's config.json, the text in a .pth).
 
     Raises:
-        UserError: a setting that this network does not know or has in another form only.
+        UserError: a setting is unknown or its value is not supported.
     """
     known = {"pos_embed", "img_size", "dpt", *SUPPORTED, *IGNORED, *SIZES}
     for name, value in settings.items():
@@ -103,14 +103,14 @@ def dust3r_config(settings: Mapping[str, Any]) -> DUSt3RConfig:
 
 
 def plain(value: Any) -> Any:
-    """Tuples as lists, and numbers also where JSON had to spell infinity as a word."""
+    """Convert tuples to lists, and strings such as 'inf' (JSON has no infinity) to numbers."""
     if isinstance(value, (list, tuple)):
         return [plain(item) for item in value]
     return float(value) if isinstance(value, int) or value in ("inf", "-inf") else value
 
 
 def rotary_base(name: str) -> float:
-    """100 of 'RoPE100'."""
+    """The number in 'RoPE100'."""
     found = re.fullmatch(r"RoPE(\d+(?:\.\d+)?)", name)
     if found is None:
         raise UserError(f"This DUSt3R network embeds positions as {name!r}; only rotary ones ('RoPE100') are supported.")
@@ -118,7 +118,7 @@ def rotary_base(name: str) -> float:
 
 
 def dpt_config(settings: Mapping[str, Any], decoder_depth: int) -> DPTConfig:
-    """Sizes of the dense head; by default it reads the encoder and the decoder at its half, three quarters and end."""
+    """Sizes of the dense head; by default it reads the encoder and the decoder at 1/2, 3/4 and the end of its depth."""
     width = settings.get("feature_dim", DPT_512.width)
     layers = settings.get("hooks", (0, decoder_depth // 2, decoder_depth * 3 // 4, decoder_depth))
     widths = settings.get("layer_dims", DPT_512.level_widths)
@@ -126,7 +126,7 @@ def dpt_config(settings: Mapping[str, Any], decoder_depth: int) -> DPTConfig:
 
 
 class CrossAttention(nn.Module):
-    """Attention from one view's tokens to the other's, with each side's rotary positions."""
+    """Cross-attention between the tokens of two views, with the rotary positions of each."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -162,7 +162,7 @@ class DecoderBlock(nn.Module):
 
 
 class LinearHead(nn.Module):
-    """The last tokens to the pixels of their patches."""
+    """Linear projection of the last tokens to the pixels of their patches."""
 
     def __init__(self, config: DUSt3RConfig) -> None:
         super().__init__()
@@ -201,7 +201,7 @@ class DPT(nn.Module):
 
 
 class DPTHead(nn.Module):
-    """The dense head under the name that it has in checkpoints."""
+    """Wrapper that gives the dense head its parameter names in checkpoints."""
 
     def __init__(self, config: DUSt3RConfig) -> None:
         super().__init__()
@@ -213,9 +213,9 @@ class DPTHead(nn.Module):
 
 
 class DUSt3R(nn.Module):
-    """Encoder, twin decoder and a head per view.
+    """Encoder, two decoders and a head per view.
 
-    A photo is encoded once, whatever the number of pairs it is in; pairs are decoded in batches::
+    A photo is encoded once for all its pairs; pairs are decoded in batches::
 
         tokens, grid = network.encode(images)
         first, second = network.decode(Encoded(tokens[i], grid), Encoded(tokens[j], grid))
@@ -252,9 +252,9 @@ class DUSt3R(nn.Module):
         return Encoded(self.enc_norm(tokens), grid)
 
     def decode(self, first: Encoded, second: Encoded) -> tuple[Prediction, Prediction]:
-        """Both photos' points in the frame of the first one's camera; their sizes may differ.
+        """Points of both photos in the first one's camera frame; the photos' sizes may differ.
 
-        Swapping the two is a pair of its own: the decoders have different weights.
+        Swapped photos give another result, because the two decoders have different weights.
         """
         head1, head2 = self.downstream_head1, self.downstream_head2
         features1, features2 = self._decode_tokens(first, second, set(head1.layers))

@@ -12,7 +12,7 @@ from reconx_core.weights.records import Verified
 
 
 def verify(path: Path) -> Verified:
-    """Compare the keys and shapes of DUSt3R's or VGGT's weights with what the network needs; their values are not read.
+    """Compare the keys and shapes of DUSt3R's or VGGT's weights with those of the network; their values are not read.
 
     Raises:
         UserError: as in `load_dust3r`.

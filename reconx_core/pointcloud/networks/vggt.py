@@ -31,8 +31,8 @@ from reconx_core.pointcloud.networks.vit import (
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 ENCODER_EPS = 1e-6
-LAYER_SCALE = 0.01  # initial, all but the encoder's
-REFINEMENTS = 4  # of the cameras
+LAYER_SCALE = 0.01  # initial value, except in the encoder
+REFINEMENTS = 4  # iterations of the camera head
 UV_BASE, UV_STRENGTH = 100.0, 0.1
 DPT_1B = DPTConfig((4, 11, 17, 23), (256, 512, 1024, 1024), last_width=32)
 POSE = 9  # translation, quaternion xyzw, vertical and horizontal field of view
@@ -47,7 +47,7 @@ FIXED = {"mlp_ratio": 4, "qk_norm": True, "qkv_bias": True, "proj_bias": True, "
 class VGGTConfig:
     """Sizes of the network; the defaults are those of VGGT-1B."""
 
-    image_size: int = 518  # of the position table, pixels
+    image_size: int = 518  # image size of the position embedding, pixels
     patch: int = 14
     width: int = 1024
     depth: int = 24
@@ -62,7 +62,7 @@ class VGGTConfig:
 
     @property
     def special_tokens(self) -> int:
-        """The camera's token and the registers, which precede a photo's patches."""
+        """Number of tokens before a photo's patches: the camera token and the registers."""
         return 1 + self.registers
 
 
@@ -72,7 +72,7 @@ class VGGTPrediction(NamedTuple):
     pose_encoding: Float[Tensor, "b s 9"]  # world to camera, see decode_cameras
     depth: Float[Tensor, "b s h w"]  # along z
     depth_confidence: Float[Tensor, "b s h w"]  # 1 and more
-    points: Float[Tensor, "b s h w 3"] | None  # world; None where not asked for
+    points: Float[Tensor, "b s h w 3"] | None  # world; None if not requested
     points_confidence: Float[Tensor, "b s h w"] | None  # 1 and more
 
 
@@ -80,7 +80,7 @@ def vggt_config(settings: Mapping[str, Any]) -> VGGTConfig:
     """The configuration behind upstream's constructor arguments (the hub's config.json; those of parts under their names).
 
     Raises:
-        UserError: a setting that this network does not know or has in another form only.
+        UserError: a setting is unknown or its value is not supported.
     """
     parts = {"dino", "camera_head", "dpt", "patch_start_idx"}
     for name, value in settings.items():
@@ -142,7 +142,7 @@ class PatchEncoder(nn.Module):
         return self.norm(tokens[:, start.shape[1] :])
 
     def _positions(self, grid: tuple[int, int]) -> Float[Tensor, "1 n c"]:
-        """The square position table at the size of the grid."""
+        """The square position embedding, interpolated to the grid."""
         table = self.pos_embed[:, 1:]
         side = math.isqrt(table.shape[1])
         if grid == (side, side):
@@ -152,14 +152,14 @@ class PatchEncoder(nn.Module):
 
 
 class Aggregator(nn.Module):
-    """Attention within every photo and over all photos by turns."""
+    """Alternating attention within every photo and over all photos."""
 
     def __init__(self, config: VGGTConfig) -> None:
         super().__init__()
         self.config = config
         width = config.width
         self.patch_embed = PatchEncoder(config)
-        # one variant for the first photo, whose frame is the world's, and one for all others
+        # one variant for the first photo, whose camera frame is the world frame, and one for all others
         self.camera_token = nn.Parameter(0.02 * torch.randn(1, 2, 1, width))
         self.register_token = nn.Parameter(0.02 * torch.randn(1, 2, config.registers, width))
         self.frame_blocks, self.global_blocks = (
@@ -168,7 +168,7 @@ class Aggregator(nn.Module):
         )
 
     def forward(self, images: Float[Tensor, "b s 3 h w"], layers: Collection[int]) -> dict[int, Float[Tensor, "b s n 2c"]]:
-        """Tokens after the blocks of the ``layers``: the photo's own beside those that have seen all photos."""
+        """Tokens after the blocks of the ``layers``: frame and global attention outputs, concatenated."""
         scenes, photos, _, height, width = images.shape
         grid = (height // self.config.patch, width // self.config.patch)
         turn = self._rotation(grid, images.device)
@@ -192,13 +192,13 @@ class Aggregator(nn.Module):
         return torch.cat([special.repeat(scenes, 1, 1), patches], 1)
 
     def _rotation(self, grid: tuple[int, int], device: torch.device) -> Rotation:
-        """Special tokens stand at (0, 0), the patches start at (1, 1)."""
+        """Rotary positions: special tokens at (0, 0), patches from (1, 1) on."""
         positions = functional.pad(grid_positions(*grid, device) + 1, (0, 0, self.config.special_tokens, 0))
         return make_rotation(positions, self.config.width // self.config.heads, self.config.rotary_base)
 
 
 class CameraHead(nn.Module):
-    """Cameras from the photos' camera tokens, refined step by step."""
+    """Cameras from the photos' camera tokens, by iterative refinement."""
 
     def __init__(self, config: VGGTConfig) -> None:
         super().__init__()
@@ -221,7 +221,7 @@ class CameraHead(nn.Module):
         return torch.cat([pose[..., :7], pose[..., 7:].relu()], -1)
 
     def _delta(self, tokens: Tensor, plain: Tensor, pose: Float[Tensor, "b s 9"]) -> Float[Tensor, "b s 9"]:
-        """What to add to the cameras, by tokens modulated with the cameras so far."""
+        """Update of the cameras, from tokens modulated by the current cameras."""
         shift, scale, gate = self.poseLN_modulation(self.embed_pose(pose)).chunk(3, -1)
         tokens = tokens + gate * (plain * (1 + scale) + shift)
         for block in self.trunk:
@@ -257,9 +257,9 @@ class DenseHead(nn.Module):
 
 
 def add_uv(x: Float[Tensor, "b c h w"], aspect: float) -> Float[Tensor, "b c h w"]:
-    """Add, in place, waves over the picture, whose corners lie at distance 1: half of the channels along x, half along y.
+    """Add, in place, a sinusoidal position embedding: half of the channels for x, half for y; image corners have distance 1.
 
-    ``aspect``: width by height of the whole picture.
+    ``aspect``: width / height of the whole image.
     """
     half = x.shape[1] // 2
     height, width = x.shape[-2:]
@@ -297,12 +297,12 @@ class VGGT(nn.Module):
     def forward(
         self, images: Float[Tensor, "b s 3 h w"], frames_per_chunk: int | None = None, points: bool = True
     ) -> VGGTPrediction:
-        """Everything about b scenes of s photos, in [0, 1], sides in multiples of 14 (518 wide in training).
+        """All predictions for b scenes of s photos, in [0, 1], sides in multiples of 14 (518 wide in training).
 
         Args:
             images: the photos; the first one's camera frame becomes the world.
             frames_per_chunk: how many photos the dense heads take at a time, which bounds their memory; None: all.
-            points: whether to run the point head, which repeats what depth and camera say by another route.
+            points: whether to run the point head, whose output is redundant with depth and camera.
         """
         last = self.config.depth - 1
         features = self.aggregator(images, {*self.config.dpt.layers, last})
@@ -320,7 +320,7 @@ class VGGT(nn.Module):
     def _dense(
         self, head: DenseHead, features: Mapping[int, Tensor], images: Tensor, frames_per_chunk: int | None
     ) -> Float[Tensor, "b s k h w"]:
-        """A dense head's raw output, a few photos at a time."""
+        """A dense head's raw output, computed for ``frames_per_chunk`` photos at a time."""
         scenes, photos, _, height, width = images.shape
         grid = (height // self.config.patch, width // self.config.patch)
         flat = {layer: tokens.flatten(0, 1) for layer, tokens in features.items()}

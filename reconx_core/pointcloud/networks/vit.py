@@ -1,7 +1,7 @@
-"""Transformer pieces that DUSt3R and VGGT share; parameters are named as in the published checkpoints.
+"""Transformer modules that DUSt3R and VGGT share; parameters are named as in the published checkpoints.
 
-Precision: a layer computes in the precision of its weights, so a trunk whose linear layers hold bfloat16 still adds up its
-residual stream in float32 and normalises in float32, as under autocast, but without keeping both copies of the weights.
+Precision: a layer computes in the precision of its weights. So a transformer with bfloat16 linear layers still has a float32
+residual stream and float32 norms, as with autocast, but without a second copy of the weights.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def make_rotation(positions: Float[Tensor, "n 2"], head_width: int, base: float)
 
 
 def rotate(states: Float[Tensor, "b n h d"], rotation: Rotation) -> Float[Tensor, "b n h d"]:
-    """Turn queries or keys by their tokens' positions."""
+    """Apply the rotary embedding to queries or keys."""
     first, second = states.unflatten(-1, (2, 2, -1)).unbind(-2)
     cos, sin = rotation.cos[:, None], rotation.sin[:, None]
     return torch.stack([first * cos - second * sin, second * cos + first * sin], -2).flatten(-3)
@@ -44,27 +44,27 @@ def rotate(states: Float[Tensor, "b n h d"], rotation: Rotation) -> Float[Tensor
 def attend(
     query: Float[Tensor, "b q h d"], key: Float[Tensor, "b k h d"], value: Float[Tensor, "b k h d"]
 ) -> Float[Tensor, "b q c"]:
-    """Multi-head attention in the values' precision, the heads side by side in the result."""
+    """Multi-head attention in the precision of the values; the heads are concatenated in the result."""
     query, key, value = (states.to(value.dtype).transpose(1, 2) for states in (query, key, value))
     return functional.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(-2)
 
 
 class Linear(nn.Linear):
-    """A linear layer in the precision of its weights."""
+    """A linear layer that computes in the precision of its weights."""
 
     def forward(self, x: Float[Tensor, "*b i"]) -> Float[Tensor, "*b o"]:
         return super().forward(x.to(self.weight.dtype))
 
 
 class LayerNorm(nn.LayerNorm):
-    """A normalisation in the precision of its weights."""
+    """A layer norm that computes in the precision of its weights."""
 
     def forward(self, x: Float[Tensor, "*b c"]) -> Float[Tensor, "*b c"]:
         return super().forward(x.to(self.weight.dtype))
 
 
 class LayerScale(nn.Module):
-    """A learned factor per channel, on a branch before it joins the residual stream."""
+    """A learned factor per channel on a residual branch."""
 
     def __init__(self, width: int, initial: float) -> None:
         super().__init__()
@@ -82,7 +82,7 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(3, width, patch, stride=patch)
 
     def forward(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b n c"]:
-        """Raises ValueError where the image is not made of whole patches, which would be cut off silently."""
+        """Raises ValueError if the image does not consist of whole patches; the convolution would crop it silently."""
         patch = self.proj.stride[0]
         if images.shape[-2] % patch or images.shape[-1] % patch:
             raise ValueError(f"images: expected height and width in multiples of {patch}, got {tuple(images.shape)}")
@@ -109,7 +109,7 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Two linear layers with an exact GELU between them."""
+    """Two linear layers with an exact (not tanh) GELU between them."""
 
     def __init__(self, width: int, hidden: int, out: int) -> None:
         super().__init__()
@@ -139,7 +139,7 @@ class Block(nn.Module):
 
 
 def lower_precision(blocks: nn.Module, dtype: torch.dtype) -> None:
-    """Keep the weights of these transformer blocks' linear layers, which are nearly all of them, in ``dtype``."""
+    """Convert the linear layers of these transformer blocks (nearly all of their weights) to ``dtype``."""
     for module in blocks.modules():
         if isinstance(module, Linear):
             module.to(dtype)

@@ -1,4 +1,4 @@
-"""Unknown focal lengths: several starts, then what the matches say weighed against what lenses usually are."""
+"""Unknown focal lengths: reconstruction from several initial values, then a MAP estimate with a log-normal prior."""
 
 from __future__ import annotations
 
@@ -12,46 +12,50 @@ from jaxtyping import Float64
 
 from reconx_core.pointcloud.sfm.mapper import Problem, bundle_options, reconstruct
 
-USUAL = 0.8  # focal over long side: between a phone's main lens and a normal one
-USUAL_SPREAD = 0.4  # of its logarithm
+TYPICAL = 0.8  # focal / long side: between a phone's main camera and a normal lens
+TYPICAL_SPREAD = 0.4  # standard deviation of its logarithm
 EXIF_SPREAD = 0.05
-STARTS = (1.0, 0.65, 1.5, 2.3)  # times the prior's focal
-SANE = (0.25, 4.0)  # focal over long side; a refinement that ends outside has found no focal
-FINE = 0.06  # step of the logarithm over which the refined focal is questioned
-COARSE = (-0.5, -0.25, 0.0, 0.25, 0.5)  # the same where the matches hardly tell it
-# Matches share what the pinhole model leaves out (distortion, rolling shutter): so many of them say as much as one
-# independent one would.
+STARTS = (1.0, 0.65, 1.5, 2.3)  # initial focals, relative to the prior's
+FOCAL_RANGE = (0.25, 4.0)  # range of focal / long side; a refinement that ends outside has failed
+FINE = 0.06  # step of the log-focal in the search around the refined focal
+COARSE = (-0.5, -0.25, 0.0, 0.25, 0.5)  # steps of the log-focal if the matches hardly constrain it
+# Errors of matches are correlated by effects that the pinhole model ignores (distortion, rolling shutter): this many matches
+# carry the information of one independent match.
 REDUNDANT = 2.0
 
 
 class FocalPrior(NamedTuple):
-    """What is believed of a lens before looking: log-normal."""
+    """Log-normal prior of a focal length."""
 
     focal: float  # pixels
-    spread: float  # of the logarithm
+    spread: float  # standard deviation of the logarithm
 
 
 def focal_prior(exif: float, long_side: int) -> FocalPrior:
-    """From EXIF where it is there (pixels), else what photographs usually are."""
-    return FocalPrior(USUAL * long_side, USUAL_SPREAD) if math.isnan(exif) else FocalPrior(exif, EXIF_SPREAD)
+    """Prior from the EXIF focal (pixels) if there is one, else the typical focal of photographs."""
+    return FocalPrior(TYPICAL * long_side, TYPICAL_SPREAD) if math.isnan(exif) else FocalPrior(exif, EXIF_SPREAD)
 
 
 def solve_focals(problem: Problem, priors: list[FocalPrior]) -> pycolmap.Reconstruction | None:
-    """The best reconstruction with focals refined, one per lens; None where no start leads to any."""
+    """The best reconstruction with focals refined, one per lens; None if every start fails."""
     starts = STARTS if any(p.spread > EXIF_SPREAD for p in priors) else STARTS[:1]
     guesses = [[_pinhole(p.focal * (s if p.spread > EXIF_SPREAD else 1), problem.size) for p in priors] for s in starts]
     found = [r for r in (_refined(problem, guess) for guess in guesses) if r is not None]
     if not found:
         return None
     total = _matched_keypoints(problem)
-    best = max(found, key=lambda r: (r.num_reg_images(), -_misfit(problem, r, total) - _surprise(r, priors)))
-    return _weigh(problem, best, priors)
+    best = max(
+        found, key=lambda r: (r.num_reg_images(), -_negative_log_likelihood(problem, r, total) - _negative_log_prior(r, priors))
+    )
+    return _map_estimate(problem, best, priors)
 
 
 def _refined(problem: Problem, guess: list[Float64[np.ndarray, "3 3"]]) -> pycolmap.Reconstruction | None:
     found = reconstruct(problem, guess, True)
     long_side = max(problem.size)
-    if found is None or all(SANE[0] < camera.focal_length / long_side < SANE[1] for camera in found.cameras.values()):
+    if found is None or all(
+        FOCAL_RANGE[0] < camera.focal_length / long_side < FOCAL_RANGE[1] for camera in found.cameras.values()
+    ):
         return found
     return reconstruct(problem, guess, False)
 
@@ -68,37 +72,37 @@ def _matched_keypoints(problem: Problem) -> int:
     return sum(map(len, seen))
 
 
-def _misfit(problem: Problem, reconstruction: pycolmap.Reconstruction, total: int) -> float:
-    """Negative log-likelihood up to a constant: squared errors, and a fixed price for each keypoint that is not explained."""
+def _negative_log_likelihood(problem: Problem, reconstruction: pycolmap.Reconstruction, total: int) -> float:
+    """Negative log-likelihood up to a constant: squared errors, and a fixed cost for each matched keypoint without a point."""
     count = reconstruction.compute_num_observations()
     price = (problem.max_error / 2) ** 2
     cost = count * reconstruction.compute_mean_reprojection_error() ** 2 + price * (total - count)
-    freedom = total / 2  # of the two numbers per keypoint, a point seen in two photos takes three for itself
+    freedom = total / 2  # degrees of freedom: of four coordinates in two photos, the 3-D point takes three
     return 0.5 * freedom / REDUNDANT * math.log(cost / total + 1e-6)
 
 
-def _surprise(reconstruction: pycolmap.Reconstruction, priors: list[FocalPrior], step: float = 0.0) -> float:
+def _negative_log_prior(reconstruction: pycolmap.Reconstruction, priors: list[FocalPrior], step: float = 0.0) -> float:
     """Negative log-prior of the focals multiplied by exp(step)."""
     logs = [math.log(reconstruction.camera(k + 1).focal_length / p.focal) + step for k, p in enumerate(priors)]
     return 0.5 * sum((log / p.spread) ** 2 for log, p in zip(logs, priors)) / len(priors)
 
 
-def _weigh(problem: Problem, best: pycolmap.Reconstruction, priors: list[FocalPrior]) -> pycolmap.Reconstruction:
-    """Scale all focals by the factor that maximises likelihood times prior, and adjust the rest to it."""
+def _map_estimate(problem: Problem, best: pycolmap.Reconstruction, priors: list[FocalPrior]) -> pycolmap.Reconstruction:
+    """Scale all focals by the factor that maximises likelihood times prior (MAP), and adjust poses and points to it."""
 
     def cost(step: float) -> float:
-        value = _misfit_at(problem, best, step) + _surprise(best, priors, step)
+        value = _negative_log_likelihood_at(problem, best, step) + _negative_log_prior(best, priors, step)
         return math.inf if math.isnan(value) else value
 
     step = _vertex(cost, 0.0)
-    if abs(step) >= FINE:  # the matches hardly tell the focal: look farther
+    if abs(step) >= FINE:  # the matches hardly constrain the focal: search farther
         coarse = min(COARSE, key=cost)
         step = coarse + _vertex(cost, coarse)
     return best if abs(step) < 0.003 else _adjusted(problem, best, step)
 
 
 def _vertex(cost: Callable[[float], float], centre: float) -> float:
-    """Offset from ``centre`` of the minimum of the parabola through three near points, at most two steps away."""
+    """Offset from ``centre`` of the minimum of the parabola through three points FINE apart, at most two steps."""
     a, b, c = cost(centre - FINE), cost(centre), cost(centre + FINE)
     curvature = a - 2 * b + c
     if not 1e-9 < curvature < math.inf:
@@ -106,17 +110,17 @@ def _vertex(cost: Callable[[float], float], centre: float) -> float:
     return FINE * min(max(0.5 * (a - c) / curvature, -2.0), 2.0)
 
 
-def _misfit_at(problem: Problem, reconstruction: pycolmap.Reconstruction, step: float) -> float:
+def _negative_log_likelihood_at(problem: Problem, reconstruction: pycolmap.Reconstruction, step: float) -> float:
     adjusted = reconstruction if step == 0 else _adjusted(problem, reconstruction, step)
-    return _misfit(problem, adjusted, adjusted.compute_num_observations())
+    return _negative_log_likelihood(problem, adjusted, adjusted.compute_num_observations())
 
 
 def _adjusted(problem: Problem, reconstruction: pycolmap.Reconstruction, step: float) -> pycolmap.Reconstruction:
-    """A copy with all focals multiplied by exp(step) and held there while poses and points adjust."""
+    """A copy with all focals multiplied by exp(step) and fixed while poses and points are adjusted."""
     copy = pycolmap.Reconstruction(reconstruction)
     for camera in copy.cameras.values():
         camera.focal_length = camera.focal_length * math.exp(step)
-    # pycolmap.bundle_adjustment would do the same, but turns the log of the whole process back on.
+    # pycolmap.bundle_adjustment would do the same, but re-enables logging for the whole process.
     config = pycolmap.BundleAdjustmentConfig()
     for image_id in sorted(copy.reg_image_ids()):
         config.add_image(image_id)

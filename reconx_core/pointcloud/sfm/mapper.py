@@ -16,15 +16,15 @@ from reconx_core.pointcloud.sfm.twoview import RelativePose, relative_pose, tria
 
 Pair = tuple[int, int]
 
-MIN_ANGLE = 0.05  # degrees; points under less parallax are kept out, those under little say little but do no harm
-MIN_NEIGHBOUR_ANGLE = 1.0  # degrees; with less parallax the length of the step to a photo is a guess
-MAX_ANGLE = 80.0  # degrees between two views of a point: nothing looks alike from farther round, such matches are chance
-MIN_START = 8  # points below which a pair is no start and a photo's pose is not believed
+MIN_ANGLE = 0.05  # degrees; points with less parallax are excluded; those with little carry little weight but do no harm
+MIN_NEIGHBOUR_ANGLE = 1.0  # degrees; with less parallax the baseline to a photo is unreliable
+MAX_ANGLE = 80.0  # degrees between two views of a point: SIFT matches from farther apart are spurious
+MIN_START = 8  # minimum number of points of an initial pair and of a registered photo
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Keypoints and verified matches of n photos of one size, and which photos share a lens (``lens``: index per photo)."""
+    """Keypoints and verified matches of n photos of one size, and the index of each photo's lens (``lens``)."""
 
     keypoints: list[Float64[np.ndarray, "k 2"]]
     matches: Mapping[Pair, Matches]
@@ -38,7 +38,7 @@ class Problem:
 def reconstruct(
     problem: Problem, intrinsics: list[Float64[np.ndarray, "3 3"]], refine_focal: bool
 ) -> pycolmap.Reconstruction | None:
-    """Poses and points of as many photos as can be registered; None where not even a first pair can.
+    """Poses and points of as many photos as can be registered; None if there is no initial pair.
 
     ``intrinsics`` holds one matrix per lens. Image id = photo index + 1.
     """
@@ -89,7 +89,7 @@ def _add_image(cache: pycolmap.DatabaseCache, view: int, lens: int, keypoints: F
 
 
 def make_camera(intrinsics: Float64[np.ndarray, "3 3"], size: tuple[int, int], camera_id: int = 1) -> pycolmap.Camera:
-    """A COLMAP camera; one focal where both axes agree, so that refinement keeps them equal."""
+    """A COLMAP camera; with a single focal if both axes agree, so that refinement keeps them equal."""
     (fx, _, cx), (_, fy, cy), _ = intrinsics.tolist()
     model, params = ("SIMPLE_PINHOLE", [fx, cx, cy]) if fx == fy else ("PINHOLE", [fx, fy, cx, cy])
     return pycolmap.Camera(model=model, width=size[1], height=size[0], params=params, camera_id=camera_id)
@@ -110,7 +110,7 @@ def _options(problem: Problem, refine_focal: bool):
 
 
 def bundle_options(refine_focal: bool) -> pycolmap.BundleAdjustmentOptions:
-    """Robust adjustment on one thread: with more, the order of the sums and so the last bits would vary."""
+    """Robust bundle adjustment on one thread: with more, the order of the sums and thus the last bits would vary."""
     options = pycolmap.BundleAdjustmentOptions(refine_focal_length=refine_focal, print_summary=False)
     options.ceres.loss_function_type = pycolmap.LossFunctionType.SOFT_L1
     options.ceres.solver_options.num_threads = 1
@@ -119,7 +119,7 @@ def bundle_options(refine_focal: bool) -> pycolmap.BundleAdjustmentOptions:
 
 
 def _register_fixed(problem: Problem, reconstruction: pycolmap.Reconstruction, cache: pycolmap.DatabaseCache) -> None:
-    """Before the mapper begins: only frames that it finds registered are kept where they are."""
+    """Register the photos with known poses before the mapper starts; it keeps only those fixed."""
     reconstruction.load(cache)
     for view, world_to_cam in problem.fixed_poses.items():
         pose = pycolmap.Rigid3d(np.ascontiguousarray(world_to_cam[:3]))
@@ -128,7 +128,7 @@ def _register_fixed(problem: Problem, reconstruction: pycolmap.Reconstruction, c
 
 
 def _start(problem: Problem, mapper: pycolmap.IncrementalMapper, options, triangulation, bundle) -> bool:
-    """Register the pair with the most matches seen under a fair angle, and triangulate it."""
+    """Register and triangulate the pair with the most matches at a sufficient triangulation angle."""
     poses = {pair: pose for pair in problem.matches if (pose := pair_pose(problem, mapper.reconstruction, pair)) is not None}
     for (i, j), pose in sorted(poses.items(), key=lambda item: -item[1].support)[:5]:
         mapper.register_initial_image_pair(options, i + 1, j + 1, pose.cam2_from_cam1)
@@ -155,14 +155,14 @@ def _cameras(problem: Problem, reconstruction: pycolmap.Reconstruction, pair: Pa
 
 
 def matched_pixels(problem: Problem, pair: Pair) -> tuple[Float64[np.ndarray, "m 2"], Float64[np.ndarray, "m 2"]]:
-    """Positions of the verified matches in both photos; the pair may be asked for in either order."""
+    """Positions of the verified matches in both photos; the pair may be given in either order."""
     i, j = pair
     rows = problem.matches[pair] if pair in problem.matches else problem.matches[j, i][:, ::-1]
     return problem.keypoints[i][rows[:, 0]], problem.keypoints[j][rows[:, 1]]
 
 
 def _grow(problem: Problem, mapper: pycolmap.IncrementalMapper, options, triangulation, bundle) -> None:
-    """Register one photo after the other: by absolute pose; failing that, by relative poses to those registered."""
+    """Register one photo after the other by absolute pose, or else by its relative pose to a registered one."""
     while mapper.reconstruction.num_reg_images() < len(problem.keypoints):
         registered = _register_next(mapper, options, False) or _register_next(mapper, options, True)
         registered = registered or _register_by_neighbour(problem, mapper)
@@ -173,21 +173,21 @@ def _grow(problem: Problem, mapper: pycolmap.IncrementalMapper, options, triangu
 
 
 def _register_next(mapper: pycolmap.IncrementalMapper, options, structure_less: bool) -> int:
-    """Id of the image that could be registered, 0 where none could."""
+    """Id of the image that was registered, 0 if none was."""
     register = mapper.register_next_structure_less_image if structure_less else mapper.register_next_image
     return next((i for i in mapper.find_next_images(options, structure_less) if register(options, i)), 0)
 
 
 def _drop_unsupported(problem: Problem, mapper: pycolmap.IncrementalMapper) -> None:
-    """Photos of which refinement has left hardly a point are in the wrong place."""
+    """Deregister photos with hardly any points after refinement: their poses are wrong."""
     for image_id in sorted(mapper.reconstruction.reg_image_ids()):
         few = mapper.reconstruction.image(image_id).num_points3D < MIN_START
         if few and image_id - 1 not in problem.fixed_poses:
             mapper.observation_manager.deregister_frame(image_id)
 
 
-def drop_from_impossible_sides(problem: Problem, reconstruction: pycolmap.Reconstruction) -> None:
-    """Take out photos that share points only with views from too far round. Focals have to be final: angles depend on them."""
+def drop_wide_angle_images(problem: Problem, reconstruction: pycolmap.Reconstruction) -> None:
+    """Deregister photos that share points only at angles above MAX_ANGLE. Needs final focals, on which the angles depend."""
     for image_id in sorted(set(reconstruction.reg_image_ids()) - {view + 1 for view in problem.fixed_poses}):
         if nearest_angle(reconstruction, image_id) > MAX_ANGLE:
             reconstruction.deregister_frame(image_id)
@@ -212,8 +212,8 @@ def _unit(vector: Float64[np.ndarray, " 3"]) -> Float64[np.ndarray, " 3"]:
 def _register_by_neighbour(problem: Problem, mapper: pycolmap.IncrementalMapper) -> int:
     """Register a photo that shares too few points for an absolute pose by its relative pose to one neighbour.
 
-    The length of the step, which two photos do not tell, is what puts the matches' depths at those of the points near
-    them in the neighbour. Returns the image's id, 0 where there is no such photo.
+    The baseline, which two photos do not determine, is chosen such that the matches' depths agree with those of nearby
+    points in the neighbour. Returns the image id, 0 if there is no such photo.
     """
     reconstruction = mapper.reconstruction
     there = {i - 1 for i in reconstruction.reg_image_ids()}
@@ -236,7 +236,7 @@ def _register_by_neighbour(problem: Problem, mapper: pycolmap.IncrementalMapper)
 def _step_length(
     problem: Problem, reconstruction: pycolmap.Reconstruction, known: int, new: int, pose: RelativePose
 ) -> float | None:
-    """Median ratio of the depths of points near the matches, in the known photo, to the matches' at a step of 1."""
+    """Median ratio of the depths of points near the matches, in the known photo, to the matches' depths at a baseline of 1."""
     image = reconstruction.image(known + 1)
     seen = [p for p in image.points2D if p.has_point3D()]
     if len(seen) < MIN_START:

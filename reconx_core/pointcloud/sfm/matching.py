@@ -1,4 +1,4 @@
-"""Which pixels of two photos show the same point: SIFT features, mutual ratio matches, epipolar verification."""
+"""Feature matching: SIFT features, mutual nearest neighbours with ratio test, epipolar verification."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from torch import Tensor
 Matches = Int64[np.ndarray, "m 2"]  # rows of indices into the keypoints of two photos
 
 RATIO = 0.8  # nearest over second nearest descriptor angle
-MAX_ANGLE = 0.9  # radians between descriptors; beyond it the nearest one is no match even where it is distinctive
-SAME_PLACE = 6.0  # pixels; features closer than this are no rivals in the ratio test, they show the same thing
-# What agrees with some epipolar geometry by chance, measured on photos of different places: a share of the matches and a
-# few more; with tilted copies more, because one wrong match then comes with others next to it.
+MAX_ANGLE = 0.9  # radians between descriptors; maximum of a match, even if it passes the ratio test
+SAME_PLACE = 6.0  # pixels; features closer than this count as the same point in the ratio test
+# Inliers that some epipolar geometry has by chance, measured on photos of different places: a share of the matches plus a
+# constant; more with tilted copies, where wrong matches come in clusters.
 CHANCE, MIN_INLIERS, MIN_INLIERS_TILTED = 0.2, 8, 16
 TILTS = ((1.6, 4), (2.6, 6))  # foreshortening, number of directions in half a turn (Morel and Yu's affine SIFT, coarser)
 CHUNK = 2048  # descriptors compared at once, which bounds memory
@@ -34,7 +34,7 @@ class Features:
     keypoints: Float64[np.ndarray, "k 2"]  # pixels, first pixel centre at 0.5
     descriptors: Float[Tensor, "d 128"]  # RootSIFT; integers 0..255, so that their products are exact in float32
     owner: Int[Tensor, " d"]  # keypoint of each descriptor
-    plain: int  # so many descriptors, the first ones, are of the photo as it is; the others of tilted copies
+    plain: int  # number of leading descriptors that are of the photo itself; the others are of tilted copies
 
 
 def extract_features(image: Float[Tensor, "h w 3"], mask: Bool[Tensor, "h w"]) -> Features:
@@ -47,9 +47,9 @@ def extract_features(image: Float[Tensor, "h w 3"], mask: Bool[Tensor, "h w"]) -
 
 
 def add_tilted(features: Features, image: Float[Tensor, "h w 3"], mask: Bool[Tensor, "h w"]) -> Features:
-    """The same features and those found in foreshortened copies of the photo, for views far apart. Indices stay valid."""
+    """Add features of foreshortened copies of the photo (affine SIFT), for wide baselines. Existing indices stay valid."""
     grey = _grey(image)
-    # The first features are affine-adapted, those of the copies are not: the photo itself is needed once more like these.
+    # The first features are affine-adapted, those of the copies are not: so the photo itself is also added without adaptation.
     xy, descriptors = _sift(grey, SIFT)
     keep = _inside(xy, mask.numpy())
     features = _merge(features, xy[keep], descriptors[keep])
@@ -63,7 +63,7 @@ def add_tilted(features: Features, image: Float[Tensor, "h w 3"], mask: Bool[Ten
 
 
 def _merge(features: Features, xy: Float64[np.ndarray, "k 2"], descriptors: NDArray[np.uint8]) -> Features:
-    """Add descriptors; a position within a pixel of a keypoint that is there is that keypoint."""
+    """Add descriptors; positions within a pixel of an existing keypoint are assigned to it."""
     known = len(features.keypoints)
     distance, owner = cKDTree(features.keypoints).query(xy) if known else (np.full(len(xy), np.inf), np.zeros(len(xy), int))
     fresh = distance > 1.0
@@ -102,7 +102,7 @@ def _tilted_sift(grey: NDArray[np.uint8], tilt: float, angle: float) -> tuple[Fl
 
 
 def _inside(xy: Float64[np.ndarray, "k 2"], mask: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, " k"]:
-    """Whether each position is allowed, and not at the rim, where a turned copy has corners of its own."""
+    """Whether each position is in the mask and not at the border, where a rotated copy has artificial corners."""
     height, width = mask.shape
     column, row = np.floor(xy.T).astype(int)
     within = (column >= 2) & (row >= 2) & (column < width - 2) & (row < height - 2)
@@ -138,7 +138,7 @@ def _nearest(
         best, index = product.topk(min(5, len(among)), dim=1)
         angle = torch.arccos((best / 512.0**2).clamp(max=1.0))
         rival = (at[index] - at[index[:, :1]]).norm(dim=-1) > SAME_PLACE
-        # All five in one place: the next one is at least as far as the fifth.
+        # All five are at one place: any other place is at least as far as the fifth.
         second = torch.where(rival, angle, torch.inf).amin(1).minimum(torch.where(rival.any(1), torch.inf, angle[:, -1]))
         nearest.append(index[:, 0])
         distinct.append((angle[:, 0] < ratio * second) & (angle[:, 0] < MAX_ANGLE))
@@ -149,10 +149,10 @@ def _nearest(
 
 
 def verify_matches(a: Features, b: Features, matches: Matches, max_error: float, seed: int) -> Matches:
-    """The matches within ``max_error`` pixels of one epipolar geometry; none if they are no more than chance gives.
+    """The matches within ``max_error`` pixels of one epipolar geometry; none if there are no more than expected by chance.
 
-    A homography is never preferred, as COLMAP does for flat scenes and small motion: it would drop the matches off the
-    plane, which are those that tell the camera's motion.
+    Unlike in COLMAP, a homography is never preferred (for flat scenes and small motion): it would drop the matches off the
+    plane, which determine the camera motion.
     """
     tilted = a.plain < len(a.descriptors) or b.plain < len(b.descriptors)
     enough = CHANCE * len(matches) + (MIN_INLIERS_TILTED if tilted else MIN_INLIERS)

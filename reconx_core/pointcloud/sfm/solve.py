@@ -21,14 +21,14 @@ from reconx_core.errors import UserError
 from reconx_core.geometry.transforms import transform
 from reconx_core.pointcloud.global_alignment.graph import nearest_pairs
 from reconx_core.pointcloud.sfm.focal import FocalPrior, focal_prior, solve_focals
-from reconx_core.pointcloud.sfm.mapper import Problem, drop_from_impossible_sides, reconstruct
+from reconx_core.pointcloud.sfm.mapper import Problem, drop_wide_angle_images, reconstruct
 from reconx_core.pointcloud.sfm.matching import Features, Matches, add_tilted, extract_features, match_features, verify_matches
 from reconx_core.types import Cameras, PointCloud, Views
 
-pycolmap.logging.minloglevel = 2  # glog prints every step otherwise; what goes wrong is raised
+pycolmap.logging.minloglevel = 2  # otherwise glog prints every step; errors are raised as exceptions
 
-WEAK = 40  # points of a view below which its matches are looked for harder
-SAME_LENS = 1.03  # focals, or sizes, closer than this, as ratios, are of one lens
+WEAK = 40  # minimum number of points of a view; with fewer, it is matched again with tilted copies
+SAME_LENS = 1.03  # maximum ratio of the focals, or of the sizes, of photos that share a lens
 
 
 class Solution(NamedTuple):
@@ -40,7 +40,7 @@ class Solution(NamedTuple):
 class Sfm:
     """Cameras of the registered photos and the points that they see.
 
-    World: that of the known cameras; without any, the first registered camera is the identity and the median depth is 1.
+    World frame: that of the known cameras; without any, the first registered camera is the identity and the median depth is 1.
     """
 
     cameras: Cameras  # of the registered views, in their order
@@ -58,21 +58,21 @@ def require_two(views: Views) -> None:
 
 
 def solve_cameras(views: Views, fixed: Cameras | None, generator: torch.Generator) -> Sfm:
-    """Cameras of input views. ``fixed``: cameras of all or of the first views, which keep their pose and intrinsics.
+    """Estimate the cameras of the input views. ``fixed``: known cameras of all or of the first views.
 
     Raises:
         UserError: fewer than two photos, or no two that overlap.
     """
     require_two(views)
     seed = int(torch.randint(2**31 - 1, (), generator=generator))
-    features = _each(extract_features, views.images, views.masks)
+    features = _map_threads(extract_features, views.images, views.masks)
     posed = fixed is not None and len(fixed) == len(views)
     every = nearest_pairs(fixed) if fixed is not None and posed else list(itertools.combinations(range(len(views)), 2))
     best = _solve(views, fixed, features, matches := match_pairs(features, every, views, seed), seed)
-    # Known cameras need points for their depth range alone, and a few will do.
+    # With known cameras, points are needed only for the depth range, and a few suffice.
     weak = set() if posed and best is not None else _weak_views(best, len(views))
-    if weak:  # views far apart: look for what foreshortening hides, in the pairs that need it
-        features = _each(add_tilted, features, views.images, views.masks)
+    if weak:  # wide baselines: add tilted features, in the pairs that need them
+        features = _map_threads(add_tilted, features, views.images, views.masks)
         more = match_pairs(features, [pair for pair in every if weak & set(pair)], views, seed)
         best = _better(best, _solve(views, fixed, features, matches | more, seed))
     if best is None:
@@ -82,8 +82,8 @@ def solve_cameras(views: Views, fixed: Cameras | None, generator: torch.Generato
     return sfm if fixed is not None else _canonical(sfm)
 
 
-def _each(function: Callable[..., Features], *columns: Iterable) -> list[Features]:
-    """One photo per thread: SIFT runs outside Python's lock."""
+def _map_threads(function: Callable[..., Features], *columns: Iterable) -> list[Features]:
+    """Run on one photo per thread: SIFT releases the GIL."""
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         return list(pool.map(function, *columns))
 
@@ -91,7 +91,7 @@ def _each(function: Callable[..., Features], *columns: Iterable) -> list[Feature
 def match_pairs(
     features: list[Features], pairs: list[tuple[int, int]], views: Views, seed: int
 ) -> dict[tuple[int, int], Matches]:
-    """Verified matches of those pairs that have any."""
+    """Verified matches per pair; pairs without matches are left out."""
     found = {}
     for i, j in pairs:
         matches = verify_matches(features[i], features[j], match_features(features[i], features[j]), _max_error(views), seed)
@@ -109,12 +109,12 @@ def _solve(
     problem = Problem([f.keypoints for f in features], matches, lens, size, poses, seed, _max_error(views))
     found = reconstruct(problem, known, False) if prior is None else solve_focals(problem, prior)
     if found is not None:
-        drop_from_impossible_sides(problem, found)
+        drop_wide_angle_images(problem, found)
     return None if found is None or found.num_reg_images() < 2 or found.num_points3D() == 0 else Solution(problem, found)
 
 
 def _weak_views(best: Solution | None, n: int) -> set[int]:
-    """Views that are not registered, or by so few points that a wrong pose would not show."""
+    """Views that are not registered, or with too few points to detect a wrong pose."""
     if best is None:
         return set(range(n))
     points = {i - 1: best.reconstruction.image(i).num_points3D for i in best.reconstruction.reg_image_ids()}
@@ -127,14 +127,14 @@ def _better(one: Solution | None, two: Solution | None) -> Solution | None:
 
 
 def _max_error(views: Views) -> float:
-    """Pixels within which a match agrees with a geometry: SIFT's accuracy at 512 px, growing slowly with the image."""
+    """Inlier threshold of matches in pixels: the accuracy of SIFT at 512 px, growing slowly with the image size."""
     return 2.0 * max(1.0, max(views.masks.shape[1:]) / 512) ** 0.5
 
 
 def _lenses(
     views: Views, fixed: Cameras | None
 ) -> tuple[tuple[int, ...], list[Float64[np.ndarray, "3 3"]], list[FocalPrior] | None]:
-    """(lens of each view, intrinsics per lens, what is believed of the focals or None where they are known)."""
+    """(lens of each view, intrinsics per lens, focal priors, or None if the focals are known)."""
     known = fixed.intrinsics if fixed is not None else views.given_intrinsics
     if known is None:
         lens, kinds = _group_lenses(views)
@@ -142,7 +142,7 @@ def _lenses(
     first = list(known.double().numpy())
     if len(first) == len(views):
         return tuple(range(len(views))), first, None
-    # The first views are known and do not move; the lens of the others is taken to be like theirs.
+    # The first views are known and fixed; the others are assumed to have the same intrinsics.
     return (*range(len(first)), *[len(first)] * (len(views) - len(first))), [*first, np.median(np.stack(first), 0)], None
 
 
@@ -159,7 +159,7 @@ def _group_lenses(views: Views) -> tuple[tuple[int, ...], list[tuple[float, int]
 
 
 def _long_side(image: Float[Tensor, "h w 3"], mask: Bool[Tensor, "h w"]) -> int:
-    """Of the photo on its canvas, whose margin is black and masked (what the user masked out is not black)."""
+    """Long side of the photo without its padding, which is black and masked (pixels masked by the user are not black)."""
     rows, columns = (((image > 0).any(-1) | mask).any(axis).nonzero()[:, 0] for axis in (1, 0))
     return max((int(r.max() - r.min()) + 1 for r in (rows, columns) if len(r)), default=max(mask.shape))
 
@@ -176,7 +176,7 @@ def _to_sfm(views: Views, fixed: Cameras | None, problem: Problem, reconstructio
     world_to_cam = np.stack([np.concatenate([image.cam_from_world().matrix(), [[0, 0, 0, 1]]]) for image in images])
     height, width = problem.size
     cam_to_world = _float(np.linalg.inv(world_to_cam))
-    for view in range(0 if fixed is None else len(fixed)):  # bit for bit, not inverted twice
+    for view in range(0 if fixed is None else len(fixed)):  # copied bit for bit instead of inverted twice
         cam_to_world[where[view]] = fixed.cam_to_world[view]  # type: ignore[union-attr]
     cameras = Cameras(_float(intrinsics), cam_to_world, width, height)
     sparse, observations = _points(views, reconstruction, where)

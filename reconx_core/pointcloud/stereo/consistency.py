@@ -1,4 +1,4 @@
-"""What depth maps of several views say about each other: agreement, free space, points that another view knows."""
+"""Multi-view consistency of depth maps: support, free-space violations, points projected from other views."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from reconx_core.geometry.transforms import project, unproject
 from reconx_core.pointcloud.stereo.planesweep import plane_homographies
 from reconx_core.types import Cameras
 
-AGREES = 0.02  # relative difference of two depths that count as one surface
-IN_FRONT = 0.04  # relative distance before a known surface that counts as floating in free space
+AGREES = 0.02  # relative depth difference below which two points are on the same surface
+IN_FRONT = 0.04  # relative distance in front of a known surface above which a point floats in free space
 
 
 def _ratios(depth: Float[Tensor, "n h w"], surfaces: Float[Tensor, "n h w"], cameras: Cameras) -> Float[Tensor, "n n p"]:
-    """[i, j]: depth of view j's surface (0: none) at the point of each pixel of view i, over that point's own; NaN unseen."""
+    """[i, j]: view j's surface depth (0: none) at each point of view i over the point's depth in j; NaN if not visible."""
     return torch.stack([_ratios_of(depth[i], surfaces, cameras, i) for i in range(len(depth))])
 
 
@@ -42,13 +42,13 @@ def _ratios_of(
 def count_support(
     depth: Float[Tensor, "n h w"], cameras: Cameras, trusted: Bool[Tensor, "n h w"] | None = None
 ) -> Float[Tensor, "n h w"]:
-    """How many other views have the same surface at each pixel's point; with ``trusted``, as one of these pixels."""
+    """Number of other views that see the same surface at each pixel's point; only at ``trusted`` pixels if given."""
     ratio = _ratios(depth, depth if trusted is None else torch.where(trusted, depth, 0.0), cameras)
     return ((ratio - 1).abs() < AGREES).sum(1).reshape(depth.shape).float()
 
 
 def count_violations(depth: Float[Tensor, "n h w"], trusted: Bool[Tensor, "n h w"], cameras: Cameras) -> Float[Tensor, "n h w"]:
-    """How many other views look through each pixel's point at a surface they trust."""
+    """Number of other views that see a trusted surface behind each pixel's point."""
     ratio = _ratios(depth, torch.where(trusted, depth, 0.0), cameras)
     return (ratio > 1 + IN_FRONT).sum(1).reshape(depth.shape).float()
 
@@ -56,7 +56,7 @@ def count_violations(depth: Float[Tensor, "n h w"], trusted: Bool[Tensor, "n h w
 def splat_depth(
     depth: Float[Tensor, "n h w"], trusted: Bool[Tensor, "n h w"], cameras: Cameras, view: int
 ) -> Float[Tensor, "h w"]:
-    """Nearest trusted depth that the other views know at each pixel of ``view``; infinite where none."""
+    """Nearest trusted depth of the other views projected to each pixel of ``view``; infinite if there is none."""
     n, height, width = depth.shape
     nearest = depth.new_full((height * width,), float("inf"))
     for other in (i for i in range(n) if i != view):
@@ -69,10 +69,10 @@ def splat_depth(
 
 
 def drop_speckles(trusted: Bool[Tensor, "h w"], depth: Float[Tensor, "h w"], spacing: float, least: int) -> Bool[Tensor, "h w"]:
-    """Trusted pixels of surfaces that are at least ``least`` pixels large.
+    """Trusted pixels of connected components with at least ``least`` pixels.
 
-    A surface is what hangs together with steps of at most ``spacing`` (inverse depth) between neighbours. Agreement between
-    views by chance makes small ones: each view's noise finds the other's.
+    Neighbours are connected if their inverse depths differ by at most ``spacing``. Small components are likely spurious: the
+    noise of two views agrees by chance.
     """
     inverse, index = 1 / depth, torch.arange(depth.numel()).reshape(depth.shape)
     edges = []
@@ -108,7 +108,7 @@ def carve_free_space(
     cost: Float[Tensor, "d h w"], camera: Cameras, surfaces: Float[Tensor, "s h w"], others: Cameras,
     depths: Float[Tensor, " d"], penalty: float,
 ) -> Float[Tensor, "d h w"]:  # fmt: skip
-    """Add ``penalty`` wherever a plane lies in front of a surface that another view knows (depth 0: unknown)."""
+    """Add ``penalty`` wherever a plane lies in front of a surface in another view (depth 0: unknown)."""
     volume = cost.clone().numpy()
     for i in range(len(surfaces)):
         rotation, offset = plane_homographies(camera, others[[i]])

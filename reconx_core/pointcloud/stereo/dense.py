@@ -1,4 +1,4 @@
-"""Dense depth of posed views: pairwise sweeps, fusion by eq. 9, slanted refinement, filling where photos do not decide."""
+"""Dense depth of posed views: pairwise sweeps, fusion by eq. 9, slanted-plane refinement, filling of ambiguous pixels."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ from reconx_core.pointcloud.stereo.planesweep import (
 )
 from reconx_core.types import Cameras
 
-GOOD_MATCH = 0.3  # photometric agreement above which a supported pixel is trusted
-PRIOR, TRUSTED_PRIOR = 0.02, 0.05  # cost per plane of leaving the depth that a refinement starts from
-SPECKLE = 0.0015  # share of the image below which a surface that hangs together agrees by chance
-WEAK_MATCH = 0.1  # weight, where the photos did not decide, of what they say nevertheless
+GOOD_MATCH = 0.3  # minimum photometric agreement of a trusted pixel
+PRIOR, TRUSTED_PRIOR = 0.02, 0.05  # cost per plane of deviating from the initial depth of a refinement
+SPECKLE = 0.0015  # minimum size of a connected surface, as a share of the image; smaller ones agree by chance
+WEAK_MATCH = 0.1  # weight of the photometric cost at untrusted pixels
 CARVED = 0.5  # cost of floating in front of a surface that another view trusts
 
 
 @dataclass(frozen=True)
 class Scene:
-    """What the depth search works on: views at stereo resolution."""
+    """Input of the depth search: views at stereo resolution."""
 
     images: Float[Tensor, "n h w 3"]
     cameras: Cameras
-    sources: list[list[int]]  # per view the views that it is compared with, best first
+    sources: list[list[int]]  # source views of each view, best first
     near: Float[Tensor, " n"]
     far: Float[Tensor, " n"]
     planes: int
@@ -67,7 +67,7 @@ def estimate_depth(
         trusted = _without_speckles(scene, depth, trusted)
         depth = _fill(scene, volumes, depth, trusted)
         prior = torch.where(trusted, TRUSTED_PRIOR, PRIOR)
-    # What was filled in two views may agree by chance: only a surface that the photos decided confirms anything.
+    # Filled pixels of two views may agree by chance, so only trusted surfaces count as support.
     support = count_support(depth, scene.cameras, trusted)
     floating = count_violations(depth, trusted & (support > 0), scene.cameras) > support
     return depth, _confidence(photo, support, floating)
@@ -81,7 +81,7 @@ def _without_speckles(scene: Scene, depth: Float[Tensor, "n h w"], trusted: Bool
 def _confidence(
     photo: Float[Tensor, "n h w"], support: Float[Tensor, "n h w"], floating: Bool[Tensor, "n h w"]
 ) -> Float[Tensor, "n h w"]:
-    """Pixels that another view confirms lie above one half, the others below; what floats in free space is worthless."""
+    """Above 0.5 for pixels that another view confirms, below for others; 0 for pixels that float in free space."""
     agreement = support / (support + 1)
     confidence = torch.where(support > 0, 0.4 + 0.4 * agreement + 0.3 * photo, 0.05 + 0.25 * photo).clamp(max=1.0)
     return torch.where(floating, torch.zeros_like(confidence), confidence)
@@ -129,7 +129,7 @@ def _pair_depth(scene: Scene, view: int, cost: Float[Tensor, "d h w"]) -> tuple[
 def _pair_pointmaps(
     scene: Scene, pairs: Int[Tensor, "e 2"], maps: dict[tuple[int, int], tuple[Tensor, Tensor]]
 ) -> tuple[Float[Tensor, "e 2 h w 3"], Float[Tensor, "e 2 h w"]]:
-    """Both pointmaps of every pair in its first camera's frame; a pixel that the two do not agree on counts a tenth."""
+    """Both pointmaps of every pair in its first camera's frame; inconsistent pixels have a tenth of the weight."""
     points, confidence = [], []
     for first, second in pairs.tolist():
         both = scene.cameras[[first, second]]
@@ -157,7 +157,7 @@ def _refine(scene: Scene, depth: Tensor, prior: Tensor, iterations: int) -> tupl
 def _fill(
     scene: Scene, volumes: list[Tensor], depth: Float[Tensor, "n h w"], trusted: Bool[Tensor, "n h w"]
 ) -> Float[Tensor, "n h w"]:
-    """Keep trusted depths, take over what other views know, and let scanline aggregation carry both into the rest."""
+    """Keep trusted depths, add those projected from other views, and fill the rest by scanline aggregation."""
     surfaces = torch.where(trusted, depth, torch.zeros_like(depth))
     filled = []
     for i in range(len(depth)):
@@ -175,7 +175,7 @@ def _fill(
 
 
 def _distance_cost(depth: Float[Tensor, "h w"], depths: Float[Tensor, " d"]) -> Float[Tensor, "d h w"]:
-    """A cost that grows with the number of planes from a known depth."""
+    """A cost that grows with the distance in planes from a known depth."""
     inverse = 1 / depths
     index = (1 / depth - inverse[0]) / (inverse[-1] - inverse[0]) * (len(depths) - 1)
     planes = torch.arange(len(depths), dtype=torch.float32)

@@ -1,9 +1,9 @@
-"""Slanted-plane refinement of depth maps (PatchMatch stereo): what a fronto-parallel sweep cannot see at wide baselines.
+"""Slanted-plane refinement of depth maps (PatchMatch stereo), which a fronto-parallel sweep lacks at wide baselines.
 
 A surface patch is a plane, and the inverse depth of a plane is affine in the pixel: w(x, y) = w0 + gx (x - px) + gy (y - py)
-around its pixel (px, py). Every pixel holds (w0, gx, gy), tries its neighbours' planes and random changes of its own, and
-keeps what makes the photos agree best. Pixels are visited in a checkerboard, so that no two that are visited together read
-each other.
+around its pixel (px, py). Every pixel has (w0, gx, gy), tries its neighbours' planes and random perturbations of its own,
+and keeps the one with the lowest photometric cost. Pixels are updated in a checkerboard order, so that no two that are updated
+in parallel read each other.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from reconx_core.types import Cameras
 
 STEP, REACH = 2, 5  # a patch is 6x6 samples, two pixels apart
 SIDE = REACH + 1
-SAME = np.float32(0.03)  # planes closer than this share of a spacing are one plane
+SAME = np.float32(0.03)  # planes closer than this share of the plane spacing count as equal
 WORST = np.float32(1.0)
-# Where planes are fetched from: near neighbours in a diamond, then far ones.
+# Offsets for plane propagation: near neighbours in a diamond, then far ones.
 NEIGHBOURS = np.array(
     [(-1, 0), (1, 0), (0, -1), (0, 1), (-5, 0), (5, 0), (0, -5), (0, 5), (-13, 0), (13, 0), (0, -13), (0, 13)]
 )
@@ -30,8 +30,8 @@ NEIGHBOURS = np.array(
 
 @inlined
 def _random(state):
-    """A uniform number in [-1, 1) from a counter (PCG's output hash): the same for any order of visits."""
-    low = np.uint64(0xFFFFFFFF)  # numba multiplies uint32 as uint64: the overflow has to be cut off by hand
+    """A uniform number in [-1, 1) from a counter (PCG's output hash): independent of the order of the pixels."""
+    low = np.uint64(0xFFFFFFFF)  # numba multiplies uint32 as uint64, so the overflow is masked explicitly
     state = (np.uint64(state) * np.uint64(747796405) + np.uint64(2891336453)) & low
     word = (((state >> ((state >> np.uint64(28)) + np.uint64(4))) ^ state) * np.uint64(277803737)) & low
     word = (word >> np.uint64(22)) ^ word
@@ -40,7 +40,7 @@ def _random(state):
 
 @kernel
 def _patch_weights(grey, weights):
-    """Bilateral weights: a patch should not reach across an edge of the image."""
+    """Bilateral weights, so that a patch does not extend across image edges."""
     height, width = grey.shape
     for v in numba.prange(height):
         for u in range(width):
@@ -95,7 +95,7 @@ def _patch_cost(grey, weights, source, rotation, offset, u, v, w0, gx, gy):
 
 @serial_kernel
 def _cost(grey, weights, sources, rotations, offsets, u, v, w0, gx, gy):
-    """The best source's cost, and half the weight on the second best: a point need not be seen by all."""
+    """Cost over the sources: the best, and the second best with half the weight, because a point may be occluded in some."""
     first = second = WORST
     for s in range(len(sources)):
         value = _patch_cost(grey, weights, sources[s], rotations[s], offsets[s], u, v, w0, gx, gy)
@@ -110,7 +110,7 @@ def _cost(grey, weights, sources, rotations, offsets, u, v, w0, gx, gy):
 
 @inlined
 def _prior(inverse, prior, weight, spacing):
-    """What leaving the prior depth costs: it decides where the photos do not."""
+    """Cost of deviating from the prior depth, which decides in textureless areas."""
     return weight * min(abs(inverse - prior) / spacing, np.float32(3))
 
 
@@ -171,7 +171,7 @@ def refine_depth(
 ) -> tuple[Float[Tensor, "h w"], Float[Tensor, "h w"]]:  # fmt: skip
     """Depth (z) and photometric agreement in [0, 1] after slanted-plane search from ``depth``.
 
-    ``trust`` weighs how much it costs to leave the given depth by one ``spacing`` of inverse depth.
+    ``trust`` is the cost of deviating from the given depth by one ``spacing`` of inverse depth.
     """
     grey, source_greys = reference.mean(-1).numpy(), sources.mean(-1).numpy()
     maps = [plane_homographies(reference_camera, source_cameras[[i]]) for i in range(len(sources))]

@@ -1,4 +1,4 @@
-"""Dense depth by plane sweep: warp, compare, aggregate along scanlines, refine below the plane spacing.
+"""Dense depth by plane sweep: warp, compare, aggregate along scanlines, refine to subplane accuracy.
 
 Depth maps hold z in the reference camera. Planes are spaced evenly in inverse depth, so neighbouring planes move a source
 pixel by about the same number of pixels.
@@ -15,7 +15,7 @@ from torch import Tensor
 from reconx_core.cpu.jit import inlined, kernel, one_at_a_time, serial_kernel
 from reconx_core.types import Cameras
 
-OUTSIDE_COST = 0.5  # a source that does not see the point neither supports nor refutes the plane
+OUTSIDE_COST = 0.5  # neutral cost if the source does not see the point
 SMALL_STEP, LARGE_STEP = 0.02, 0.20  # scanline penalties for a change of one plane and of more, in units of the matching cost
 
 
@@ -34,7 +34,7 @@ def plane_homographies(reference: Cameras, source: Cameras) -> tuple[Float[Tenso
 
 @inlined
 def _bilinear(image, x, y, c):
-    """Sample with pixel centres at +0.5; beyond the border the border's colour."""
+    """Bilinear sample with pixel centres at +0.5; coordinates are clamped to the border."""
     height, width = image.shape[0], image.shape[1]
     x = min(max(x - np.float32(0.5), np.float32(0)), np.float32(width - 1))
     y = min(max(y - np.float32(0.5), np.float32(0)), np.float32(height - 1))
@@ -47,7 +47,7 @@ def _bilinear(image, x, y, c):
 
 @serial_kernel
 def _warp(reference, source, rotation, offset, inverse_depth, grey, difference, seen):
-    """The source seen through one plane: its grey value, its colour difference to the reference, where it is inside."""
+    """Warp the source by one plane: grey value, colour difference to the reference, and whether it is inside the image."""
     height, width = grey.shape
     for v in range(height):
         y = np.float32(v) + np.float32(0.5)
@@ -66,7 +66,7 @@ def _warp(reference, source, rotation, offset, inverse_depth, grey, difference, 
 
 @serial_kernel
 def _box_mean(x, radius, scratch, out):
-    """Mean over (2r+1)^2 windows; at the border over what lies inside."""
+    """Mean over (2r+1)^2 windows, clipped at the border."""
     height, width = x.shape
     for v in range(height):
         total = np.float32(0)
@@ -100,7 +100,7 @@ def _add_correlation(target, grey, radius, means, product, scratch, out):
     _box_mean(product, radius, scratch, mean_bb)
     product[:] = target * grey
     _box_mean(product, radius, scratch, mean_ab)
-    noise = np.float32(1e-4)  # keeps flat windows from correlating by their noise
+    noise = np.float32(1e-4)  # keeps the noise of flat windows from correlating
     for v in range(grey.shape[0]):
         for u in range(grey.shape[1]):
             a, b = mean_a[v, u], mean_b[v, u]
@@ -149,7 +149,7 @@ def matching_cost(
 def _scan(cost, guide, total, dy, dx, small, large):
     """Add to ``total`` the path costs that arrive at each pixel from the direction (dy, dx) (Hirschmueller's recursion)."""
     height, width, planes = cost.shape
-    far_away = np.float32(1e9)  # one guard plane at either end, so that the inner loop has no branch
+    far_away = np.float32(1e9)  # a guard plane at either end avoids branches in the inner loop
     row_before = np.full((width, planes + 2), far_away, np.float32)
     row = np.full((width, planes + 2), far_away, np.float32)
     for i in range(height):
@@ -179,7 +179,7 @@ def _scan(cost, guide, total, dy, dx, small, large):
 
 @kernel
 def _scan_all(cost, guide, totals, small, large):
-    """The eight directions in two groups, one per thread; each group has its own sum, so the result is the same bits."""
+    """The eight directions in two groups, one per thread; each group has its own sum, so the result is deterministic."""
     for half in numba.prange(2):
         sign = 1 - 2 * half
         _scan(cost, guide, totals[half], sign, 0, small, large)
@@ -202,7 +202,7 @@ def aggregate_cost(
 def best_depth(
     aggregated: Float[Tensor, "h w d"], depths: Float[Tensor, " d"]
 ) -> tuple[Float[Tensor, "h w"], Float[Tensor, "h w"]]:
-    """Depth of the cheapest plane, refined by a parabola through its neighbours, and that plane's fractional index."""
+    """Depth of the cheapest plane, refined by fitting a parabola to its neighbours, and its fractional plane index."""
     count = aggregated.shape[-1]
     index = aggregated.argmin(-1)
     inner = index.clamp(1, count - 2)

@@ -1,4 +1,4 @@
-"""The generators built on `ReconXPipeline`: `reconx-tiny`, `reconx` (the paper's) and `viewcrafter`."""
+"""The video backends built on `ReconXPipeline`: `reconx-tiny`, `reconx` (the paper's) and `viewcrafter`."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from torch import Tensor
 from reconx_core.errors import UserError
 from reconx_core.settings import VideoSettings
 from reconx_core.types import Condition, Pointmaps, Views
-from reconx_core.video.backends.points import fill_holes
 from reconx_core.video.clip import PLAUSIBLE, POINTS, clips_between, model_size, structure_points
+from reconx_core.video.hole_filling import fill_holes
 from reconx_core.video.sources import SOURCES, frame_sources, photo_renders
 from reconx_core.weights.folder import weights_folder
 
@@ -30,16 +30,16 @@ _one_clip_at_a_time = threading.Lock()
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a model is run where the user does not say otherwise."""
+    """A model's default settings."""
 
-    weights: str  # folder: in the package for reconx-tiny, else in RECONX_WEIGHTS
-    renders: bool  # every frame starts from its render; else the model has only the photos to interpolate between
+    weights: str  # folder name: in the package for reconx-tiny, else in RECONX_WEIGHTS
+    renders: bool  # whether the model gets the renders; otherwise it interpolates between the photos only
     steps: int
     guidance: float
     eta: float
     fps: int | None = None
-    points: int = POINTS  # of the cloud that the structure encoder sees
-    pixels: int = 0  # area that the model was trained at; 0: any, so frames are only padded to a multiple
+    points: int = POINTS  # points for the structure encoder
+    pixels: int = 0  # image area that the model was trained at; 0: any size, frames are only padded to a multiple
     prompt: str = ""
 
 
@@ -58,10 +58,10 @@ def learned_frames(
 ) -> tuple[Float[Tensor, "f h w 3"], Float[Tensor, "f h w"]]:  # fmt: skip
     """Frames in [0, 1], one clip per pair of views, and their confidence: the visibility, but at least PLAUSIBLE.
 
-    ``progress`` is told the denoising steps done and all there are.
+    ``progress`` is called with the completed and the total number of denoising steps.
 
     Raises:
-        UserError: the weights are not there or cannot be read.
+        UserError: the weights are missing or cannot be read.
     """
     recipe, pipeline = with_settings(RECIPES[settings.backend], settings), load_pipeline(find_model(settings), settings.offload)
     structure = settings.structure and pipeline.structure_encoder is not None
@@ -70,35 +70,35 @@ def learned_frames(
     seeds = torch.randint(2**62, (len(clips),), generator=generator).tolist()
     images = torch.empty_like(condition.renders)
     for number, ((pair, frames), seed) in enumerate(zip(clips, seeds)):
-        tell = lambda step, number=number: progress(number * recipe.steps + step + 1, len(clips) * recipe.steps)  # noqa: E731
+        on_step = lambda step, number=number: progress(number * recipe.steps + step + 1, len(clips) * recipe.steps)  # noqa: E731
         cloud = None if points is None else _in_frame_of(points, pointmaps.cameras.cam_to_world[pair[0]])
         clip = (inputs.images[pair], condition.renders[frames], condition.visibility[frames])
         alone = photo_renders(inputs, pointmaps, pair, condition.cameras[frames]) if pipeline.config.sources else None
-        with _one_clip_at_a_time:  # scenes may run side by side in threads, and the scheduler remembers where it is
-            images[frames] = generate_clip(pipeline, recipe, *clip, alone, cloud, torch.Generator().manual_seed(seed), tell)
+        with _one_clip_at_a_time:  # scenes may run in parallel threads, and the scheduler has state
+            images[frames] = generate_clip(pipeline, recipe, *clip, alone, cloud, torch.Generator().manual_seed(seed), on_step)
     return images, condition.visibility.clamp(min=PLAUSIBLE)
 
 
 def with_settings(recipe: Recipe, settings: VideoSettings) -> Recipe:
-    """The recipe with what the user asks for in its place."""
-    asked = {name: getattr(settings, name) for name in ("steps", "guidance", "pixels", "prompt")}
-    return Recipe(**{**vars(recipe), **{name: value for name, value in asked.items() if value}})
+    """The recipe, overridden by the settings that the user has set."""
+    overrides = {name: getattr(settings, name) for name in ("steps", "guidance", "pixels", "prompt")}
+    return Recipe(**{**vars(recipe), **{name: value for name, value in overrides.items() if value}})
 
 
 def generate_clip(
     pipeline: ReconXPipeline, recipe: Recipe, photos: Float[Tensor, "2 h w 3"], renders: Float[Tensor, "k h w 3"],
     visibility: Float[Tensor, "k h w"], alone: tuple[Tensor, Tensor] | None, cloud: tuple[Tensor, Tensor] | None,
-    generator: torch.Generator, tell: Callable[[int], None],
+    generator: torch.Generator, on_step: Callable[[int], None],
 ) -> Float[Tensor, "k h w 3"]:  # fmt: skip
-    """The k frames between two photos, in order.
+    """Generate the k frames between two photos, in order.
 
-    ``alone``: what `photo_renders` gives, for a model that blends sources. ``cloud``: points in the first photo's frame and
-    their colours.
+    ``alone``: the result of `photo_renders`, for a model that blends sources. ``cloud``: points in the camera frame of the
+    first photo, and their colours.
     """
     height, width = visibility.shape[1:]
     if pipeline.config.residual:
         renders, visibility = fill_holes(renders, visibility)
-    fit, back = fitting(height, width, recipe.pixels, pipeline.pixels_per_step)
+    fit, back = resizers(height, width, recipe.pixels, pipeline.pixels_per_step)
     given: dict[str, Any] = {}
     if recipe.renders:
         given["renders"] = fit(torch.cat([photos[:1], renders, photos[1:]]))[None]
@@ -109,25 +109,25 @@ def generate_clip(
     if cloud is not None:
         given["points"], given["point_features"] = cloud[0][None], cloud[1][None]
 
-    def on_step(pipeline: ReconXPipeline, step: int, timestep: Tensor, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        tell(step)
+    def callback(pipeline: ReconXPipeline, step: int, timestep: Tensor, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        on_step(step)
         return tensors
 
     count = len(renders) + 2
     made = pipeline(
         fit(photos)[None], [0, count - 1], generator, count, **given, prompt=recipe.prompt,
         num_inference_steps=recipe.steps, guidance_scale=recipe.guidance, eta=recipe.eta, fps=recipe.fps,
-        callback_on_step_end=on_step,
+        callback_on_step_end=callback,
     )  # fmt: skip
     return back(made.frames[0, 1:-1].float().cpu()).clamp(0, 1)
 
 
-def fitting(
+def resizers(
     height: int, width: int, pixels: int, multiple: int
 ) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
-    """How images (n h w c) come to a size the network takes (n c H W), and how its frames come back.
+    """Two functions: images [n, h, w, c] to a size the network accepts [n, c, H, W], and its frames back to (height, width).
 
-    Without ``pixels`` the border is repeated up to the next multiples, so that no pixel is resampled.
+    If ``pixels`` is 0, the images are padded by edge replication to the next multiples, so that no pixel is resampled.
     """
     if not pixels:
         right, below = -width % multiple, -height % multiple
@@ -139,10 +139,10 @@ def fitting(
 
 
 def find_model(settings: VideoSettings) -> Path:
-    """The model's folder: what ``video.weights`` names, itself or in RECONX_WEIGHTS, else the backend's own.
+    """The model's folder: ``video.weights`` as a path or as a name in RECONX_WEIGHTS; by default the backend's own.
 
     Raises:
-        UserError: there is none.
+        UserError: there is no such folder.
     """
     name = settings.weights or RECIPES[settings.backend].weights
     own = Path(__file__).parents[1] / "reconx-tiny" if settings.backend == "reconx-tiny" and not settings.weights else None
@@ -158,10 +158,10 @@ def find_model(settings: VideoSettings) -> Path:
 
 @lru_cache(maxsize=1)
 def load_pipeline(folder: Path, offload: bool = False) -> ReconXPipeline:
-    """The pipeline in ``folder``, in bfloat16 on a GPU, in float32 on the CPU; kept for the next scene.
+    """The pipeline in ``folder``, in bfloat16 on a GPU, in float32 on the CPU; cached for the next scene.
 
     Raises:
-        UserError: a file is missing or not what it should be.
+        UserError: a file is missing or invalid.
     """
     import diffusers
     import transformers
@@ -169,7 +169,7 @@ def load_pipeline(folder: Path, offload: bool = False) -> ReconXPipeline:
     from reconx_core.video.diffusion.pipeline import ReconXPipeline
 
     cuda = torch.cuda.is_available()
-    for library in (diffusers, transformers):  # a run's own progress is on the screen
+    for library in (diffusers, transformers):  # the run shows its own progress
         library.utils.logging.disable_progress_bar()
     try:
         pipeline = ReconXPipeline.from_pretrained(

@@ -1,7 +1,7 @@
-"""The `wan-vace` generator: diffusers' WanVACEPipeline fills what the renders of the point cloud leave hidden.
+"""The `wan-vace` backend: diffusers' WanVACEPipeline inpaints the holes of the point cloud renders.
 
-The model keeps the visible pixels of its `video` and invents those of its `mask`. Renders with their holes as mask, between two
-photos, are thus a structure condition for public weights that were never trained on point clouds.
+The model keeps the visible pixels of its `video` and generates those of its `mask`. With the renders as video, between two
+photos, and their holes as mask, the point cloud conditions public weights that were never trained on point clouds.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from reconx_core.video.clip import PLAUSIBLE, clips_between, model_size
 from reconx_core.weights.folder import weights_folder
 
 MODEL = "Wan-AI/Wan2.1-VACE-1.3B-diffusers"
-FLOW_SHIFT = 3.0  # of the noise schedule, as advised for about 480 lines (5 is for 720)
+FLOW_SHIFT = 3.0  # of the noise schedule; recommended for 480p (5 for 720p)
 NEGATIVE = "blurry, distorted, people, moving objects, changing light, text, watermark"
 PROMPT = "a static scene, filmed by a slowly moving camera"
 STEPS, GUIDANCE = 30, 5.0  # as in diffusers' example
-PIXELS = 832 * 480  # what FLOW_SHIFT is for
-TEXT_LENGTH = 512  # tokens that the transformer sees; those beyond a text are zeros
-GREY = 0.5  # hidden pixels; 0 once the pipeline has brought colours to [-1, 1], which is what the model knows as nothing
+PIXELS = 832 * 480  # the area that FLOW_SHIFT is for
+TEXT_LENGTH = 512  # length of the text embedding, padded with zeros
+GREY = 0.5  # colour of hidden pixels; it becomes 0 in the pipeline's range [-1, 1], the model's value for masked pixels
 
 _one_clip_at_a_time = threading.Lock()
 
@@ -44,17 +44,17 @@ def vace_frames(
 ) -> tuple[Float[Tensor, "f h w 3"], Float[Tensor, "f h w"]]:  # fmt: skip
     """Frames in [0, 1], one clip per pair of views, and their confidence: the visibility, but at least PLAUSIBLE.
 
-    ``progress`` is told the denoising steps done and all there are.
+    ``progress`` is called with the completed and the total number of denoising steps.
 
     Raises:
-        UserError: the weights are not there or cannot be read.
+        UserError: the weights are missing or cannot be read.
     """
     folder, settings = find_vace(settings.weights), with_defaults(settings)
     clips = clips_between(condition)
     seeds = torch.randint(2**62, (len(clips),), generator=generator).tolist()
     images = torch.empty_like(condition.renders)
-    with _one_clip_at_a_time:  # scenes may run side by side in threads, and the pipeline's scheduler remembers where it is
-        # The texts first: their encoder is larger than all the rest, and is gone again before that is loaded.
+    with _one_clip_at_a_time:  # scenes may run in parallel threads, and the pipeline's scheduler has state
+        # The texts first: their encoder is larger than the rest of the pipeline and is freed before that is loaded.
         texts = encode_texts(folder, (settings.prompt, NEGATIVE), settings.offload)
         pipeline = load_vace(folder, settings.offload)
         for clip, ((pair, frames), seed) in enumerate(zip(clips, seeds)):
@@ -62,14 +62,14 @@ def vace_frames(
                 inputs.select(pair), condition.renders[frames], condition.visibility[frames], settings.pixels,
                 *_multiples(pipeline),
             )  # fmt: skip
-            tell = _teller(progress, clip * settings.steps, len(clips) * settings.steps)
-            made = _generate(pipeline, video, hidden, texts, settings, seed, tell)[1 : len(frames) + 1]
+            on_step = _step_callback(progress, clip * settings.steps, len(clips) * settings.steps)
+            made = _generate(pipeline, video, hidden, texts, settings, seed, on_step)[1 : len(frames) + 1]
             images[frames] = resize_images(made.movedim(1, -1), *images.shape[1:3]).clamp(0, 1)
     return images, condition.visibility.clamp(min=PLAUSIBLE)
 
 
 def with_defaults(settings: VideoSettings) -> VideoSettings:
-    """The settings with this backend's own values where the user gave none."""
+    """The settings with this backend's defaults for those that the user has not set."""
     own = {"prompt": PROMPT, "steps": STEPS, "guidance": GUIDANCE, "pixels": PIXELS}
     return settings.model_copy(update={name: value for name, value in own.items() if not getattr(settings, name)})
 
@@ -77,9 +77,10 @@ def with_defaults(settings: VideoSettings) -> VideoSettings:
 def model_clip(
     photos: Views, renders: Float[Tensor, "k h w 3"], visibility: Float[Tensor, "k h w"], pixels: int, step: int, multiple: int
 ) -> tuple[Float[Tensor, "m 3 y x"], Float[Tensor, "m 1 y x"]]:
-    """What the model is given for the frames between two photos: its video, and its mask (1 where it is to invent).
+    """The model's inputs for the frames between two photos: its video, and its mask (1 where it should generate).
 
-    m is 1 modulo ``step``, y and x are multiples of ``multiple`` with an area of about ``pixels``; the frames are 1 to k of m.
+    m is 1 modulo ``step``; y and x are multiples of ``multiple`` with an area of about ``pixels``; the k frames have the
+    indices 1 to k.
     """
     colours = torch.cat([photos.images[:1], renders, photos.images[1:]])
     known = torch.cat([photos.masks[:1], visibility >= PLAUSIBLE, photos.masks[1:]])
@@ -90,11 +91,11 @@ def model_clip(
 
 
 def frame_order(frames: int, step: int) -> list[int]:
-    """Which of (photo, ``frames`` frames, photo) each frame of the model's clip shows.
+    """Index into (photo, ``frames`` frames, photo) of each frame of the model's clip.
 
-    The VAE makes one latent image of the clip's first frame and one of every ``step`` further ones, and the transformer sees
-    the mask of only one frame of each. So no latent image may mix a photo with frames that have holes: the last frame is held
-    until its latent image is full, and the second photo fills one of its own. Each frame is one of the clip's; nothing is
+    The VAE encodes the first frame as one latent image and every ``step`` further frames as one more, and the transformer
+    sees the mask of only one frame per latent image. So no latent image may mix a photo with frames that have holes: the last
+    frame is repeated until its latent image is full, and the second photo is repeated to fill one of its own. Nothing is
     interpolated.
     """
     return [0, *range(1, frames + 1), *[frames] * (-frames % step), *[frames + 1] * step]
@@ -103,7 +104,7 @@ def frame_order(frames: int, step: int) -> list[int]:
 def resize_known(
     images: Float[Tensor, "n h w 3"], known: Bool[Tensor, "n h w"], height: int, width: int
 ) -> tuple[Float[Tensor, "n height width 3"], Bool[Tensor, "n height width"]]:
-    """Images resized from their known pixels alone and grey elsewhere, and where that is: where most is unknown."""
+    """Images resized from their known pixels only and grey where most is unknown, and the mask of the grey pixels."""
     weight = known[..., None].float()
     share = resize_images(weight, height, width)
     hidden = share < 0.5
@@ -112,12 +113,12 @@ def resize_known(
 
 
 def find_vace(source: str | Path) -> Path:
-    """The folder of a WanVACEPipeline: ``source`` itself, its name in the weights folder, or its repository in the Hub's cache.
+    """The folder of a WanVACEPipeline: ``source`` is a path, a name in the weights folder, or a repository in the Hub's cache.
 
-    Nothing is downloaded. An empty ``source`` is MODEL.
+    Nothing is downloaded. An empty ``source`` means MODEL.
 
     Raises:
-        UserError: there is none (with what to fetch, and how), or the folder holds another pipeline.
+        UserError: there is none (the message says what to fetch, and how), or the folder holds another pipeline.
     """
     name = str(source or MODEL)
     places = (Path(name).expanduser(), weights_folder() / Path(name).name, _cached(name))
@@ -147,17 +148,17 @@ def _cached(repository: str) -> Path | None:
 def load_vace(folder: Path, offload: bool = False) -> Any:
     """The WanVACEPipeline in ``folder`` without its text encoder, on the GPU in bfloat16, else on the CPU in float32.
 
-    ``offload``: on a GPU, each network is there only while it works, and the VAE works in tiles. Kept for the next scene.
+    ``offload``: on a GPU, each network is moved there only while it runs, and the VAE runs in tiles. Cached for the next scene.
 
     Raises:
-        UserError: a file is missing or not what it should be.
+        UserError: a file is missing or invalid.
     """
     from diffusers import AutoencoderKLWan, WanVACEPipeline, WanVACETransformer3DModel
 
-    with _explained(folder):
-        transformer = _part(WanVACETransformer3DModel, folder / "transformer", _dtype())
-        # The VAE stays in float32, as in diffusers' example: it is small, and the photos pass through it.
-        vae = _part(AutoencoderKLWan, folder / "vae", torch.float32)
+    with _as_user_error(folder):
+        transformer = _load_part(WanVACETransformer3DModel, folder / "transformer", _dtype())
+        # The VAE stays in float32, as in diffusers' example: it is small, and the photos are encoded by it.
+        vae = _load_part(AutoencoderKLWan, folder / "vae", torch.float32)
         pipeline = WanVACEPipeline.from_pretrained(
             folder, transformer=transformer, vae=vae, text_encoder=None, tokenizer=None, dtype=_dtype(), local_files_only=True
         )
@@ -172,20 +173,20 @@ def load_vace(folder: Path, offload: bool = False) -> Any:
 
 @lru_cache(maxsize=4)
 def encode_texts(folder: Path, texts: tuple[str, ...], offload: bool = False) -> Float[Tensor, "t 512 d"]:
-    """What the transformer is told of each text: the states of the text encoder, zeros beyond the text's end.
+    """Prompt embeddings: the hidden states of the text encoder, padded with zeros.
 
-    The encoder is loaded for this call only; ``offload`` runs it on the CPU even where there is a GPU.
+    The encoder is loaded for this call only; ``offload`` runs it on the CPU even if there is a GPU.
 
     Raises:
-        UserError: a file is missing or not what it should be.
+        UserError: a file is missing or invalid.
     """
     from transformers import AutoTokenizer, UMT5EncoderModel
 
-    # Not the pipeline's own encode_prompt: it needs ftfy, which mends broken Unicode, and pads before it encodes.
+    # Not the pipeline's own encode_prompt: it requires ftfy and pads before encoding.
     device = "cpu" if offload else _device()
-    with _explained(folder):
+    with _as_user_error(folder):
         tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
-        encoder = _part(UMT5EncoderModel, folder / "text_encoder", _dtype())
+        encoder = _load_part(UMT5EncoderModel, folder / "text_encoder", _dtype())
     cleaned = [" ".join(text.split()) for text in texts]
     tokens = tokenizer(cleaned, padding=True, truncation=True, max_length=TEXT_LENGTH, return_tensors="pt").to(device)
     with torch.no_grad():
@@ -197,44 +198,44 @@ def encode_texts(folder: Path, texts: tuple[str, ...], offload: bool = False) ->
 
 def _generate(
     pipeline: Any, video: Float[Tensor, "m 3 y x"], hidden: Float[Tensor, "m 1 y x"], texts: Float[Tensor, "2 512 d"],
-    settings: VideoSettings, seed: int, tell: Callable[..., dict[str, Tensor]],
+    settings: VideoSettings, seed: int, on_step: Callable[..., dict[str, Tensor]],
 ) -> Float[Tensor, "m 3 y x"]:  # fmt: skip
     return pipeline(
         video=video[None], mask=hidden[None], prompt_embeds=texts[:1], negative_prompt_embeds=texts[1:],
         height=video.shape[2], width=video.shape[3], num_frames=len(video), num_inference_steps=settings.steps,
         guidance_scale=settings.guidance, generator=torch.Generator().manual_seed(seed), output_type="pt",
-        callback_on_step_end=tell,
+        callback_on_step_end=on_step,
     ).frames[0].float().cpu()  # fmt: skip
 
 
-def _teller(progress: Callable[[int, int], None], before: int, total: int) -> Callable[..., dict[str, Tensor]]:
-    def tell(pipeline: Any, step: int, timestep: Tensor, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _step_callback(progress: Callable[[int, int], None], before: int, total: int) -> Callable[..., dict[str, Tensor]]:
+    def callback(pipeline: Any, step: int, timestep: Tensor, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         progress(before + step + 1, total)
         return tensors
 
-    return tell
+    return callback
 
 
 def _multiples(pipeline: Any) -> tuple[int, int]:
-    """Frames per latent image, and pixels per side of a patch of the transformer."""
+    """Frames per latent image, and side of a transformer patch in pixels."""
     spatial = pipeline.vae_scale_factor_spatial * pipeline.transformer.config.patch_size[1]
     return pipeline.vae_scale_factor_temporal, spatial
 
 
-def _part(kind: Any, folder: Path, dtype: torch.dtype) -> Any:
+def _load_part(kind: Any, folder: Path, dtype: torch.dtype) -> Any:
     part, info = kind.from_pretrained(
         folder, dtype=dtype, output_loading_info=True, local_files_only=True, use_safetensors=True
     )
-    if info["missing_keys"]:  # neither library sees an error in this: it would run with random numbers in their place
+    if info["missing_keys"]:  # the libraries accept this silently and would run with random weights
         raise ValueError(f"{min(info['missing_keys'])} is not in {folder.name}")
     return part
 
 
 @contextmanager
-def _explained(folder: Path) -> Iterator[None]:
+def _as_user_error(folder: Path) -> Iterator[None]:
     try:
         yield
-    except Exception as error:  # missing, cut-off and foreign files lead the libraries to all kinds of errors
+    except Exception as error:  # the libraries raise many kinds of errors for missing, truncated and foreign files
         what = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
             f"Cannot read the Wan VACE weights in {folder} ({what}); it should hold all that "

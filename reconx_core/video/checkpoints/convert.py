@@ -1,7 +1,7 @@
-"""Published checkpoints of DynamiCrafter and ViewCrafter to our folder layout, with every tensor accounted for.
+"""Convert published checkpoints of DynamiCrafter and ViewCrafter to our folder layout.
 
-A tensor is converted, or on a part's list of unused ones, or a schedule buffer, which our scheduler must reproduce. Anything
-else is refused. The file is mapped and written part by part, so that about one part is in memory.
+Every tensor must be known: a weight, on a part's list of unused ones, or a schedule buffer, which our scheduler must reproduce.
+Others are an error. The file is memory-mapped and written part by part, so that about one part is in memory.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from reconx_core.weights.folder import weights_folder
 from reconx_core.weights.records import describe_files
 from reconx_core.weights.writing import new_folder, require_space, unshared
 
-if TYPE_CHECKING:  # imported where they are used: a wrong file is told without waiting for them
+if TYPE_CHECKING:  # imported lazily, so that errors about the file come without waiting for them
     from transformers import CLIPTokenizer
 
     from reconx_core.video.diffusion.scheduler import ReconXScheduler
 
 VARIANTS = ("i2v", "interp", "viewcrafter")
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-CLASSES = {0.7: "512", 0.3: "1024"}  # by where the dynamic rescale ends; nothing else in a file tells them apart
+CLASSES = {0.7: "512", 0.3: "1024"}  # by the final value of the dynamic rescale; a file has no other difference
 TOWERS = ("text_encoder", "image_encoder")
 UNUSED = r"model_ema\."
 SHARD = "2GB"
@@ -50,7 +50,7 @@ LICENCES = {
 
 @dataclass(frozen=True)
 class Summary:
-    """What a checkpoint is, as far as the file tells."""
+    """Properties of a checkpoint, detected from the file."""
 
     rescale_base: float
     zero_terminal_snr: bool
@@ -58,13 +58,13 @@ class Summary:
 
     @property
     def size(self) -> str:
-        """512 or 1024, the class of resolution; "custom" where the dynamic rescale ends elsewhere."""
+        """512 or 1024, the class of resolution; "custom" for another final value of the dynamic rescale."""
         return CLASSES.get(self.rescale_base, "custom")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A network without its weights (on the meta device), and where in a file each of them is."""
+    """A network without its weights (on the meta device), and the location of each weight in a file."""
 
     part: Part
     module: Any  # a model of diffusers or transformers
@@ -80,12 +80,12 @@ def convert(
     config: Path | None = None,
     clip: Path | None = None,
 ) -> tuple[Path, dict[str, Any]]:
-    """Write a published checkpoint to a new folder in our layout; returns the folder and what its provenance.json says.
+    """Write a published checkpoint to a new folder in our layout; returns the folder and the content of its provenance.json.
 
     ``out``: by default a folder in the weights folder, named after the model. ``variant``: i2v, interp or viewcrafter (by
     default what the file's name says). ``dtype``: float32, float16 or bfloat16 (by default as in the file). ``config``:
-    upstream's YAML or JSON of the model, where it has other than the published sizes. ``clip``: a folder with CLIP ViT-H/14 (as
-    Hugging Face has it, or one that this function wrote) for what the checkpoint lacks: the two CLIP towers, the tokenizer.
+    upstream's YAML or JSON of the model, if its sizes differ from the published ones. ``clip``: a folder with CLIP ViT-H/14 (in
+    Hugging Face's layout, or written by this function) for what the checkpoint lacks: the two CLIP towers, the tokenizer.
 
     Raises:
         UserError: the file cannot be read; a tensor is missing, unknown or misshapen; the folder cannot be written.
@@ -158,26 +158,26 @@ def read_config(path: Path | None) -> dict[str, Any]:
 
 
 def choose_variant(path: Path, variant: str | None) -> str:
-    """The variant asked for, or what the names of the file and its folder say.
+    """The given variant, or the one in the name of the file or its folder.
 
     Raises:
-        UserError: there is no such variant, or the names do not say.
+        UserError: there is no such variant, or the names contain none.
     """
     if variant is not None and variant not in VARIANTS:
         raise UserError(f"There is no variant '{variant}'; choose one of {', '.join(VARIANTS)}.")
     names = f"{path.absolute().parent.name}/{path.name}".lower()
-    told = {"viewcrafter": "viewcrafter", "interp": "interp", "dynamicrafter": "i2v"}
-    found = variant or next((value for word, value in told.items() if word in names), None)
+    variants = {"viewcrafter": "viewcrafter", "interp": "interp", "dynamicrafter": "i2v"}
+    found = variant or next((value for word, value in variants.items() if word in names), None)
     if found is None:
         raise UserError(f"The name '{path.name}' does not tell what the model is for; say --variant {', '.join(VARIANTS)}.")
     return found
 
 
 def summarise(tensors: Mapping[str, Tensor], upstream: Mapping[str, Any]) -> Summary:
-    """What the file tells by its values: where the dynamic rescale ends, and whether the last timestep is pure noise.
+    """Detect from the values in the file the end of the dynamic rescale, and whether the last timestep is pure noise.
 
     Raises:
-        UserError: it is no checkpoint of these models, or the 256 model's, or not the one that ``upstream`` describes.
+        UserError: it is no checkpoint of these models, or that of the 256 model, or it contradicts ``upstream``.
     """
     unet = [value for key, value in tensors.items() if key.startswith("model.diffusion_model.")]
     if not unet:
@@ -186,17 +186,17 @@ def summarise(tensors: Mapping[str, Tensor], upstream: Mapping[str, Any]) -> Sum
         raise UserError("This is DynamiCrafter's 256 model, whose noise schedule is another; take 512, 512_Interp or 1024.")
     if "scale_arr" not in tensors and "base_scale" not in upstream:
         raise UserError("The checkpoint lacks 'scale_arr', which tells 512 from 1024; give the model's YAML with --config.")
-    told = {}
+    detected = {}
     if (scale := tensors.get("scale_arr")) is not None:
-        told["base_scale"] = round(float(scale[-1]), 6 if scale.dtype == torch.float32 else 2)
+        detected["base_scale"] = round(float(scale[-1]), 6 if scale.dtype == torch.float32 else 2)
     if (alphas := tensors.get("alphas_cumprod")) is not None:
-        told["rescale_betas_zero_snr"] = float(alphas[-1]) == 0
-    for name, value in told.items():
+        detected["rescale_betas_zero_snr"] = float(alphas[-1]) == 0
+    for name, value in detected.items():
         if upstream.get(name, value) != value:
             raise UserError(
                 f"The checkpoint has {name} {value}, but the file of --config says {upstream[name]}; give its own YAML."
             )
-    found = {"rescale_betas_zero_snr": True, **upstream, **told}
+    found = {"rescale_betas_zero_snr": True, **upstream, **detected}
     return Summary(found["base_scale"], found["rescale_betas_zero_snr"], str(unet[0].dtype).removeprefix("torch."))
 
 
@@ -208,14 +208,14 @@ def default_name(variant: str, summary: Summary) -> str:
 
 
 def default_fps(variant: str, summary: Summary) -> int:
-    """The frame rate that the network assumes when it is told none (MODELS.md 2.3)."""
+    """The network's default frame rate (MODELS.md 2.3)."""
     return 10 if variant == "viewcrafter" or summary.size == "1024" else 24
 
 
 def check_schedule(
     tensors: Mapping[str, Tensor], summary: Summary, upstream: Mapping[str, Any], variant: str
 ) -> ReconXScheduler:
-    """The sampler for a checkpoint, which must give every schedule buffer that the file holds to 1e-5 (or half precision).
+    """The scheduler for a checkpoint; it must reproduce every schedule buffer in the file to 1e-5 (or half precision).
 
     Raises:
         UserError: it does not.
@@ -240,7 +240,7 @@ def check_schedule(
 
 
 def schedule_buffers(scheduler: ReconXScheduler) -> dict[str, Tensor]:
-    """Upstream's schedule buffers from our scheduler, in float64 where a difference of nearly equal numbers is divided by."""
+    """Upstream's schedule buffers from our scheduler, in float64 to avoid cancellation in divisors."""
     from reconx_core.video.diffusion.scheduler import RAMP
 
     betas = scheduler.betas.double()
@@ -255,7 +255,7 @@ def schedule_buffers(scheduler: ReconXScheduler) -> dict[str, Tensor]:
         "sqrt_alphas_cumprod": alphas.sqrt(),
         "sqrt_one_minus_alphas_cumprod": (1 - alphas).sqrt(),
         "log_one_minus_alphas_cumprod": (1 - alphas).log(),
-        "sqrt_recip_alphas_cumprod": torch.zeros_like(alphas),  # upstream leaves both out for v-prediction
+        "sqrt_recip_alphas_cumprod": torch.zeros_like(alphas),  # upstream sets both to 0 for v-prediction
         "sqrt_recipm1_alphas_cumprod": torch.zeros_like(alphas),
         "posterior_variance": variance,
         "posterior_log_variance_clipped": variance.clamp(min=1e-20).log(),
@@ -271,12 +271,12 @@ def _agree(found: Tensor, wanted: Tensor) -> bool:
 
 
 def plan_checkpoint(tensors: Mapping[str, Tensor], upstream: Mapping[str, Any], buffers: Collection[str]) -> list[Plan]:
-    """Where every weight of every network is in the file; only the two CLIP towers may be left out of it altogether.
+    """The location of every weight of every network in the file; only the two CLIP towers may be missing.
 
-    ``buffers``: keys which are accounted for already.
+    ``buffers``: keys that are already known.
 
     Raises:
-        UserError: it names the first key that is missing or misshapen, else the first that nothing is known about.
+        UserError: a key is missing or misshapen, or else unknown; the message names the first one.
     """
     parts = published_parts(upstream)
     present = [part for part in parts if part.folder not in TOWERS or any(key.startswith(part.prefix) for key in tensors)]
@@ -290,10 +290,10 @@ def plan_checkpoint(tensors: Mapping[str, Tensor], upstream: Mapping[str, Any], 
 
 
 def plan_part(part: Part, tensors: Mapping[str, Tensor]) -> Plan:
-    """One network on the meta device, and where each of its weights is.
+    """One network on the meta device, and the location of its weights.
 
     Raises:
-        UserError: it names the first key that is missing or misshapen.
+        UserError: a key is missing or misshapen; the message names the first one.
     """
     with torch.device("meta"):
         module = part.build()
@@ -304,7 +304,7 @@ def plan_part(part: Part, tensors: Mapping[str, Tensor]) -> Plan:
             raise UserError(f"The checkpoint lacks '{key}'; it is not complete, or of a kind that this version does not read.")
         first, *rest = shapes[name]
         wanted, found = (first * count, *rest), tuple(tensors[key].shape)
-        # Where a convolution of size 1 became a linear layer, the file has axes of length 1 at the end.
+        # Weights of 1x1 convolutions that are linear layers here have trailing axes of length 1 in the file.
         if found[: len(wanted)] != wanted or any(length != 1 for length in found[len(wanted) :]):
             raise UserError(f"'{key}' has the shape {list(found)} in the checkpoint but should have {list(wanted)}.")
     return Plan(part, module, tensors, sources)
@@ -324,10 +324,10 @@ def _from_clip(clip: Path, plans: Sequence[Plan]) -> tuple[list[Plan], CLIPToken
 
 
 def plan_towers(clip: Path, plans: Sequence[Plan]) -> list[Plan]:
-    """Those of the CLIP towers that a checkpoint lacks, from a folder: Hugging Face's CLIP, or one that was converted before.
+    """The CLIP towers that a checkpoint lacks, from a folder: Hugging Face's CLIP, or one that was converted before.
 
     Raises:
-        UserError: the folder holds neither, or another CLIP than the other networks expect.
+        UserError: the folder contains neither, or a CLIP of another size than the other networks need.
     """
     networks = {plan.part.folder: plan.module for plan in plans}
     try:
@@ -359,7 +359,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _shards(folder: Path) -> list[Path]:
-    # Not every .safetensors file: beside Hugging Face's lies open_clip's, with the same weights under other names.
+    # Not all .safetensors files: the folder may also contain open_clip's, with the same weights under other names.
     return sorted(folder.glob("model*.safetensors"))
 
 
@@ -383,7 +383,7 @@ def _targets(plan: Plan) -> Iterable[tuple[str, Tensor]]:
 def _write_part(plan: Plan, dtype: str | None, folder: Path) -> None:
     plan.module.load_state_dict(_weights(plan, dtype), assign=True)
     plan.module.save_pretrained(folder, max_shard_size=SHARD)
-    plan.module.to("meta")  # what follows only asks for its class
+    plan.module.to("meta")  # only its class is needed from here on
 
 
 def _weights(plan: Plan, dtype: str | None) -> dict[str, Tensor]:
@@ -392,7 +392,7 @@ def _weights(plan: Plan, dtype: str | None) -> dict[str, Tensor]:
         key, index, count = plan.sources[name]
         value = plan.tensors[key].chunk(count)[index].reshape(target.shape)
         value = value.to(DTYPES[dtype]) if dtype else value
-        found[name] = unshared(value)  # parts of one tensor, and tensors in DeepSpeed's one buffer, are not
+        found[name] = unshared(value)  # slices of one tensor, and tensors in DeepSpeed's flat buffer, share memory
     return found
 
 
@@ -412,7 +412,7 @@ def _missing(plans: Sequence[Plan], tokenizer: CLIPTokenizer | None) -> list[str
 
 
 def _provenance(path: Path, variant: str, summary: Summary, dtype: str | None, clip: Path | None) -> dict[str, Any]:
-    """Where the weights come from: kept beside them as provenance.json."""
+    """Origin of the weights, saved with them as provenance.json."""
     family = "viewcrafter" if variant == "viewcrafter" else "dynamicrafter"
     return {
         "source": path.name,

@@ -1,7 +1,7 @@
-"""The networks in a published checkpoint: their sizes, and where each weight of our classes is found in the file.
+"""The networks in a published checkpoint: their sizes, and the key of each weight of our classes in the file.
 
-The published names are LDM's (VAE) and open_clip's (CLIP); ours are those of the installed diffusers and transformers, taken
-from the classes themselves because transformers renames its modules between versions.
+The published names are LDM's (VAE) and open_clip's (CLIP); ours are those of the installed diffusers and transformers, read
+from the classes because transformers renames its modules between versions.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 from reconx_core.video.checkpoints.unet_keys import projector_config, rename, unet_config, unet_modules
 
-# (key in the file, which of how many equal parts along the first axis): open_clip stores queries, keys and values as one.
+# (key in the file, index and number of equal parts along the first axis): open_clip concatenates queries, keys and values.
 Source = tuple[str, int, int]
 
 # What all published 512, 512_Interp, 1024 and ViewCrafter checkpoints share, in the form of upstream's YAML files.
@@ -101,10 +101,10 @@ _PROJECTOR = (
 
 @dataclass(frozen=True)
 class Part:
-    """A network in a file: the folder it gets, how it is built, and where its weights are found."""
+    """A network in a checkpoint: its output folder, its constructor, and the keys of its weights."""
 
     folder: str
-    prefix: str  # of its keys
+    prefix: str  # of its keys in the file
     build: Callable[[], Any]  # makes a model of diffusers or transformers
     sources: Callable[[Iterable[str]], dict[str, Source]]  # keys without the prefix, by the names of our weights
     unused: str = "(?!)"  # pattern of keys (without the prefix) that the network does not read
@@ -266,7 +266,7 @@ def _same_names(targets: Iterable[str]) -> dict[str, Source]:
 
 
 def _bare(name: str) -> str:
-    # transformers before version 5 has one more module around each tower.
+    # transformers before version 5 wraps each tower in one more module.
     return re.sub(r"^(text|vision)_model\.", "", name)
 
 

@@ -1,6 +1,6 @@
 """Names and settings of DynamiCrafter's U-Net and image projector, translated into those of our networks.
 
-The names follow from the structure, so networks of any size are covered.
+The names are derived from the structure, so networks of any size are supported.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Any
 
 from reconx_core.errors import UserError
 
-# what the published networks have in common, and ours is built for
+# settings of all published networks, the only supported values
 _REQUIRED = {
     "use_linear": True, "transformer_depth": 1, "fs_condition": True, "addition_attention": True,
     "temporal_conv": True, "temporal_attention": True, "temporal_selfatt_only": True, "use_causal_attention": False,
@@ -26,7 +26,7 @@ def unet_config(upstream: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments of ``ReconXUNet`` for upstream's ``unet_config.params``.
 
     Raises:
-        UserError: the settings describe a network that ours is not.
+        UserError: the settings describe a network that is not supported.
     """
     for name, value in _REQUIRED.items():
         if upstream.get(name, value) != value:
@@ -47,7 +47,7 @@ def unet_config(upstream: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def unet_modules(layers_per_block: int, attention_levels: Sequence[bool]) -> dict[str, str]:
-    """Upstream's names of modules -> ours, as far as they differ: one to one, for ``rename`` in either direction."""
+    """Upstream's module names -> ours where they differ: one to one, for ``rename`` in either direction."""
     table = {
         "time_embed.0": "time_embedding.linear_1", "time_embed.2": "time_embedding.linear_2",
         "fps_embedding.0": "fps_embedding.linear_1", "fps_embedding.2": "fps_embedding.linear_2",
@@ -87,7 +87,7 @@ def _attention(theirs: str, first: int, ours: str, layer: int) -> dict[str, str]
 
 
 def rename(name: str, table: Mapping[str, str]) -> str:
-    """The name with its longest dotted prefix in the table replaced; a name without one stays, for the caller to report."""
+    """The name with its longest dotted prefix in the table replaced; a name without one is returned unchanged."""
     parts = name.split(".")
     for length in range(len(parts), 0, -1):
         replaced = table.get(".".join(parts[:length]))

@@ -1,4 +1,4 @@
-"""Folders and checkpoints of the video models, compared with what their networks need; the values are not read."""
+"""Folders and checkpoints of the video models, compared with their networks' keys and shapes; the values are not read."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from reconx_core.weights.files import Opened, dtype_name, find_shards, match, op
 from reconx_core.weights.files import read_config as read_json
 from reconx_core.weights.records import Verified
 
-NETWORKS = {  # where each class comes from: what a folder says of that itself is not imported
+NETWORKS = {  # module of each class; module names in a folder are not trusted for import
     "ReconXUNet": "reconx_core.video.diffusion.unet", "ImageProjector": "reconx_core.video.diffusion.conditioning",
     "StructureEncoder": "reconx_core.video.diffusion.structure_encoder", "PatchLatents": "reconx_core.video.diffusion.latents",
     "AutoencoderKL": "diffusers", "CLIPTextModel": "transformers", "CLIPVisionModel": "transformers",
@@ -49,7 +49,7 @@ def verify_folder(folder: Path) -> Verified:
 
 
 def _open_part(folder: Path, kind: str, ours: bool) -> Opened | None:
-    """The weights of a part, compared with its network; None of a scheduler or a tokenizer, which has none."""
+    """The weights of a part, compared with its network; None for a scheduler or a tokenizer, which has none."""
     if not folder.is_dir():
         raise UserError(f"'{folder.parent}' lacks '{folder.name}', which model_index.json lists; convert or fetch it again.")
     if not find_shards(folder):
@@ -63,7 +63,7 @@ def _open_part(folder: Path, kind: str, ours: bool) -> Opened | None:
 
 
 def verify_checkpoint(path: Path) -> Verified:
-    """A published checkpoint of DynamiCrafter or ViewCrafter that was not converted yet, of the published sizes.
+    """Verify an unconverted checkpoint of DynamiCrafter or ViewCrafter with the published sizes.
 
     Raises:
         UserError: it is damaged or of another kind, or a tensor is missing, unknown or misshapen.
@@ -84,7 +84,7 @@ def build(kind: str, folder: Path) -> Any:
     """The network of a part without its weights, on the meta device.
 
     Raises:
-        UserError: it is none of ours, or its config.json cannot be read.
+        UserError: it is no network of these models, or its config.json cannot be read.
     """
     if kind not in NETWORKS:
         raise UserError(f"'{folder}' is a {kind}, which is no part of the video models here.")
@@ -100,15 +100,15 @@ def build(kind: str, folder: Path) -> Any:
 
 
 def _parts(index: dict[str, Any]) -> dict[str, str]:
-    """The class of every component that model_index.json lists as being there, by its name, which is its folder's too."""
+    """The class of every component that model_index.json lists as present, by its name (also its folder's)."""
     listed = {name: value for name, value in index.items() if isinstance(value, list) and len(value) == 2 and value[1]}
     return {name: str(kind) for name, (_, kind) in listed.items() if Path(name).name == name}
 
 
 def _name(folder: Path, index: dict[str, Any], ours: bool) -> str:
-    told = read_json(folder / "provenance.json") or {}
-    if "variant" in told:
-        return f"ReconXPipeline, {told['variant']}, class {told.get('class')}"
+    provenance = read_json(folder / "provenance.json") or {}
+    if "variant" in provenance:
+        return f"ReconXPipeline, {provenance['variant']}, class {provenance.get('class')}"
     return "ReconXPipeline" if ours else f"{index.get('_class_name')} (its keys are checked when it is loaded)"
 
 

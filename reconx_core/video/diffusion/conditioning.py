@@ -1,4 +1,4 @@
-"""What the network is conditioned on beside pixels: CLIP's view of the first photo, and the prompt."""
+"""Token conditions of the network: CLIP tokens of the first photo, and of the prompt."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ START, END, PAD = 49406, 49407, 0  # open_clip pads with 0, Hugging Face's token
 class ImageProjector(IPAdapterPlusImageProjection, ModelMixin, ConfigMixin):
     """CLIP's image tokens [b, n, embed_dims] to tokens for cross-attention [b, num_queries, output_dims].
 
-    diffusers' own module, made a model that a pipeline can save and load. The sizes default to DynamiCrafter's.
+    diffusers' module as a model that a pipeline can save and load. The sizes default to DynamiCrafter's.
     """
 
     @register_to_config
@@ -43,7 +43,7 @@ class ImageProjector(IPAdapterPlusImageProjection, ModelMixin, ConfigMixin):
 
 
 def clip_pixels(images: Float[Tensor, "b 3 H W"], size: int = 224) -> Float[Tensor, "b 3 size size"]:
-    """Images in [-1, 1] as CLIP wants them: resized bicubically without aliasing, with CLIP's mean and deviation."""
+    """CLIP preprocessing of images in [-1, 1]: bicubic resize with antialiasing, normalised with CLIP's mean and std."""
     smooth = _blurred(_blurred(images, size, -1), size, -2)
     resized = interpolate(smooth, (size, size), mode="bicubic", align_corners=True)
     mean, std = (torch.tensor(v, dtype=images.dtype, device=images.device).view(3, 1, 1) for v in (CLIP_MEAN, CLIP_STD))
@@ -51,7 +51,7 @@ def clip_pixels(images: Float[Tensor, "b 3 H W"], size: int = 224) -> Float[Tens
 
 
 def _blurred(images: Float[Tensor, "b 3 H W"], size: int, axis: int) -> Float[Tensor, "b 3 H W"]:
-    """A Gaussian along one axis whose deviation, (factor - 1) / 2, is scikit-image's and kornia's for shrinking by a factor."""
+    """Antialiasing Gaussian along one axis; sigma = (factor - 1) / 2 for downsampling by factor, as in scikit-image, kornia."""
     sigma = max((images.shape[axis] / size - 1) / 2, 0.001)
     taps = int(max(4 * sigma, 3)) | 1
     offsets = torch.arange(taps, device=images.device, dtype=images.dtype) - taps // 2
@@ -63,7 +63,7 @@ def _blurred(images: Float[Tensor, "b 3 H W"], size: int, axis: int) -> Float[Te
 
 
 def clip_tokens(encoder: CLIPVisionModel, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b n d"]:
-    """All of CLIP's tokens of images in [-1, 1], before its last layer norm."""
+    """All CLIP tokens of images in [-1, 1], before the last layer norm."""
     pixels = clip_pixels(images.float(), cast(int, encoder.config.image_size))
     return encoder(pixels.to(encoder.dtype)).last_hidden_state
 
@@ -71,12 +71,12 @@ def clip_tokens(encoder: CLIPVisionModel, images: Float[Tensor, "b 3 H W"]) -> F
 def image_tokens(
     encoder: CLIPVisionModel, projector: ImageProjector, images: Float[Tensor, "b 3 H W"]
 ) -> Float[Tensor, "b n d"]:
-    """The tokens that the network attends to for images in [-1, 1]; all zero (mid-grey) stands for "no image"."""
+    """The tokens that the network attends to for images in [-1, 1]; an all-zero (mid-grey) image is the unconditional input."""
     return projector(clip_tokens(encoder, images).to(projector.dtype))
 
 
 def text_ids(tokenizer: Any | None, prompts: Sequence[str], length: int = 77) -> Int[Tensor, "b length"]:
-    """Token ids of the prompts, cut to ``length`` and padded with 0 as the network was trained.
+    """Token ids of the prompts, cut to ``length`` and padded with 0 as in the network's training.
 
     ``tokenizer``: a Hugging Face CLIP tokenizer; the empty prompt needs none.
 
@@ -94,6 +94,6 @@ def text_ids(tokenizer: Any | None, prompts: Sequence[str], length: int = 77) ->
 def text_tokens(encoder: CLIPTextModel, ids: Int[Tensor, "b n"]) -> Float[Tensor, "b n d"]:
     """The last layer's states after the final layer norm, at every position.
 
-    DynamiCrafter reads the last but one of CLIP's 24 layers: the encoder in our folder layout has 23.
+    DynamiCrafter uses the penultimate of CLIP's 24 layers, so the encoder in our folder layout has 23.
     """
     return encoder(ids.to(encoder.device)).last_hidden_state

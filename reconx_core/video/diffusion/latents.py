@@ -1,4 +1,4 @@
-"""Between frames and latents: a pretrained VAE, or latents that are the pixels themselves."""
+"""Conversion between frames and latents: a pretrained VAE, or patches of pixels as latents."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
-# Standard normal noise of a shape, by what it is for ("vae": a frame's posterior, "start", "step") and its number therein.
+# Standard normal noise of a shape, by purpose ("vae": a frame's posterior, "start", "step") and index.
 NoiseSource = Callable[[str, int, tuple[int, ...]], Tensor]
 Noise = torch.Generator | list[torch.Generator] | NoiseSource
 
 
 class PatchLatents(ModelMixin, ConfigMixin):
-    """Latents without a VAE: each patch of patch x patch pixels becomes one position with 3 patch^2 channels, without loss.
+    """Lossless latents without a VAE: each patch of patch x patch pixels becomes one position with 3 patch^2 channels.
 
-    Encoder and decoder have the form of diffusers' autoencoders. As there, :func:`encode_frames` multiplies the latents by
-    ``scaling_factor``, which should bring what is diffused to about unit deviation.
+    Has the interface of diffusers' autoencoders. As there, :func:`encode_frames` multiplies the latents by
+    ``scaling_factor``, which should give them about unit standard deviation.
     """
 
     config: Any  # diffusers' dict with attributes
@@ -33,11 +33,11 @@ class PatchLatents(ModelMixin, ConfigMixin):
     @register_to_config
     def __init__(self, patch: int = 8, scaling_factor: float = 1.0) -> None:
         super().__init__()
-        self.register_buffer("marker", torch.zeros(1))  # diffusers saves, loads and places only models that hold a tensor
+        self.register_buffer("marker", torch.zeros(1))  # diffusers saves, loads and moves only models that have a tensor
 
     @property
     def dtype(self) -> torch.dtype:
-        """Always float32: rearranged pixels must not be rounded because the networks run in half precision."""
+        """Always float32, so that the pixels are not rounded when the networks run in half precision."""
         return torch.float32
 
     def encode(self, x: Float[Tensor, "n 3 H W"]) -> AutoencoderTinyOutput:
@@ -50,15 +50,15 @@ class PatchLatents(ModelMixin, ConfigMixin):
 
 
 def latent_stride(vae: AutoencoderKL | PatchLatents) -> int:
-    """How many pixels, along each axis, one latent position stands for."""
+    """Pixels per latent position along each axis."""
     return vae.config.patch if isinstance(vae, PatchLatents) else 2 ** (len(vae.config["block_out_channels"]) - 1)
 
 
 def noise_source(noise: Noise, device: torch.device | str) -> NoiseSource:
     """Noise on the device, from a generator, from one generator per clip, or from a function.
 
-    With a generator of its own, a clip does not depend on its batch; what generators on the CPU draw does not depend on the
-    device that the networks run on.
+    With one generator per clip, a clip does not depend on the rest of its batch. Noise of CPU generators does not depend on
+    the device of the networks.
     """
     if isinstance(noise, (torch.Generator, list)):
         return lambda kind, index, shape: randn_tensor(shape, noise, torch.device(device), torch.float32)
@@ -72,10 +72,10 @@ def encode_frames(
     slice_size: int = 8,
     indices: Sequence[int] | None = None,
 ) -> Float[Tensor, "b c f h w"]:
-    """Scaled latents, in float32, of frames in [-1, 1]; those of a VAE are drawn from its posterior.
+    """Scaled latents, in float32, of frames in [-1, 1]; those of a VAE are sampled from its posterior.
 
-    ``slice_size``: images encoded at once, which bounds memory and changes nothing else. ``indices``: the frames' numbers in
-    the clip, which name their noise (default 0, 1, 2, ...).
+    ``slice_size``: images encoded at once, which only affects memory. ``indices``: the frames' indices in the clip, which
+    select their noise (default 0, 1, 2, ...).
     """
     batch, count = frames.shape[:2]
     numbers = range(count) if indices is None else indices
@@ -109,7 +109,7 @@ def condition_latents(
     noise: Noise,
     slice_size: int = 8,
 ) -> Float[Tensor, "b c f h w"]:
-    """The latents that the network sees beside the noisy ones, from photos and renders in [-1, 1].
+    """The latents that are concatenated to the noisy ones, from photos and renders in [-1, 1].
 
     With renders, those of each of the ``count`` frames, the photos in place of the renders at their positions. Without,
     the photos' latents at their positions and zeros elsewhere; those of a single photo are repeated in every frame.
@@ -129,7 +129,7 @@ def condition_latents(
 def visibility_channels(
     visibility: Float[Tensor, "b f H W"], positions: Sequence[int], stride: int
 ) -> Float[Tensor, "b c f h w"]:
-    """Each pixel's visibility at the latents' size, without loss (c = stride^2); photos are visible everywhere."""
+    """Per-pixel visibility rearranged to the latents' size (c = stride^2); 1 for the photos."""
     seen = visibility.clone()
     seen[:, list(positions)] = 1.0
     return pixel_unshuffle(seen.unsqueeze(2), stride).transpose(1, 2)

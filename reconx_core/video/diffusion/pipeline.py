@@ -1,4 +1,4 @@
-"""From photos, renders and points to the frames of a clip."""
+"""The diffusion pipeline: photos, renders and points to the frames of a clip."""
 
 from __future__ import annotations
 
@@ -33,35 +33,35 @@ from reconx_core.video.diffusion.scheduler import ReconXScheduler
 from reconx_core.video.diffusion.structure_encoder import StructureEncoder
 from reconx_core.video.diffusion.unet import ReconXUNet
 
-# A condition's tokens, and those that stand for its absence (None: there is nothing that guidance could withhold).
+# Conditional and unconditional tokens of a condition (None: the condition takes no part in guidance).
 Tokens = tuple[Float[Tensor, "b n d"], Float[Tensor, "b n d"] | None]
 Pass = tuple[dict[str, Tensor], float]
-MOVED = {  # modules that folders written by version 0.1.0 name
+MOVED = {  # module names in folders written by version 0.1.0 -> current names
     "reconx_core.video.structure": "reconx_core.video.diffusion.structure_encoder",
     **{
         f"reconx_core.video.{name}": f"reconx_core.video.diffusion.{name}"
         for name in ("conditioning", "latents", "scheduler", "unet")
     },
 }
-# diffusers' hook after each step: (pipeline, step, timestep, {"latents": ...}) -> what of it to replace.
+# diffusers' hook after each step: (pipeline, step, timestep, {"latents": ...}) -> tensors to replace.
 StepEnd = Callable[["ReconXPipeline", int, Tensor, dict[str, Tensor]], dict[str, Tensor]]
 
 
 @dataclass
 class ReconXPipelineOutput(BaseOutput):
-    """``frames``: [b, f, 3, H, W] in [0, 1], or the latents [b, c, f, h, w] where those were asked for."""
+    """``frames``: [b, f, 3, H, W] in [0, 1], or the latents [b, c, f, h, w] with ``output_type="latent"``."""
 
     frames: Tensor
 
 
 class ReconXPipeline(DiffusionPipeline):
-    """The paper's video diffusion (PAPER.md 3), DynamiCrafter's and ViewCrafter's: which it is, the components decide.
+    """The paper's video diffusion model (PAPER.md 3), DynamiCrafter or ViewCrafter, depending on the components.
 
-    ``concat_visibility``: the network's input ends with the visibility of every pixel of the renders. ``residual``: what is
-    diffused is a frame's latents minus its render's, so that where zeros are predicted the render comes back.
+    ``concat_visibility``: the visibility of every pixel of the renders is concatenated to the network's input. ``residual``:
+    the model diffuses a frame's latents minus those of its render, so that a prediction of zeros gives the render.
 
     `save_pretrained` and `ReconXPipeline.from_pretrained` take the whole folder. The text encoder and its tokenizer, the image
-    encoder and its projector, and the structure encoder may be missing; the model then does without that condition.
+    encoder and its projector, and the structure encoder may be missing; the model then runs without that condition.
     """
 
     config: Any  # diffusers' dict with attributes
@@ -92,7 +92,7 @@ class ReconXPipeline(DiffusionPipeline):
 
     @classmethod
     def load_config(cls, *args: Any, **kwargs: Any) -> Any:
-        """As diffusers', for folders of earlier versions, too, whose model_index.json names modules that have moved since."""
+        """As in diffusers, with MOVED modules renamed in the model_index.json of earlier versions."""
         loaded = super().load_config(*args, **kwargs)
         config = loaded[0] if isinstance(loaded, tuple) else loaded
         for name, part in config.items():
@@ -129,15 +129,16 @@ class ReconXPipeline(DiffusionPipeline):
 
         Photos, renders and frames are in [0, 1]. The photos' ``positions`` are frame numbers, one list for all clips:
         [0, num_frames - 1] is the paper's interpolation, [0, 10] its extrapolation, one photo alone image-to-video; CLIP
-        sees the first photo. With ``renders`` (ViewCrafter's mode) every frame starts from the render of the point cloud; their
-        ``visibility`` is used where the model takes it, as are ``sources``: colours in [0, 1] and visibility of what a frame
-        may be blended from beside its render (`frame_sources`). ``points`` are as `StructureEncoder` expects them.
+        encodes the first photo. With ``renders`` (ViewCrafter's mode) every frame is conditioned on its render of the point
+        cloud; their ``visibility`` is used if the model takes it, as are ``sources``: colours in [0, 1] and visibility of the
+        images that a frame may be blended from in addition to its render (`frame_sources`). ``points`` are as
+        `StructureEncoder` expects them.
 
         ``generator``: a torch.Generator, one per clip, or a function that makes the noise (see `NoiseSource`). ``prompt``:
-        one for all, or one per clip. ``image_guidance_scale`` and ``structure_guidance_scale``: where they differ from
-        ``guidance_scale``, which else holds for all conditions together (see :func:`guidance_passes`); 1 is no guidance.
-        ``fps``: the rate that the network is told (None: its default). ``batch_guidance``: the passes of guidance as one
-        batch, faster and with more memory. ``vae_slice_size``: frames through the VAE at once. ``output_type``: "pt" for
+        one for all, or one per clip. ``image_guidance_scale`` and ``structure_guidance_scale`` default to
+        ``guidance_scale``, the scale of all conditions (see :func:`guidance_passes`); 1 is no guidance. ``fps``: the frame
+        rate condition (None: the network's default). ``batch_guidance``: run the passes of guidance as one batch, which is
+        faster but takes more memory. ``vae_slice_size``: frames per VAE call. ``output_type``: "pt" for
         frames, "latent" for latents. ``callback_on_step_end``: diffusers' hook, with ``latents``.
 
         Raises:
@@ -154,7 +155,7 @@ class ReconXPipeline(DiffusionPipeline):
         device = self._execution_device
         noise = noise_source(generator, device)
 
-        # 1. What the network sees beside the noise.
+        # 1. Conditions.
         photos, shown = photos.to(device) * 2 - 1, None if renders is None else renders.to(device) * 2 - 1
         condition = condition_latents(self.vae, photos, positions, num_frames, shown, noise, vae_slice_size)
         shared = {"condition": self.input_condition(condition, positions, visibility, sources)}
@@ -180,7 +181,7 @@ class ReconXPipeline(DiffusionPipeline):
 
     @property
     def pixels_per_step(self) -> int:
-        """What height and width must be multiples of, for the VAE and every level of the network."""
+        """Height and width must be multiples of this, for the VAE and every level of the network."""
         return latent_stride(self.vae) * 2 ** (len(self.unet.config.block_out_channels) - 1)
 
     def input_condition(
@@ -190,8 +191,8 @@ class ReconXPipeline(DiffusionPipeline):
         visibility: Float[Tensor, "b f H W"] | None = None,
         sources: Float[Tensor, "b f s 4 H W"] | None = None,
     ) -> Float[Tensor, "b d f h w"]:
-        """The condition latents and, where the model takes them, the visibility (without renders, that of the photos alone) and
-        the sources: how each differs from the render in its latents, and its visibility.
+        """The condition latents and, if the model takes them, the visibility (without renders: 1 for the photos, else 0) and
+        per source the difference of its latents from those of the render, and its visibility.
         """
         if not self.config.concat_visibility:
             return condition
@@ -213,10 +214,10 @@ class ReconXPipeline(DiffusionPipeline):
         points: Float[Tensor, "b n 3"] | None = None,
         point_features: Float[Tensor, "b n d"] | None = None,
     ) -> dict[str, Tokens]:
-        """The tokens of each condition, in the order of guidance, with those that stand for its absence.
+        """Conditional and unconditional tokens of each condition, in the order of guidance.
 
-        ``photo`` is in [-1, 1]. Mid-grey stands for no image, zeros for no structure, the empty prompt for no text. What the
-        model has no encoder for has no tokens, and an encoder of points alone (the paper's) is given nothing else.
+        ``photo`` is in [-1, 1]. The unconditional inputs are a mid-grey image, zeros as structure tokens, and the empty prompt.
+        Conditions without an encoder have no tokens; a structure encoder without point features (the paper's) gets only points.
         """
         nothing = photo.new_zeros(len(photo), 0, self.unet.config.cross_attention_dim)
         tokens: dict[str, Tokens] = {"image": (nothing, None), "text": (nothing, None)}
@@ -237,7 +238,7 @@ class ReconXPipeline(DiffusionPipeline):
         return {name: tokens[name] for name in ("image", "structure", "text") if name in tokens}
 
     def forward_passes(self, tokens: dict[str, Tokens], scales: dict[str, float]) -> list[Pass]:
-        """The tokens and the weight of each of guidance's passes; ``scales`` has one for every condition."""
+        """The tokens and the weight of each guidance pass; ``scales``: guidance scale per condition."""
         withheld = {name: scales[name] for name, (_, absent) in tokens.items() if absent is not None}
         return [
             ({name: t if absent is None or name in seen else absent for name, (t, absent) in tokens.items()}, weight)
@@ -252,7 +253,7 @@ class ReconXPipeline(DiffusionPipeline):
         fps: Int[Tensor, " b"] | None = None,
         **tokens: Float[Tensor, "b n e"],
     ) -> Float[Tensor, "b c f h w"]:
-        """The network's prediction in one pass, at the network's precision; ``tokens``: image, structure, text."""
+        """One forward pass, in the network's precision; ``tokens``: image, structure, text."""
         device, dtype = latents.device, self.unet.dtype
         inputs = {f"{name}_tokens": value.to(dtype) for name, value in tokens.items()}
         sample = torch.cat([latents, condition], 1).to(dtype)
@@ -262,7 +263,7 @@ class ReconXPipeline(DiffusionPipeline):
     def blend(
         self, prediction: Float[Tensor, "b e f h w"], condition: Float[Tensor, "b d f h w"]
     ) -> Float[Tensor, "b c f h w"]:
-        """v at the last timestep, -x0, of a model that blends: every pixel a convex mixture of its render and its sources.
+        """Prediction of a blending model, v = -x0 at the last timestep: per pixel a convex combination of render and sources.
 
         The network predicts a logit per pixel for the render and for each source.
         """
@@ -280,7 +281,7 @@ class ReconXPipeline(DiffusionPipeline):
         eta: float,
         on_step_end: StepEnd | None = None,
     ) -> Float[Tensor, "b c f h w"]:
-        """From noise to latents, in float32; ``predict`` makes v of latents and a timestep."""
+        """Sample latents from noise, in float32; ``predict`` computes v from latents and a timestep."""
         self.scheduler.set_timesteps(num_inference_steps)
         latents = noise("start", 0, shape) * (self.config.sources == 0)
         with self.progress_bar(total=len(self.scheduler.timesteps)) as bar:
@@ -297,7 +298,7 @@ class ReconXPipeline(DiffusionPipeline):
         self, prompts: Sequence[str], renders: Tensor | None, visibility: Tensor | None, sources: Tensor | None,
         points: Tensor | None,
     ) -> None:  # fmt: skip
-        """Raise UserError where something is given that the model has no place for, or is missing that it needs."""
+        """Raise UserError if an input is given that the model does not take, or one is missing that it needs."""
         if self.image_projector is not None and self.image_encoder is None:
             raise UserError(
                 "This video model has no image encoder; convert its checkpoint again with --clip (docs/weights.md)."
@@ -318,7 +319,7 @@ class ReconXPipeline(DiffusionPipeline):
 def _check_clips(
     photos: Tensor, positions: Sequence[int], num_frames: int, renders: Tensor | None, visibility: Tensor | None, multiple: int
 ) -> None:
-    """Raise UserError where the inputs of the clips do not fit each other or the network."""
+    """Raise UserError if the shapes of the inputs do not match each other or the network."""
     batch, count, _, height, width = photos.shape
     if len(positions) != count or len(set(positions)) != count or not all(0 <= p < num_frames for p in positions):
         raise UserError(

@@ -29,19 +29,19 @@ class ReconXSchedulerOutput(BaseOutput):
 
 
 class ReconXScheduler(SchedulerMixin, ConfigMixin):
-    """DDIM as DynamiCrafter and ViewCrafter sample, finite for every number of steps.
+    """DDIM as in DynamiCrafter and ViewCrafter, finite for every number of steps.
 
     With a = alphas_cumprod and c = the dynamic rescale, a noisy sample is sqrt(a) c x0 + sqrt(1 - a) noise, and the network
     predicts v = sqrt(a) noise - sqrt(1 - a) c x0.
 
-    ``rescale_base``: what c falls to within 400 timesteps (None: c is 1 throughout). ``rescale_last_step``: the last step
+    ``rescale_base``: the value of c after 400 timesteps (None: c is 1 throughout). ``rescale_last_step``: the last step
     divides by c, as in ViewCrafter's sampler; else it leaves c in, as in DynamiCrafter's. ``timestep_spacing``: "trailing",
     or "uniform", upstream's other list (1, 101, 201, ...), which is diffusers' "leading" with offset 1 only where the
     number of steps divides 1000. ``set_alpha_to_one``: the last step returns the predicted clean sample; else it keeps
     the noise of timestep 0, as upstream does.
 
     Raises:
-        UserError: a prediction type or a spacing that there is not.
+        UserError: the prediction type or the spacing is not supported.
     """
 
     config: Any  # diffusers' dict with attributes
@@ -85,14 +85,14 @@ class ReconXScheduler(SchedulerMixin, ConfigMixin):
         self.num_inference_steps = num_inference_steps
         if self.config.timestep_spacing == "trailing":
             steps = np.arange(total, 0, -total / num_inference_steps)[:num_inference_steps].round() - 1
-        else:  # without the very last index: for 3 steps, say, upstream's list would run out of the schedule
+        else:  # without the last index: with 3 steps, for example, upstream's list would exceed the schedule
             steps = np.arange(0, total - 1, total // num_inference_steps)[::-1] + 1
         order = [int(step) for step in steps]
         self._following: dict[int, int | None] = dict(zip(order, [*order[1:], None]))
         self.timesteps = torch.tensor(order, device=device)
 
     def scale_model_input(self, sample: Tensor, timestep: Tensor | int | None = None) -> Tensor:
-        """The sample as it is: this sampler needs no scaling of the network's input."""
+        """Returns the sample unchanged: this sampler needs no input scaling."""
         return sample
 
     def coefficients(self, timestep: int, eta: float) -> tuple[float, float, float]:
@@ -118,15 +118,15 @@ class ReconXScheduler(SchedulerMixin, ConfigMixin):
     ) -> ReconXSchedulerOutput | tuple[Tensor, Tensor]:
         """One DDIM step, in float32: x' = sqrt(a') x0 + sqrt(1 - a' - sigma^2) eps + sigma noise.
 
-        ``noise`` is drawn from ``generator`` where it is not given and eta is above 0.
+        If eta > 0 and ``noise`` is not given, it is drawn from ``generator``.
         """
         timestep = int(timestep)
         alpha, alpha_next, sigma = self.coefficients(timestep, eta)
         x, v = sample.float(), model_output.float()
         original = (alpha**0.5 * x - (1 - alpha) ** 0.5 * v) * self._rescale_ratio(timestep)
         epsilon = alpha**0.5 * v + (1 - alpha) ** 0.5 * x
-        # In float32, as upstream: at the first step with eta 1 this is 0 but for rounding, which upstream's results show, and
-        # where it rounds below 0 they are NaN.
+        # In float32, as upstream: at the first step with eta 1 this is 0 up to rounding, which affects upstream's results;
+        # where it rounds below 0 upstream gets NaN.
         direction = (1 - torch.tensor(alpha_next) - torch.tensor(sigma) ** 2).clamp(min=0).sqrt().item()
         following = alpha_next**0.5 * original + direction * epsilon
         if sigma > 0:
@@ -138,14 +138,14 @@ class ReconXScheduler(SchedulerMixin, ConfigMixin):
     def add_noise(
         self, original: Float[Tensor, "b ..."], noise: Float[Tensor, "b ..."], timesteps: Int[Tensor, " b"]
     ) -> Float[Tensor, "b ..."]:
-        """The noisy samples that training shows to the network: sqrt(a) c x0 + sqrt(1 - a) noise."""
+        """The noisy samples for training: sqrt(a) c x0 + sqrt(1 - a) noise."""
         signal, spread, scale = self._training_factors(timesteps, original)
         return signal * scale * original + spread * noise
 
     def get_velocity(
         self, original: Float[Tensor, "b ..."], noise: Float[Tensor, "b ..."], timesteps: Int[Tensor, " b"]
     ) -> Float[Tensor, "b ..."]:
-        """What the network is to predict: v = sqrt(a) noise - sqrt(1 - a) c x0."""
+        """The training target: v = sqrt(a) noise - sqrt(1 - a) c x0."""
         signal, spread, scale = self._training_factors(timesteps, original)
         return signal * noise - spread * scale * original
 

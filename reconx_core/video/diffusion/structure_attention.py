@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 
 class Tokens(NamedTuple):
-    """What the spatial cross-attention sees; diffusers' blocks hand it on untouched as ``encoder_hidden_states``.
+    """Inputs of the spatial cross-attention; diffusers' blocks pass them through unchanged as ``encoder_hidden_states``.
 
     ``image`` holds one set per clip (m = b, shared by its frames) or one per frame (m = b·f).
     """
@@ -35,7 +35,7 @@ def attend(
 
 
 class PlainAttnProcessor:
-    """softmax(QK^T/√d) V as diffusers' own processor does it, but heeding ``set_attention_backend``."""
+    """softmax(QK^T/√d) V as in diffusers' own processor, but it respects ``set_attention_backend``."""
 
     _attention_backend = None
 
@@ -55,9 +55,9 @@ class PlainAttnProcessor:
 class StructureAttnProcessor(nn.Module):
     """Eq. 11 in a spatial cross-attention: text + image + tanh(gate) · structure, each with its own keys and values.
 
-    All terms share the query and the output projection. The gate starts at zero, so a pretrained network is untouched;
-    the structure projections start at random, so that the gate has a gradient from the first step on. They have no bias:
-    a clip whose structure tokens are all zero gets exactly nothing from the third term.
+    All terms share the query and the output projection. The gate is initialised to zero, so a pretrained network is
+    unchanged; the structure projections are initialised randomly, so that the gate has a gradient from the first step on. They
+    have no bias: for a clip whose structure tokens are all zero the third term is exactly zero.
 
     Args:
         hidden_size: width of the layer, all heads together.
@@ -75,7 +75,7 @@ class StructureAttnProcessor(nn.Module):
         if structure_dim is not None:
             self.to_k_structure = nn.Linear(structure_dim, hidden_size, bias=False)
             self.to_v_structure = nn.Linear(structure_dim, hidden_size, bias=False)
-            self.structure_gate = nn.Parameter(torch.zeros(1))  # not 0-d, which sharded training refuses
+            self.structure_gate = nn.Parameter(torch.zeros(1))  # not 0-d, which sharded training does not support
 
     def forward(
         self,
@@ -84,7 +84,7 @@ class StructureAttnProcessor(nn.Module):
         encoder_hidden_states: Tokens,
         attention_mask: None = None,
     ) -> Float[Tensor, "n q c"]:
-        """Absent tokens (length 0, no structure) leave their term out; without any, only ``to_out``'s bias remains."""
+        """The terms of absent tokens (length 0, no structure) are skipped; without any, only ``to_out``'s bias remains."""
         query = attn.to_q(hidden_states)
 
         def term(tokens: Tensor, to_k: nn.Module, to_v: nn.Module) -> Tensor:

@@ -19,12 +19,12 @@ from reconx_core.errors import UserError
 from reconx_core.geometry.transforms import transform
 from reconx_core.video.diffusion.structure_attention import PlainAttnProcessor
 
-BLOCK = 64  # neighbouring points that are skipped together when a new pick cannot be their nearest
-_CELLS = 10  # bits per axis of the curve that makes neighbours of points
+BLOCK = 64  # points along the curve that are skipped together if a new sample cannot be their nearest one
+_CELLS = 10  # bits per axis of the Z-curve that orders the points
 
 
 def normalise_points(points_world: Float[Tensor, "n 3"], cam_to_world: Float[Tensor, "4 4"]) -> Float[Tensor, "n 3"]:
-    """Points in the frame of the first camera, divided by their median depth there: what the encoder expects.
+    """Points in the frame of the first camera, divided by their median depth there: the input of the encoder.
 
     Raises:
         UserError: no point lies in front of the camera.
@@ -39,8 +39,8 @@ def normalise_points(points_world: Float[Tensor, "n 3"], cam_to_world: Float[Ten
 def farthest_point_sample(points: Float[Tensor, "n 3"], count: int) -> Int[Tensor, " count"]:
     """Indices of ``count`` points, each the farthest from those before it; the first is the farthest from the centroid.
 
-    Equally far points are told apart by position, so the chosen points do not depend on the order of the input (of points
-    at one place any may stand for all). Distances are float32.
+    Ties are broken by position, so the chosen points do not depend on the order of the input (except among duplicates).
+    Distances are float32.
 
     Raises:
         UserError: there are not ``count`` points, or some are not finite.
@@ -62,7 +62,7 @@ def farthest_point_sample(points: Float[Tensor, "n 3"], count: int) -> Int[Tenso
 
 
 def _neighbours_together(points: np.ndarray) -> np.ndarray:
-    """An order that depends on the positions alone: along a Z-curve, then by coordinates."""
+    """An order that depends only on the positions: along a Z-curve, then by coordinates."""
     low, high = points.min(0), points.max(0)
     cells = ((points - low) / np.maximum(high - low, np.float32(1e-30)) * (2**_CELLS - 1)).astype(np.int64)
     bits = np.arange(_CELLS)
@@ -72,11 +72,11 @@ def _neighbours_together(points: np.ndarray) -> np.ndarray:
 
 @serial_kernel
 def _pick_farthest(x, y, z, low, high, picked):
-    """Complete ``picked``, whose first entry is given.
+    """Farthest point sampling: fill ``picked``, whose first entry is given.
 
     Squared distances are kept as their bits: those of non-negative floats order like integers, whose maximum the compiler
-    vectorises. A block whose box is farther from the new pick than all its points are from older ones keeps its values;
-    that is exact, since rounding keeps the order of the two distances. Points that are picked get -1.
+    vectorises. A block is skipped if its bounding box is farther from the new sample than all its points are from earlier
+    ones; that is exact, since rounding preserves the order of the two distances. Sampled points get -1.
     """
     count, blocks = len(x), len(low)
     nearest = np.full(count, np.float32(np.inf).view(np.int32), np.int32)
@@ -101,7 +101,7 @@ def _pick_farthest(x, y, z, low, high, picked):
 
 @serial_kernel
 def _approach(x, y, z, i, nearest, start, end):
-    """Let point i be a candidate for the nearest pick of the points in [start, end); returns their largest distance."""
+    """Update the distances of the points in [start, end) with the new sample i; returns the largest."""
     top = np.int32(-1)
     for j in range(start, end):
         dx, dy, dz = x[j] - x[i], y[j] - y[i], z[j] - z[i]
@@ -113,7 +113,7 @@ def _approach(x, y, z, i, nearest, start, end):
 def fourier_features(points: Float[Tensor, "*n 3"], frequencies: int) -> Float[Tensor, "*n e"]:
     """Sine and cosine of the coordinates times 2^k π for k < ``frequencies``, then the coordinates; e = 6·frequencies + 3.
 
-    Float32 whatever the network's type is: half precision would lose the higher frequencies.
+    Always float32: half precision would lose the higher frequencies.
     """
     points = points.float()
     basis = math.pi * 2.0 ** torch.arange(frequencies, device=points.device)
@@ -122,10 +122,10 @@ def fourier_features(points: Float[Tensor, "*n 3"], frequencies: int) -> Float[T
 
 
 class StructureEncoder(ModelMixin, ConfigMixin):
-    """F(P) = FFN(CrossAttn(PosEmb(P~), PosEmb(P))) (eq. 10), with P~ the farthest points of P at 1/``ratio``.
+    """F(P) = FFN(CrossAttn(PosEmb(P~), PosEmb(P))) (eq. 10), with P~ the farthest point sample of P at 1/``ratio``.
 
-    PosEmb is an MLP of ``fourier_features`` (and of features per point, such as colours). Both steps have a residual
-    connection and a norm before them, as in 3DShape2VecSet, and the tokens are normalised at the end.
+    PosEmb is an MLP of ``fourier_features`` (and of features per point, such as colours). Both steps are pre-norm
+    with a residual connection, as in 3DShape2VecSet, and the tokens are normalised at the end.
 
     Args:
         width: channels of the tokens.
@@ -140,7 +140,7 @@ class StructureEncoder(ModelMixin, ConfigMixin):
         super().__init__()
         self.embedding = nn.Sequential(nn.Linear(6 * frequencies + 3 + feature_dim, width), nn.GELU(), nn.Linear(width, width))
         self.norm_queries, self.norm_keys, self.norm_attended, self.norm_out = (nn.LayerNorm(width) for _ in range(4))
-        # the processor type is diffusers' closed list
+        # diffusers types the processor as one of its own classes
         processor: Any = PlainAttnProcessor()
         self.attention = Attention(width, cross_attention_dim=width, heads=heads, dim_head=width // heads, processor=processor)
         self.feed_forward = FeedForward(width)
@@ -151,12 +151,12 @@ class StructureEncoder(ModelMixin, ConfigMixin):
         features: Float[Tensor, "b n c"] | None = None,
         indices: Int[Tensor, "b t"] | None = None,
     ) -> Float[Tensor, "b t width"]:
-        """Structure tokens of clouds that ``normalise_points`` has brought to the first camera's frame and median depth 1.
+        """Structure tokens of clouds normalised by ``normalise_points`` (first camera's frame, median depth 1).
 
-        ``indices`` (of ``farthest_point_sample``) save the sampling where a cloud is encoded again and again.
+        ``indices``: the result of ``sample``, to skip the sampling if a cloud is encoded repeatedly.
 
         Raises:
-            UserError: there are fewer points than one token takes.
+            UserError: there are fewer points than one token needs.
         """
         if indices is None:
             indices = self.sample(points)
@@ -166,7 +166,7 @@ class StructureEncoder(ModelMixin, ConfigMixin):
         return self.norm_out(tokens + self.feed_forward(self.norm_attended(tokens)))
 
     def sample(self, points: Float[Tensor, "b n 3"]) -> Int[Tensor, "b t"]:
-        """The farthest n // ``ratio`` points of each cloud, to be given to ``forward`` as ``indices``."""
+        """Farthest point sample of n // ``ratio`` points of each cloud, for ``forward``'s ``indices``."""
         return torch.stack([farthest_point_sample(cloud, points.shape[1] // self.config["ratio"]) for cloud in points])
 
     def _embed(self, points: Tensor, features: Tensor | None) -> Float[Tensor, "b n width"]:

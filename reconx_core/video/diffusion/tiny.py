@@ -13,15 +13,15 @@ from reconx_core.video.diffusion.structure_encoder import StructureEncoder
 from reconx_core.video.diffusion.unet import ReconXUNet
 from reconx_core.video.sources import SOURCES
 
-PATCH = 4  # finer than the width of the first level: detail that a patch cannot hold could not be taken back
+PATCH = 4  # small enough that the first level is wider than a patch's channels; otherwise detail would be lost
 PIXELS = 3 * PATCH**2  # channels of a frame's latents
-WIDTH = 96  # of all tokens
-TRUST = 2.0  # logit of the render against each of its sources before training
-RESIDUAL_SCALE = 4.0  # brings a frame's difference from its render to about unit deviation
+WIDTH = 96  # channels of all tokens
+TRUST = 2.0  # initial logit of the render; those of the other sources are 0
+RESIDUAL_SCALE = 4.0  # scales the difference of a frame from its render to about unit standard deviation
 
 
 def tiny_pipeline(seed: int) -> ReconXPipeline:
-    """The pipeline with random weights, the same for the same seed; an untrained one gives the renders back."""
+    """The pipeline with random weights, determined by the seed; untrained, it reproduces the renders."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         unet = ReconXUNet(

@@ -1,4 +1,4 @@
-"""The video network: DynamiCrafter's 3-D U-Net out of diffusers' blocks, with the paper's structure attention (eq. 11)."""
+"""The video network: DynamiCrafter's 3-D U-Net built from diffusers' blocks, with the paper's structure attention (eq. 11)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from reconx_core.video.diffusion.structure_attention import PlainAttnProcessor, 
 
 
 class FrameConv(nn.Conv3d):
-    """A convolution over frames alone, run as one over (frame, pixel): faster on the CPU than the libraries' 3-D one."""
+    """A temporal convolution, computed as a 2-D convolution over (frame, pixel), which is faster on the CPU than 3-D."""
 
     def __init__(self, conv: nn.Conv3d) -> None:
         super().__init__(conv.in_channels, conv.out_channels, (3, 1, 1), padding=(1, 0, 0))
@@ -38,20 +38,20 @@ class ReconXUNet(ModelMixin, ConfigMixin):
     """Predicts v of noisy latents, given the photos' latents, text, image and structure tokens, and the frame rate.
 
     Parameter names are those of diffusers' ``UNet3DConditionModel`` and IP-Adapter processors, so that published weights
-    load by renaming (``checkpoint_unet``). With every structure gate at zero the network is DynamiCrafter's, bit for bit.
+    load by renaming (``checkpoints.unet_keys``). With every structure gate at zero the network is DynamiCrafter's, bit for bit.
 
     Args:
         in_channels: noisy latents, then condition latents.
         out_channels: channels of the prediction.
         block_out_channels: width of each level; each further level halves height and width.
         layers_per_block: residual blocks per level (one more on the way up).
-        attention_levels: which levels have spatial and temporal attention; the middle always has.
+        attention_levels: which levels have spatial and temporal attention; the middle block always has.
         attention_head_dim: channels per head; a level has as many heads as fit its width.
         cross_attention_dim: width of text and image tokens.
         norm_num_groups: groups of all group norms.
         input_attention_heads: heads of the temporal transformer after the first convolution.
         default_fps: the frame rate assumed when none is given.
-        image_tokens_per_frame: this many image tokens per frame make them each frame's own; 0: always shared.
+        image_tokens_per_frame: with this many image tokens per frame, each frame has its own; 0: always shared.
         dropout: in the residual blocks and their temporal convolutions while training; attention has none.
         structure_dim: width of the structure tokens; None: a network without the third attention term.
 
@@ -110,8 +110,8 @@ class ReconXUNet(ModelMixin, ConfigMixin):
         """Predict v (b, out_channels, f, h, w).
 
         ``text_tokens`` may have any length; at 0 the text term is left out. With ``image_tokens_per_frame`` · f image tokens
-        each frame sees its own share in order, with any other number all frames see all (upstream's rule). A clip without
-        structure in a batch with it gets zeros as structure tokens. h and w may be any size.
+        each frame attends to its own share in order, with any other number all frames attend to all (as upstream). A clip
+        without structure in a batch with it gets zeros as structure tokens. h and w may be any size.
 
         Raises:
             UserError: there are structure tokens but the network has no structure attention.
@@ -132,7 +132,7 @@ class ReconXUNet(ModelMixin, ConfigMixin):
         count = self.config["layers_per_block"] + 1
         for block in self.up_blocks:
             used, skips = tuple(skips[-count:]), skips[:-count]
-            # what is left ends with the next finer level, whose size need not be twice this one's
+            # the next skip connection is of the next finer level, whose size need not be twice this one's
             size = skips[-1].shape[2:] if skips else None
             sample = self._run(
                 block, sample, temb=temb, tokens=tokens, num_frames=frames, res_hidden_states_tuple=used, upsample_size=size
@@ -158,7 +158,7 @@ class ReconXUNet(ModelMixin, ConfigMixin):
         return self.time_embedding(sinusoid(timestep)) + self.fps_embedding(sinusoid(rate))
 
     def _run(self, block: nn.Module, sample: Tensor, tokens: Tokens, **inputs: Any) -> Any:
-        """One block; where gradients are checkpointed, its activations are computed again in the backward pass."""
+        """Run one block, with gradient checkpointing if enabled."""
         if getattr(block, "has_cross_attention", False):
             inputs["encoder_hidden_states"] = tokens
         run = partial(block, **inputs)
@@ -184,7 +184,7 @@ def _check_levels(config: Any) -> None:
 
 
 def _common(config: Any) -> dict[str, Any]:
-    # diffusers' 3-D blocks take the width of a head under the name num_attention_heads
+    # diffusers' 3-D blocks expect the width of a head as num_attention_heads
     return {
         "temb_channels": 4 * config.block_out_channels[0],
         "num_attention_heads": config.attention_head_dim,
@@ -225,7 +225,7 @@ def _up_blocks(config: Any) -> Iterator[nn.Module]:
 
 
 def _prepare(unet: ReconXUNet) -> None:
-    """What diffusers' blocks do not take as arguments: attention, convolution and dropout over time, a neutral frame rate."""
+    """Set what diffusers' blocks do not take as arguments: attention, temporal convolution, dropout, a neutral frame rate."""
     for module in unet.modules():
         if isinstance(module, Attention):
             _set_processor(module, PlainAttnProcessor())

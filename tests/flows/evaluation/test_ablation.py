@@ -22,7 +22,7 @@ CHANGED = {
 }
 
 
-def chain(settings):
+def task_ids(settings):
     """What each stage's artifact depends on: its settings and, through its parents, theirs."""
     keys = {}
     for stage in STAGES:
@@ -58,8 +58,8 @@ def test_rows_differ_from_the_full_method_in_the_right_stages_alone():
 
 
 def test_rows_share_what_they_have_in_common():
-    chains = [chain(resolve_settings(None, list(row.overrides))) for row in load_ablation()]
-    counts = {stage: len({keys[stage] for keys in chains}) for stage in STAGES}
+    ids = [task_ids(resolve_settings(None, list(row.overrides))) for row in load_ablation()]
+    counts = {stage: len({keys[stage] for keys in ids}) for stage in STAGES}
     assert counts == {
         "views": 1, "pointcloud": 1, "condition": 1, "video": 3, "confidence": 5, "splats": 7, "metrics": 7,
     }  # fmt: skip

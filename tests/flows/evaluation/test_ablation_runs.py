@@ -38,15 +38,15 @@ def wanted_tasks(scenes):
 
 def made_tasks(out):
     """How many tasks of each stage the rows' records tell of: those that differ in a setting or in what they were given."""
-    told = {stage: set() for stage in STAGES}
+    tasks = {stage: set() for stage in STAGES}
     for row in ROWS:
         record = json.loads((out / row / "run.json").read_text())
         settings = resolve_settings(str(out / row / "settings.yaml"), None)
         for name, scene in record["scenes"].items():
             for stage in STAGES:
                 given = [scene["artifacts"][parent]["digest"] for parent in PARENTS[stage]]
-                told[stage].add((name, json.dumps([resolved_settings(stage, settings), given], sort_keys=True)))
-    return {stage: len(found) for stage, found in told.items()}
+                tasks[stage].add((name, json.dumps([resolved_settings(stage, settings), given], sort_keys=True)))
+    return {stage: len(found) for stage, found in tasks.items()}
 
 
 def stored(store):

@@ -177,10 +177,10 @@ def test_run_of_an_older_version_stands_under_its_own_title():
 
 
 def test_label_is_the_nearest_preset_and_what_differs():
-    told = lambda preset, *changes: method_label(resolve_settings(preset, list(changes)).model_dump(mode="json"))  # noqa: E731
-    assert told("default") == "default"
-    assert told("paper", "views.size=256", "seed=3") == "paper"
-    assert told("default", "splats.steps=500", "video.backend=none") == "default, video.backend=none, splats.steps=500"
+    label = lambda preset, *changes: method_label(resolve_settings(preset, list(changes)).model_dump(mode="json"))  # noqa: E731
+    assert label("default") == "default"
+    assert label("paper", "views.size=256", "seed=3") == "paper"
+    assert label("default", "splats.steps=500", "video.backend=none") == "default, video.backend=none, splats.steps=500"
 
 
 def test_one_method_over_several_columns_is_one_row():

@@ -34,7 +34,7 @@ def test_every_protocol_is_whole(name):
         chosen = load_protocol(name, views)
         settings = chosen.applied(Settings(), [])
         assert settings.views.protocol == "posed"
-        assert chosen.told()["views"] == views
+        assert chosen.record()["views"] == views
         assert chosen.index.get(views) or settings.views.split.endswith(str(views)) or protocol.make_index
     if protocol.table:
         assert protocol.set in {entry.set for entry in load_published(protocol.table).entries}
@@ -47,14 +47,14 @@ def test_every_set_of_the_papers_tables_has_a_protocol():
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [("views: [2]", "is no protocol"), ("title: a\nviews: [2]", "either a split or"),
      ("title: a\nviews: [2]\nsplit: 'gap:9'\nsettings: {splats: {steps: 1}}", "the rest is the method's"),
      ("title: a\nviews: [2, 3]\nindex: {2: a.json}", "for each number of views, an index"), ("- 1", "is no protocol")],
 )  # fmt: skip
-def test_a_malformed_file_is_a_sentence(tmp_path, text, told):
+def test_a_malformed_file_is_a_sentence(tmp_path, text, message):
     (tmp_path / "mine.yaml").write_text(text)
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         load_protocol(str(tmp_path / "mine.yaml"))
 
 

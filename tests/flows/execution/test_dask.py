@@ -18,7 +18,7 @@ from processes import alive, wait_until
 from rich.console import Console
 from standins import artifact_bytes, write_folder
 
-from flows.execution.plan import Planned
+from flows.execution.plan import ScenePlan
 from reconx_core.errors import UserError
 from reconx_core.settings import STAGES, Settings
 
@@ -158,7 +158,7 @@ def test_models_stay_loaded_between_scenes(server, tmp_path):
     from flows.execution.run import resolve_settings, run_stages
 
     settings, scenes = resolve_settings(None, QUICK), find_scenes("procedural:room?seed=0..1&views=3&width=192&height=144")
-    plans = [Planned(name, source, settings) for name, source in scenes]
+    plans = [ScenePlan(name, source, settings) for name, source in scenes]
     one = {"n_workers": 1, "threads_per_worker": 1, "memory_limit": 0, "dashboard_address": None}
     with LocalCluster(**one) as cluster, Client(cluster, set_as_default=False) as client:
         runs = run_stages(lambda: plans, tmp_path, Console(), last="video", dask=cluster.scheduler_address)
@@ -192,23 +192,23 @@ def test_dask_that_is_not_installed(reconx, data, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"token": Path("/nowhere/.tmp/token")}, "does not see the store /nowhere"),
         ({"environment": {"PREFECT_API_URL": "http://127.0.0.1:9/api"}}, "cannot reach the Prefect server"),
         ({"codes": {"splats": "another"}}, "has other code of splats"),
     ],
 )
-def test_worker_that_cannot_do_its_part_refuses(server, tmp_path, monkeypatch, change, told):
+def test_worker_that_cannot_do_its_part_refuses(server, tmp_path, monkeypatch, change, message):
     from flows.execution import dask_cluster as cluster
 
-    monkeypatch.setattr(cluster, "hear_warnings", lambda say: None)
+    monkeypatch.setattr(cluster, "route_warnings", lambda say: None)
     monkeypatch.setenv("PREFECT_API_URL", server)  # so that what the worker sets here is undone
     monkeypatch.setattr(cluster, "send_events_to", lambda url: None)
     fit = {"token": tmp_path, "environment": {"PREFECT_API_URL": server}, "codes": cluster._codes()}
     worker, messenger = SimpleNamespace(address="tcp://10.0.0.7:40000"), cluster.Messenger("topic")
     cluster.Preparation("name", **fit, messenger=messenger).setup(worker)
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         cluster.Preparation("name", **fit | change, messenger=messenger).setup(worker)
 
 
@@ -251,10 +251,10 @@ def test_error_that_cannot_travel_still_says_what_it_said(tmp_path, monkeypatch)
     job = Job("views", "attic", "procedural:room", "", Settings(), tmp_path, Monitor())
     with pytest.raises(Awkward):
         pipeline.run_stage.fn(job, {})
-    with pytest.raises(pipeline.WorkerError) as told:
+    with pytest.raises(pipeline.WorkerError) as raised:
         pipeline.run_stage.fn(job, {}, remote=True)
-    assert told.value.__context__ is None
-    assert pipeline.describe_error(pickle.loads(pickle.dumps(told.value))) == "Awkward: not today"
+    assert raised.value.__context__ is None
+    assert pipeline.describe_error(pickle.loads(pickle.dumps(raised.value))) == "Awkward: not today"
 
 
 def test_task_whose_workers_all_died_is_its_scenes_error():

@@ -6,10 +6,10 @@ import shutil
 import pytest
 from standins import write_folder
 
-from flows.execution.plan import Planned
+from flows.execution.plan import ScenePlan
 from flows.execution.run import resolve_settings
 from flows.runs.explain import changes, choose, nearest
-from flows.runs.request import Asked
+from flows.runs.request import RunRequest
 from reconx_core.cache import store
 from reconx_core.errors import UserError
 from reconx_core.settings import STAGES
@@ -105,13 +105,13 @@ def test_a_scene_that_failed_and_names_that_are_not_there(reconx, tiny, why, tmp
     assert line.startswith("video of broken was not reached, because views failed at 20")
     assert line.endswith(": This scene is broken; take another one.")
     assert why("views", scene="broken")[0].startswith("views of broken failed at 20")
-    for scene, stage, told in (
+    for scene, stage, message in (
         ("atic", "video", "No run with the store store has a scene 'atic'; did you mean attic?"),
         ("zzz", "video", "No run with the store store has a scene 'zzz'; there are attic, broken."),
         ("attic", "vide", f"There is no stage 'vide'; there are {', '.join(STAGES)}."),
     ):
         outcome = reconx("why", scene, stage, "--store", "store")
-        assert (outcome.code, outcome.err) == (2, f"reconx: {told}\n")
+        assert (outcome.code, outcome.err) == (2, f"reconx: {message}\n")
     outcome = reconx("why", "attic", "video", "--run", "data")
     assert (outcome.code, "no request.json in 'data'" in outcome.err) == (2, True)
 
@@ -124,7 +124,7 @@ def publish(root, stage, key, made, keys=None, **parts):
     keys = keys or {}
     known = {
         "settings": {}, "source": "", "code": "c", "weights": {}, "device": "cpu", "modules": {}, "parent_keys": keys,
-        "parents": {name: store.told_reference(store.manifest_of(root, name, k)).digest for name, k in keys.items()},
+        "parents": {name: store.reference_of_manifest(store.manifest_of(root, name, k)).digest for name, k in keys.items()},
     }  # fmt: skip
     about = {"scene": "u"} | {name: value for name, value in (known | parts).items() if value is not None}
     store.publish(root, stage, key, about, {"bytes": key.encode()}, {"made": made})
@@ -144,7 +144,7 @@ def test_causes_are_followed_to_their_root_and_told_once(tmp_path):
         "the bytes of views changed, because",
         "  input files: a.png changed",
         "the bytes of pointcloud changed, because",
-        "  the bytes of views changed, as told above",
+        "  the bytes of views changed, see above",
         "  weights: w.safetensors changed",
         "device: cpu -> cuda",
     ]
@@ -191,25 +191,25 @@ def test_the_nearest_differs_least_and_then_is_the_newest_of_the_same_scene(tmp_
 
 def test_rows_and_seeds_must_be_named_only_where_they_part(tmp_path):
     plans = [
-        Planned("u", "u", resolve_settings(None, [f"seed={seed}", f"splats.steps={steps}"]), row, seeded=True)
+        ScenePlan("u", "u", resolve_settings(None, [f"seed={seed}", f"splats.steps={steps}"]), row, seeded=True)
         for row, steps in (("short", 1), ("long", 2))
         for seed in (0, 1)
     ]
-    asked = Asked(tmp_path / "out", tmp_path, "u", "", 0.0, {}, 1, tuple(plans), {}, {}, frozenset())
+    request = RunRequest(tmp_path / "out", tmp_path, "u", "", 0.0, {}, 1, tuple(plans), {}, {}, frozenset())
 
     def chosen(stage, row=None, seed=None):
-        return choose(asked, tmp_path, "u", stage, row, seed)[stage].plan.label
+        return choose(request, tmp_path, "u", stage, row, seed)[stage].plan.label
 
     assert chosen("views") == "u · short · seed 0"
     assert chosen("video", seed=1) == "u · short · seed 1"
     assert chosen("splats", "long", 1) == "u · long · seed 1"
-    for options, told in (
+    for options, message in (
         (("splats",), r"name one by --row \(short, long\) and --seed \(0, 1\)\."),
         (("splats", "long"), r"name one by --seed \(0, 1\)\."),
         (("splats", "lon"), "has no row 'lon'; did you mean long?"),
         (("splats", "long", 7), r"has no seed 7; there are 0, 1\."),
     ):
-        with pytest.raises(UserError, match=told):
+        with pytest.raises(UserError, match=message):
             chosen(*options)
 
 

@@ -15,7 +15,7 @@ from standins import write_folder
 
 from flows.evaluate import make_plans, make_request
 from flows.runs.garbage import collect_garbage
-from flows.runs.request import noted, read_request
+from flows.runs.request import read_request, record_request
 from reconx_core import splats
 from reconx_core.settings import STAGES
 from tasks import execute
@@ -116,8 +116,8 @@ def test_a_run_before_during_and_after_kill_9(server, reconx, tiny, status, data
     assert table == counts
     assert lines[0].endswith(", stopped before its end.")
     assert lines[-1] == "Run the same command again to go on from here."
-    told = reconx("why", "attic", "splats", "--run", "out").out
-    assert "was not reached: the run out stopped before its end; the same command goes on with confidence." in told
+    output = reconx("why", "attic", "splats", "--run", "out").out
+    assert "was not reached: the run out stopped before its end; the same command goes on with confidence." in output
     assert collect_garbage(tmp_path / "store")[:2] == (0, 4)
     assert "splats" not in log.read_text()
 
@@ -127,7 +127,7 @@ def test_a_run_before_during_and_after_kill_9(server, reconx, tiny, status, data
 
 def test_tasks_that_rows_and_seeds_share_count_once(status, data, tmp_path):
     request = make_request(str(data), None, [], seeds=2, ablation=True)
-    noted(make_plans(request, tmp_path / "out"), 1.0, str(data), tmp_path / "out", tmp_path / "store")
+    record_request(make_plans(request, tmp_path / "out"), 1.0, str(data), tmp_path / "out", tmp_path / "store")
     table, lines = status("out")
     per_seed = {"pointcloud": 1, "condition": 1, "video": 3, "confidence": 5, "splats": 7, "metrics": 7}
     assert table == {"views": [0, 0, 2, 2]} | {stage: [0, 0, 4 * n, 4 * n] for stage, n in per_seed.items()}
@@ -138,7 +138,7 @@ def test_tasks_that_rows_and_seeds_share_count_once(status, data, tmp_path):
 def test_plans_are_made_again_as_they_were(data, tmp_path):
     request = make_request(str(data), None, ["splats.steps=7"], seeds=2, ablation=True)
     plans = make_plans(request, tmp_path)
-    noted(plans, 1.0, str(data), tmp_path, tmp_path / "store")
+    record_request(plans, 1.0, str(data), tmp_path, tmp_path / "store")
     assert list(read_request(tmp_path).plans) == plans
 
 
@@ -147,7 +147,7 @@ def test_time_left_is_told_once_every_stage_has_been_measured(reconx, tiny, stat
     for name in ("attic", "cellar", "den"):
         write_folder(data / name)
     plans = make_plans(make_request(str(data), None, []), tmp_path)
-    noted(plans, 1.0, str(data), tmp_path / "next", store, workers=2)
+    record_request(plans, 1.0, str(data), tmp_path / "next", store, workers=2)
     assert not any(" are left" in line for line in status("next")[1])
     reconx("reconstruct", data / "attic", "-o", "one", "--store", store)
     for measured in store.glob("*/*/measured.json"):
@@ -163,6 +163,6 @@ def test_what_is_no_run_and_a_dataset_that_is_gone(reconx, status, photos, tmp_p
     assert "There is no request.json in" in outcome.err
     assert "knows of no run" in reconx("status", "--store", "nowhere").err
     plans = make_plans(make_request(str(photos), None, []), tmp_path)
-    noted(plans, 1.0, str(photos), tmp_path / "out", tmp_path / "store")
+    record_request(plans, 1.0, str(photos), tmp_path / "out", tmp_path / "store")
     photos.rename(tmp_path / "away")
     assert status("out")[1][-1] == f"The dataset {photos} is gone; nothing more can be computed from it until it is back."

@@ -1,4 +1,4 @@
-"""`reconx weights convert`: what a user is told about a converted model."""
+"""`reconx weights convert`: what is printed about a converted model."""
 
 import io
 import json
@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 
 from flows import cli
-from flows.weights.convert import convert as weights
+from flows.weights.convert import convert
 from reconx_core.video.checkpoints.convert import schedule_buffers
 from reconx_core.video.diffusion.pipeline import ReconXPipeline
 from reconx_core.video.diffusion.scheduler import ReconXScheduler
@@ -23,7 +23,7 @@ needs_golden = pytest.mark.skipif(not LISTED, reason=f"no pipeline_*.json in {GO
 
 
 @pytest.fixture
-def told(tmp_path, monkeypatch):
+def converted(tmp_path, monkeypatch):
     """Convert a small checkpoint without the keys that start with ``left_out``; returns what is printed."""
     monkeypatch.setenv("RECONX_WEIGHTS", str(tmp_path / "weights"))
 
@@ -33,15 +33,15 @@ def told(tmp_path, monkeypatch):
         tensors = {k: buffers[k].float() if k in buffers else torch.zeros(v) for k, v in listed.items()}
         torch.save({"state_dict": {k: v for k, v in tensors.items() if not k.startswith(left_out)}}, tmp_path / name)
         printed = io.StringIO()
-        weights.convert(tmp_path / name, out, None, "float16", LISTED[0], None, Console(file=printed))
+        convert(tmp_path / name, out, None, "float16", LISTED[0], None, Console(file=printed))
         return printed.getvalue()
 
     return run
 
 
 @needs_golden
-def test_licence_source_and_use_are_told_golden(told, tmp_path):
-    printed = told("ViewCrafter_25_512.ckpt")
+def test_licence_source_and_use_are_printed_golden(converted, tmp_path):
+    printed = converted("ViewCrafter_25_512.ckpt")
     assert f"ViewCrafter, class 512, float16, in {tmp_path}/weights/viewcrafter_512\n" in printed
     assert "Licence: code Apache-2.0; weights tagged apache-2.0" in printed
     assert json.loads((tmp_path / "weights" / "viewcrafter_512" / "provenance.json").read_text())["sha256"] in printed
@@ -51,8 +51,8 @@ def test_licence_source_and_use_are_told_golden(told, tmp_path):
 
 
 @needs_golden
-def test_a_pruned_checkpoint_asks_for_its_clip_golden(told, tmp_path):
-    printed = told("dynamicrafter_512_interp_pruned.ckpt", ("cond_stage_model.", "embedder."), tmp_path / "a model")
+def test_a_pruned_checkpoint_asks_for_its_clip_golden(converted, tmp_path):
+    printed = converted("dynamicrafter_512_interp_pruned.ckpt", ("cond_stage_model.", "embedder."), tmp_path / "a model")
     assert "lacks text_encoder, image_encoder, tokenizer; convert again with --clip" in printed
     assert printed.endswith(f"-S video.backend=reconx -S 'video.weights={tmp_path}/a model'\n")
 

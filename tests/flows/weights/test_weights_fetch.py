@@ -4,6 +4,7 @@ import argparse
 import hashlib
 import json
 import shutil
+import signal
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -42,7 +43,8 @@ class Hub(ThreadingHTTPServer):
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Answer)
-        self.repositories, self.gated, self.cut, self.spoilt, self.asked = {}, set(), set(), set(), []
+        self.repositories, self.gated, self.cut, self.spoilt, self.requests = {}, set(), set(), set(), []
+        self.interrupted, self.released, self.late = set(), threading.Event(), False
 
     @property
     def url(self):
@@ -62,7 +64,7 @@ class Answer(BaseHTTPRequestHandler):
     def answer(self, body):
         path = self.path.partition("?")[0].removeprefix("/")
         if "/resolve/" in path or path.startswith("api/models/"):
-            self.server.asked.append((self.command, path))
+            self.server.requests.append((self.command, path))
         if path.startswith("api/models/"):
             repository, _, revision = path.removeprefix("api/models/").partition("/revision/")
             return self.describe(repository, revision)
@@ -87,6 +89,10 @@ class Answer(BaseHTTPRequestHandler):
         assert revision == COMMIT  # what is fetched is one revision, whatever happens to its branch meanwhile
         if repository in self.server.gated:
             return self.refuse(403, "GatedRepo")
+        if name in self.server.interrupted and body:
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+            self.server.late = not self.server.released.wait(5)
+            return None
         content = self.server.repositories[repository][name]
         headers = {"ETag": f'"{hashlib.sha256(content).hexdigest()}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
         whole, start = len(content), 0
@@ -114,7 +120,7 @@ class Answer(BaseHTTPRequestHandler):
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
     server = Hub()
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     for name in ("HF_TOKEN", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
@@ -150,8 +156,8 @@ def reconx(monkeypatch, capsys, weights):
         with pytest.raises(SystemExit) as ended:
             cli.main()
         captured = capsys.readouterr()
-        told = [line for line in captured.err.splitlines() if line.startswith("reconx: ")]
-        return int(ended.value.code or 0), captured.out, told[0] if told else ""
+        sentences = [line for line in captured.err.splitlines() if line.startswith("reconx: ")]
+        return int(ended.value.code or 0), captured.out, sentences[0] if sentences else ""
 
     return run
 
@@ -195,10 +201,10 @@ def test_fetch_records_revision_and_digests_and_what_arrived_is_verified(hub, re
         [f"{DUST3R_FOLDER}/{name}" for name in ("README.md", "config.json", "fetched.json", "model.safetensors")]
         + [fetch.ACCEPTED]
     )
-    told = json.loads((folder / "fetched.json").read_text())
-    assert (told["repository"], told["revision"]) == (DUST3R_REPOSITORY, COMMIT)
-    assert set(told["files"]) == {"README.md", "config.json", "model.safetensors"}
-    for name, entry in told["files"].items():
+    record = json.loads((folder / "fetched.json").read_text())
+    assert (record["repository"], record["revision"]) == (DUST3R_REPOSITORY, COMMIT)
+    assert set(record["files"]) == {"README.md", "config.json", "model.safetensors"}
+    for name, entry in record["files"].items():
         content = repositories[DUST3R_REPOSITORY][name]
         assert (folder / name).read_bytes() == content
         assert entry == {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
@@ -208,7 +214,7 @@ def test_fetch_records_revision_and_digests_and_what_arrived_is_verified(hub, re
     assert printed.endswith("Next: -S pointcloud.backend=dust3r\n")
     code, printed, _ = reconx("verify", DUST3R_FOLDER)  # by its name in RECONX_WEIGHTS
     assert code == 0
-    assert f"SHA-256 of model.safetensors: {told['files']['model.safetensors']['sha256']} (as recorded)\n" in printed
+    assert f"SHA-256 of model.safetensors: {record['files']['model.safetensors']['sha256']} (as recorded)\n" in printed
 
 
 def test_each_repository_gives_the_files_that_it_has(hub, repositories, reconx, weights):
@@ -227,9 +233,9 @@ def test_each_repository_gives_the_files_that_it_has(hub, repositories, reconx, 
 def test_a_second_fetch_finds_the_first(hub, repositories, reconx):
     hub.repositories = repositories
     reconx("fetch", "dust3r", "--accept-licence")
-    hub.asked.clear()
+    hub.requests.clear()
     code, printed, _ = reconx("fetch", "dust3r")
-    assert (code, hub.asked) == (0, [])
+    assert (code, hub.requests) == (0, [])
     assert f"already, revision {COMMIT}" in printed
     assert reconx("fetch", "dust3r", "--revision", COMMIT)[0] == 0
     assert f"holds revision {COMMIT}; remove it" in reconx("fetch", "dust3r", "--revision", "v2")[2]
@@ -240,7 +246,7 @@ def test_a_folder_of_the_user_is_left_alone(hub, reconx, weights):
     code, _, error = reconx("fetch", "dust3r", "--accept-licence")
     assert code == 2
     assert "is there already" in error
-    assert hub.asked == []
+    assert hub.requests == []
 
 
 def test_an_interrupted_fetch_goes_on_where_it_was(hub, repositories, reconx, weights, monkeypatch):
@@ -256,10 +262,19 @@ def test_an_interrupted_fetch_goes_on_where_it_was(hub, repositories, reconx, we
         patched.setattr(huggingface_hub, "hf_hub_download", interrupted)
         assert reconx("fetch", "dust3r", "--accept-licence")[0] == 130
     assert not (weights / DUST3R_FOLDER).exists()
-    hub.asked.clear()
+    hub.requests.clear()
     assert reconx("fetch", "dust3r")[0] == 0
-    assert [path.rpartition("/")[2] for command, path in hub.asked if command == "GET"] == ["main", "model.safetensors"]
+    assert [path.rpartition("/")[2] for command, path in hub.requests if command == "GET"] == ["main", "model.safetensors"]
     assert not list(weights.glob(".*"))
+
+
+def test_ctrl_c_does_not_wait_for_the_file_that_is_on_its_way(hub, repositories, reconx, weights):
+    hub.repositories = repositories
+    hub.interrupted.add("model.safetensors")
+    assert reconx("fetch", "dust3r", "--accept-licence")[0] == 130
+    assert not hub.late
+    hub.released.set()
+    assert not (weights / DUST3R_FOLDER).exists()
 
 
 @pytest.mark.parametrize("fault", ["cut", "spoilt"])
@@ -282,7 +297,7 @@ def test_the_licence_is_accepted_once(hub, repositories, reconx, weights, monkey
     assert code == 2
     assert "non-commercial" in printed
     assert "--accept-licence" in error
-    assert hub.asked == []
+    assert hub.requests == []
     monkeypatch.setattr(sys, "stdin", argparse.Namespace(isatty=lambda: True, readline=lambda: ""))
     answers = iter(["n", "y"])
     monkeypatch.setattr("rich.console.Console.input", lambda *_, **__: next(answers))
@@ -330,13 +345,13 @@ def test_an_unreachable_hub_is_one_sentence(hub, reconx, monkeypatch, weights):
     assert list(weights.rglob("*")) == []
 
 
-def test_a_full_disk_is_told_before_anything_is_fetched(hub, repositories, reconx, monkeypatch):
+def test_a_full_disk_is_reported_before_anything_is_fetched(hub, repositories, reconx, monkeypatch):
     hub.repositories = repositories
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 10, 1000))
     code, _, error = reconx("fetch", "vggt-commercial")
     assert code == 2
     assert "GB are free" in error
-    assert [command for command, path in hub.asked if "/resolve/" in path] == []
+    assert [command for command, path in hub.requests if "/resolve/" in path] == []
 
 
 def test_the_table_names_everything_with_its_licence(reconx, monkeypatch, weights):

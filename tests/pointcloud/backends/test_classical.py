@@ -116,7 +116,7 @@ def test_views_without_enough_points_use_all_of_them():
 
 
 def test_exact_scene_is_what_it_says():
-    """The fixtures' own check: a point of one photo has the same colour in the next."""
+    """Check of the fixtures: a point of one photo has the same colour in the next."""
     pointmaps, images = room_pointmaps(), room().inputs().images
     cameras = pointmaps.cameras
     pixels, z = project(pointmaps.points_world[0].reshape(-1, 3), cameras.intrinsics[1], cameras.world_to_cam[1])

@@ -1,4 +1,4 @@
-"""The backend around DUSt3R's network: a network that is right gives the right scene, and a random one runs through."""
+"""The DUSt3R backend: a fake network with exact predictions must give the exact scene, and a random one must run."""
 
 from dataclasses import replace
 
@@ -20,7 +20,7 @@ SETTINGS = PointcloudSettings(backend="dust3r", batch=2)
 
 
 class Exact(nn.Module):
-    """A network that knows the room: tokens are the numbers of the views, in the order in which they are encoded."""
+    """A fake network with exact predictions of the room; the tokens are view indices in the order of encoding."""
 
     def __init__(self, size):
         super().__init__()

@@ -1,4 +1,4 @@
-"""What a GPU computes of the learned geometry is what the CPU computes, and the backends run there from files of weights."""
+"""The learned geometry gives the same results on a GPU as on the CPU, and the backends load weights and run there."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ FOLDERS = {"dust3r": "DUSt3R_ViTLarge_BaseDecoder_512_dpt", "vggt": "VGGT-1B"}
 
 @pytest.fixture(autouse=True)
 def float32_is_float32(monkeypatch):
-    """Without TF32, whose 10 bits would hide what else differs."""
+    """Disable TF32, whose 10-bit mantissa would hide other differences."""
     monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
 

@@ -1,4 +1,4 @@
-"""The backend around VGGT's network: what a right network predicts becomes the right scene, whatever is known beforehand."""
+"""The VGGT backend: exact predictions must give the exact scene, with and without known cameras."""
 
 from dataclasses import replace
 
@@ -22,7 +22,7 @@ UNIT = 3.0  # the network's scale is its own
 
 
 class Exact(nn.Module):
-    """A network that knows the room, in the first photo's frame and in other units."""
+    """A fake network with exact predictions of the room, in the first photo's frame and in other units."""
 
     def __init__(self):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Pointmaps of the inside of a box, exact, then with noise and outliers: the world must come back."""
+"""Pointmaps of the inside of a box, exact, then with noise and outliers: the scene must be recovered."""
 
 import math
 
@@ -32,7 +32,7 @@ def box_points(cameras: Cameras) -> torch.Tensor:
 
 
 def predictions(cameras: Cameras, pairs: torch.Tensor, scales=None, noise=0.0, outliers=0.0, seed=0):
-    """What a perfect stereo network would say, in each first camera's frame and at a scale of its own."""
+    """Predictions of a perfect stereo network, in each first camera's frame and at an arbitrary scale."""
     draw = torch.Generator().manual_seed(seed)
     world = box_points(cameras)[pairs]
     points = transform(cameras.world_to_cam[pairs[:, 0]], world.flatten(1, 3)).reshape(world.shape)
@@ -98,7 +98,7 @@ def test_known_cameras_do_not_move_and_each_pairs_scale_is_found():
     assert aligned.cameras is truth
     distance = (aligned.points_world - box_points(truth)).norm(dim=-1)
     assert distance.median() < 0.01
-    # Every pixel is seen by two pairs or more: where both predictions are wild nothing can be known, and that shows.
+    # Pixels are in two pairs or more: where both predictions are outliers the depth is unknown, and the confidence low.
     assert aligned.confidence[distance > 0.5].mean() < 0.7 < 0.9 < aligned.confidence[distance < 0.05].mean()
 
 

@@ -1,4 +1,4 @@
-"""Eq. 9 as upstream minimises it, step by step, and what comes of it on rooms whose geometry is known."""
+"""Eq. 9 compared with upstream step by step, and its results on rooms with known geometry."""
 
 import pytest
 import torch
@@ -84,7 +84,7 @@ def variables(tensors, prefix):
 
 
 def problem(path, case):
-    """All that the descent needs to follow upstream's from its stored start."""
+    """The inputs of the optimisation from upstream's stored start."""
     tensors = load(path)[0]
     start = variables(tensors, f"{case}.init")
     cameras = upstream_cameras(path, torch.eye(4).repeat(len(start.poses), 1, 1), 1.0)
@@ -103,7 +103,7 @@ def angle_between(poses, others):
 @pytest.mark.parametrize(("path", "case"), golden_cases(lambda tensors, case, _: f"{case}.out.loss_history" in tensors))
 def test_golden_steps(path, case):
     """Gradients, every loss and the variables after several numbers of steps."""
-    tensors, told = load(path)[0], about(path, case)
+    tensors, reference = load(path)[0], about(path, case)
     cameras, moving, slope, predictions = problem(path, case)
     backpropagate(moving, slope, predictions, Held())
     for ours, theirs in zip(moving, variables(tensors, f"{case}.init_grad")):
@@ -114,7 +114,14 @@ def test_golden_steps(path, case):
         losses.append(evaluate(moving, slope, predictions, Held()))
         snapshots[done] = Variables(*(part.detach().clone() for part in moving))
 
-    descend(moving, slope, predictions, Held(), Descent(told["niter"], told["lr"], told["schedule"], told["lr_min"]), note)
+    descend(
+        moving,
+        slope,
+        predictions,
+        Held(),
+        Descent(reference["niter"], reference["lr"], reference["schedule"], reference["lr_min"]),
+        note,
+    )
     assert_close(torch.tensor(losses[:-1]).double(), tensors[f"{case}.out.loss_history"], 1e-5)
     for steps in (1, 5, 20, 60):
         theirs = variables(tensors, f"{case}.after_{steps}")
@@ -128,17 +135,23 @@ def test_golden_steps(path, case):
     assert_close(unproject(end.depth, end.cameras), tensors[f"{case}.out.pts3d"], 5e-4)
 
 
-WHOLE = golden_cases(lambda tensors, case, told: f"{case}.in.edges" in tensors and "schedule" in told)
+WHOLE = golden_cases(lambda tensors, case, reference: f"{case}.in.edges" in tensors and "schedule" in reference)
 
 
 @pytest.mark.parametrize(("path", "case"), WHOLE)
 def test_golden_minimum_from_upstreams_start(path, case):
     """Loosely: at that start residuals are rounding, and so are the signs of Adam's first steps."""
-    tensors, told = load(path)[0], about(path, case)
+    tensors, reference = load(path)[0], about(path, case)
     cameras, moving, slope, predictions = problem(path, case)
-    assert evaluate(moving, slope, predictions, Held()) == pytest.approx(told["loss_init"], rel=1e-5)
-    descend(moving, slope, predictions, Held(), Descent(told["niter"], told["lr"], told["schedule"], told["lr_min"]))
-    assert evaluate(moving, slope, predictions, Held()) == pytest.approx(told["loss_after"], rel=0.01)
+    assert evaluate(moving, slope, predictions, Held()) == pytest.approx(reference["loss_init"], rel=1e-5)
+    descend(
+        moving,
+        slope,
+        predictions,
+        Held(),
+        Descent(reference["niter"], reference["lr"], reference["schedule"], reference["lr_min"]),
+    )
+    assert evaluate(moving, slope, predictions, Held()) == pytest.approx(reference["loss_after"], rel=0.01)
     end = decode(moving, cameras, Held())
     assert angle_between(end.cameras.cam_to_world, tensors[f"{case}.out.cam_to_world"]) < 0.2
     torch.testing.assert_close(end.cameras.intrinsics[:, :1, 0], tensors[f"{case}.out.focals"], rtol=0.01, atol=0)
@@ -146,31 +159,31 @@ def test_golden_minimum_from_upstreams_start(path, case):
 
 @pytest.mark.parametrize(("path", "case"), WHOLE)
 def test_golden_world_from_our_start(path, case):
-    tensors, told = load(path)[0], about(path, case)
+    tensors, reference = load(path)[0], about(path, case)
     _, pairs, points, confidence = inputs(path, case)
     aligned = align_pointmaps(
-        pairs, points, confidence, iterations=told["niter"], weight=confidence.log(), schedule=told["schedule"],
-        principal_points=principal_points(path, told["n"]),
+        pairs, points, confidence, iterations=reference["niter"], weight=confidence.log(), schedule=reference["schedule"],
+        principal_points=principal_points(path, reference["n"]),
     )  # fmt: skip
     assert angle_between(aligned.cameras.cam_to_world, tensors[f"{case}.gt.cam_to_world"].float()) < 0.1
     assert angle_between(aligned.cameras.cam_to_world, tensors[f"{case}.out.cam_to_world"]) < 0.3
     true_focal = torch.tensor(float(load(path)[1]["focal_gt"]))
-    torch.testing.assert_close(aligned.cameras.intrinsics[:, 0, 0], true_focal.expand(told["n"]), rtol=0.005, atol=0)
+    torch.testing.assert_close(aligned.cameras.intrinsics[:, 0, 0], true_focal.expand(reference["n"]), rtol=0.005, atol=0)
     ours, theirs = aligned.points_world.reshape(1, -1, 3), tensors[f"{case}.out.pts3d"].reshape(1, -1, 3)
     laid = Similarity(*fit_similarity(ours, theirs, torch.ones(ours.shape[:2])))(ours)
     assert ((laid - theirs).norm(dim=-1) / theirs.norm(dim=-1)).median() < 0.01
 
 
-@pytest.mark.parametrize(("path", "case"), golden_cases(lambda _, case, told: "preset_focal" in told))
+@pytest.mark.parametrize(("path", "case"), golden_cases(lambda _, case, reference: "preset_focal" in reference))
 def test_golden_known_cameras(path, case):
-    tensors, told = load(path)[0], about(path, case)
+    tensors, reference = load(path)[0], about(path, case)
     name, pairs, points, confidence = inputs(path, case)
-    known = upstream_cameras(path, tensors[f"{name}.gt.cam_to_world"], told["preset_focal"])
-    aligned = align_pointmaps(pairs, points, confidence, known, iterations=told["niter"], weight=confidence.log())
+    known = upstream_cameras(path, tensors[f"{name}.gt.cam_to_world"], reference["preset_focal"])
+    aligned = align_pointmaps(pairs, points, confidence, known, iterations=reference["niter"], weight=confidence.log())
     assert aligned.cameras is known
     theirs = tensors[f"{case}.out.depthmaps"]
     off = (depth_of(aligned.points_world, known) / theirs - 1).abs()
-    # Upstream's world shrinks a little against the poses that are held, ours is kept from it.
+    # Upstream's points shrink a little against the held poses; ours do not.
     assert off.median() < 3e-3
     assert off.quantile(0.99) < 2e-2
     truth = tensors[f"{name}.gt.depth"].float()
@@ -234,7 +247,7 @@ def both_ways(n):
 
 def predictions(cameras, depth, pairs, noise=0.01, outliers=0.1, lateral=False, seed=0):
     """Exact pointmaps in the first view's frame, each pair in its own units, with noise (of depth, along the ray or in all
-    directions) and with outliers anywhere, of which the confidence says nothing."""
+    directions) and with outliers anywhere, which the confidence does not show."""
     draw = torch.Generator().manual_seed(seed)
     world = unproject(depth, cameras)[pairs]
     points = transform(cameras.world_to_cam[pairs[:, 0]], world.flatten(1, 3)).reshape(world.shape)
@@ -336,7 +349,7 @@ def test_one_known_camera_gives_the_frame():
 
 
 def test_all_cameras_known_leaves_depth_and_the_edges_transforms():
-    """Pairs that are tilted as a whole: T_e takes that up, which it cannot where it is the camera's pose."""
+    """Pairs that are tilted as a whole: a free T_e absorbs that; one fixed to the camera's pose cannot."""
     truth, depth = room(3)
     pairs = both_ways(3)
     points, confidence = predictions(truth, depth, pairs)
@@ -420,14 +433,14 @@ def test_loss_and_gradients_are_those_of_a_loop_over_the_edges(block, monkeypatc
 
 def test_progress_is_told():
     truth, depth = room(2)
-    told = []
+    reports = []
     pairs = both_ways(2)
-    align_pointmaps(pairs, *predictions(truth, depth, pairs), iterations=5, progress=lambda *now: told.append(now))
-    assert told == [(k, 5) for k in range(1, 6)]
+    align_pointmaps(pairs, *predictions(truth, depth, pairs), iterations=5, progress=lambda *now: reports.append(now))
+    assert reports == [(k, 5) for k in range(1, 6)]
 
 
 def test_a_network_that_knows_nothing_still_gets_a_world():
-    """Random weights: no pointmap fits another, no camera fits any."""
+    """Random weights: no two pointmaps are consistent, and no camera fits any."""
     draw = torch.Generator().manual_seed(0)
     points = torch.randn(6, 2, 12, 16, 3, generator=draw)
     aligned = align_pointmaps(both_ways(3), points, 1 + torch.rand(6, 2, 12, 16, generator=draw), iterations=30)

@@ -1,4 +1,4 @@
-"""DUSt3R's and VGGT's checkpoints load in every published layout, and whatever is wrong with one is said by name."""
+"""DUSt3R's and VGGT's checkpoints load in every published layout, and errors name what is wrong."""
 
 import argparse
 import errno
@@ -237,13 +237,13 @@ def key_list(name):
 
 @pytest.mark.parametrize("kind", LOADERS)
 def test_every_tensor_of_the_published_files_has_its_place_golden(kind, tmp_path):
-    told = key_list(kind)
-    tensors = {name: torch.zeros(()).expand(shape) for name, shape in told["state_dict"].items()}  # all share one number
-    settings = told["_config"] if kind == "dust3r" else {"img_size": 518, "patch_size": 14, "embed_dim": 1024}
+    listed = key_list(kind)
+    tensors = {name: torch.zeros(()).expand(shape) for name, shape in listed["state_dict"].items()}  # all share one number
+    settings = listed["_config"] if kind == "dust3r" else {"img_size": 518, "patch_size": 14, "embed_dim": 1024}
     found = verify(write(tmp_path, kind, tensors, "pickle", settings))
     unused = [name for name in tensors if "mask_token" in name or name.startswith("track_head.")]
     assert (found.tensors, found.unused) == (len(tensors), len(unused))
-    whole = told["elements_unique"] if kind == "dust3r" else told["elements"]
+    whole = listed["elements_unique"] if kind == "dust3r" else listed["elements"]
     assert found.parameters == whole - sum(tensors[name].numel() for name in unused)
     assert {"dust3r": "DUSt3R, 512 pixels, dpt head", "vggt": "VGGT, 518 pixels"}[kind] == found.what
 
@@ -460,12 +460,12 @@ def test_conversion_keeps_a_half_precision_file_and_a_single_decoder(networks, t
 def test_the_folder_says_where_its_weights_come_from(networks, tmp_path, monkeypatch):
     monkeypatch.setenv("RECONX_WEIGHTS", str(tmp_path / "weights"))
     path = write(tmp_path, "dust3r", published("dust3r", networks["dust3r"]))
-    folder, told = convert_dust3r(path)
+    folder, provenance = convert_dust3r(path)
     assert folder == tmp_path / "weights" / "DUSt3R_Tiny_dpt"
-    assert json.loads((folder / "provenance.json").read_text()) == told
-    assert (told["source"], told["sha256"]) == (path.name, file_digest(path))
-    assert "non-commercial" in told["licence"]
-    assert {name: entry["sha256"] for name, entry in told["files"].items()} == {
+    assert json.loads((folder / "provenance.json").read_text()) == provenance
+    assert (provenance["source"], provenance["sha256"]) == (path.name, file_digest(path))
+    assert "non-commercial" in provenance["licence"]
+    assert {name: entry["sha256"] for name, entry in provenance["files"].items()} == {
         name: file_digest(folder / name) for name in ("config.json", "model.safetensors")
     }
     assert "is there already" in refused(convert_dust3r, path)

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from reconx_core.geometry.transforms import project, rigid, so3_exp
-from reconx_core.pointcloud.sfm.mapper import Problem, drop_from_impossible_sides, nearest_angle, reconstruct
+from reconx_core.pointcloud.sfm.mapper import Problem, drop_wide_angle_images, nearest_angle, reconstruct
 
 INTRINSICS = torch.tensor([[300.0, 0, 160], [0, 300, 120], [0, 0, 1]])
 
 
-def around(degrees: tuple[float, ...]) -> Problem:
+def on_circle(degrees: tuple[float, ...]) -> Problem:
     """60 points in a ball, seen from a circle of radius 4 around it; every photo sees every point."""
     points = torch.randn(60, 3, generator=torch.Generator().manual_seed(0)) * 0.4
     turns = so3_exp(torch.tensor([[0.0, math.radians(d), 0.0] for d in degrees]))
@@ -25,10 +25,10 @@ def around(degrees: tuple[float, ...]) -> Problem:
 
 
 def registered(degrees: tuple[float, ...]) -> list[int]:
-    problem = around(degrees)
+    problem = on_circle(degrees)
     found = reconstruct(problem, [INTRINSICS.double().numpy()], False)
     assert found is not None
-    drop_from_impossible_sides(problem, found)
+    drop_wide_angle_images(problem, found)
     return sorted(i - 1 for i in found.reg_image_ids())
 
 
@@ -41,5 +41,5 @@ def test_a_view_from_an_impossible_side_goes_and_the_others_stay():
 
 
 def test_the_angle_is_that_to_the_nearest_view():
-    found = reconstruct(around((0, 20, 60)), [INTRINSICS.double().numpy()], False)
+    found = reconstruct(on_circle((0, 20, 60)), [INTRINSICS.double().numpy()], False)
     assert [nearest_angle(found, i) for i in (1, 2, 3)] == pytest.approx([20, 20, 40], abs=2)

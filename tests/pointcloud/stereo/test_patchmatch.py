@@ -1,4 +1,4 @@
-"""Slanted-plane refinement on planes that a fronto-parallel start describes badly."""
+"""Slanted-plane refinement of planes from a fronto-parallel initialisation."""
 
 import numba
 import numpy as np

@@ -1,4 +1,4 @@
-"""The generators on ReconXPipeline: a small random model, saved and loaded as a real one."""
+"""The backends on ReconXPipeline, with a small random model that is saved and loaded like a real one."""
 
 import json
 
@@ -11,9 +11,9 @@ from reconx_core.condition import build_condition
 from reconx_core.errors import UserError
 from reconx_core.settings import ConditionSettings, VideoSettings
 from reconx_core.video import generate_frames, weights_of
-from reconx_core.video.backends.learned import RECIPES, find_model, fitting, learned_frames, load_pipeline, with_settings
-from reconx_core.video.backends.points import fill_holes
+from reconx_core.video.backends.learned import RECIPES, find_model, learned_frames, load_pipeline, resizers, with_settings
 from reconx_core.video.clip import PLAUSIBLE
+from reconx_core.video.hole_filling import fill_holes
 
 
 @pytest.fixture(scope="module")
@@ -68,10 +68,12 @@ def test_structure_can_be_left_out(guide, tmp_path):
 
 
 def test_more_steps_are_told_as_they_come(guide, weights):
-    told = []
+    reports = []
     settings = VideoSettings(backend="reconx-tiny", weights=str(weights), steps=3)
-    learned_frames(room().inputs(), room_pointmaps(), guide, settings, draw(), lambda done, total: told.append((done, total)))
-    assert told == [(k, 6) for k in range(1, 7)]
+    learned_frames(
+        room().inputs(), room_pointmaps(), guide, settings, draw(), lambda done, total: reports.append((done, total))
+    )
+    assert reports == [(k, 6) for k in range(1, 7)]
 
 
 def test_missing_weights_are_a_sentence(guide, tmp_path, monkeypatch):
@@ -101,7 +103,7 @@ def test_a_model_stays_loaded(weights):
 
 @pytest.mark.parametrize(("pixels", "shape"), [(0, (64, 96)), (96 * 128, (96, 128))])
 def test_frames_come_back_at_their_own_size(pixels, shape):
-    fit, back = fitting(45, 70, pixels, 32)
+    fit, back = resizers(45, 70, pixels, 32)
     images = torch.rand(2, 45, 70, 3, generator=draw())
     assert fit(images).shape == (2, 3, *shape)
     assert back(fit(images)).shape == images.shape

@@ -1,4 +1,4 @@
-"""The weights that come with the package: small enough, quick enough, and worth more than the renders they start from."""
+"""The weights in the package: small enough, fast enough, and better than the input renders."""
 
 import time
 from dataclasses import replace
@@ -12,7 +12,7 @@ from reconx_core.metrics.image import psnr
 from reconx_core.settings import PointcloudSettings, VideoSettings, ViewsSettings
 from reconx_core.training.samples import generate
 from reconx_core.video.backends.learned import RECIPES, find_model, load_pipeline
-from reconx_core.video.backends.points import fill_holes
+from reconx_core.video.hole_filling import fill_holes
 from reconx_core.views import load_views
 from tasks.clip import make_clip
 

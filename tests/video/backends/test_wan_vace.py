@@ -171,8 +171,8 @@ def test_renders_and_prompt_reach_the_model(weights):
     condition.renders.mul_(0.5)
     darker, _ = vace_frames(inputs, condition, make_settings(weights=str(weights)), draw())
     assert (images - darker).abs().max() > 1e-4
-    told, _ = vace_frames(inputs, condition, make_settings(weights=str(weights), prompt="text"), draw())
-    assert (told - darker).abs().max() > 1e-6
+    prompted, _ = vace_frames(inputs, condition, make_settings(weights=str(weights), prompt="text"), draw())
+    assert (prompted - darker).abs().max() > 1e-6
 
 
 def test_invented_pixels_are_plausible_and_seen_ones_as_sure_as_their_points(weights):
@@ -182,9 +182,9 @@ def test_invented_pixels_are_plausible_and_seen_ones_as_sure_as_their_points(wei
 
 
 def test_progress_counts_the_steps_of_all_clips(weights):
-    told = []
-    vace_frames(*scene(3, 1), make_settings(weights=str(weights)), draw(), lambda done, total: told.append((done, total)))
-    assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    reports = []
+    vace_frames(*scene(3, 1), make_settings(weights=str(weights)), draw(), lambda done, total: reports.append((done, total)))
+    assert reports == [(1, 4), (2, 4), (3, 4), (4, 4)]
 
 
 def test_texts_are_encoded_as_the_pipeline_does(weights, monkeypatch):

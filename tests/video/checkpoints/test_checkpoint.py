@@ -179,11 +179,11 @@ def whole_model(path):
 def test_a_whole_checkpoint_converts_without_loss_golden(path, dtype, tmp_path):
     tensors = {key: value.to(dtype) for key, value in whole_model(path).items()}
     base = json.loads(path.read_text())["config"]["params"]["base_scale"]
-    out, told = checkpoint.convert(write(tmp_path / "model.ckpt", tensors), tmp_path / "out", "viewcrafter", config=path)
+    out, provenance = checkpoint.convert(write(tmp_path / "model.ckpt", tensors), tmp_path / "out", "viewcrafter", config=path)
     pipeline = ReconXPipeline.from_pretrained(out, dtype=dtype)
     assert pipeline.scheduler.config.rescale_base == base
     assert pipeline.scheduler.config.rescale_last_step
-    assert told["missing"] == ["tokenizer"]
+    assert provenance["missing"] == ["tokenizer"]
     upstream = checkpoint.read_config(path)
     upstream["unet_config"].setdefault("default_fs", 10)
     for part in published_parts(upstream):
@@ -221,16 +221,16 @@ def test_large_networks_are_written_in_several_files(convert, whole, monkeypatch
 
 
 def test_the_folder_says_where_its_weights_come_from(convert, whole, tmp_path):
-    out, told = convert(whole, "viewcrafter.ckpt")
-    assert json.loads((out / "provenance.json").read_text()) == told
-    assert (told["variant"], told["class"], told["source"]) == ("viewcrafter", "512", "viewcrafter.ckpt")
-    assert told["sha256"] == file_digest(tmp_path / "viewcrafter.ckpt")
-    assert "apache-2.0" in told["licence"]
+    out, provenance = convert(whole, "viewcrafter.ckpt")
+    assert json.loads((out / "provenance.json").read_text()) == provenance
+    assert (provenance["variant"], provenance["class"], provenance["source"]) == ("viewcrafter", "512", "viewcrafter.ckpt")
+    assert provenance["sha256"] == file_digest(tmp_path / "viewcrafter.ckpt")
+    assert "apache-2.0" in provenance["licence"]
     found = verify_folder(out)
     assert found.what == "ReconXPipeline, viewcrafter, class 512"
-    assert {path.relative_to(out).as_posix() for path in found.files} < told["files"].keys()
+    assert {path.relative_to(out).as_posix() for path in found.files} < provenance["files"].keys()
     assert all(recorded for _, recorded in check_digests(out, found.files).values())
-    assert convert(whole, "interp.ckpt")[1]["licence"] != told["licence"]
+    assert convert(whole, "interp.ckpt")[1]["licence"] != provenance["licence"]
 
 
 @pytest.mark.parametrize(("variant", "base", "fps", "last", "name"), [
@@ -258,8 +258,8 @@ def write_tokenizer(folder):
 
 def test_tokenizer_comes_from_the_clip_folder(convert, whole, tmp_path):
     write_tokenizer(tmp_path / "words")
-    out, told = convert(whole, clip=tmp_path / "words")
-    assert (told["missing"], told["clip"]) == ([], {})
+    out, provenance = convert(whole, clip=tmp_path / "words")
+    assert (provenance["missing"], provenance["clip"]) == ([], {})
     assert ReconXPipeline.from_pretrained(out).tokenizer("a").input_ids == [0, 2, 1]
     (tmp_path / "words" / "merges.txt").unlink()
     refused(convert, whole, "no tokenizer", name="interp.pt", clip=tmp_path / "words")
@@ -268,8 +268,8 @@ def test_tokenizer_comes_from_the_clip_folder(convert, whole, tmp_path):
 def test_pruned_checkpoint_takes_its_towers_from_a_clip_folder(convert, whole, tmp_path):
     reference = files(convert(whole)[0])
     pruned = {key: value for key, value in whole.items() if not key.startswith(TOWERS)}
-    out, told = convert(pruned, "interp_pruned.safetensors")
-    assert told["missing"] == ["text_encoder", "image_encoder", "tokenizer"]
+    out, provenance = convert(pruned, "interp_pruned.safetensors")
+    assert provenance["missing"] == ["text_encoder", "image_encoder", "tokenizer"]
     assert not (out / "text_encoder").exists()
     assert ReconXPipeline.from_pretrained(out).image_encoder is None
 
@@ -293,9 +293,9 @@ def test_pruned_checkpoint_takes_its_towers_from_a_clip_folder(convert, whole, t
     clip.save_pretrained(tmp_path / "clip")
     (tmp_path / "clip" / "open_clip_model.safetensors").write_bytes(b"not read")
     write_tokenizer(tmp_path / "clip")
-    out, told = convert(pruned, "interp.pt", clip=tmp_path / "clip")
-    assert told["missing"] == []
-    assert list(told["clip"]) == ["model.safetensors"]
+    out, provenance = convert(pruned, "interp.pt", clip=tmp_path / "clip")
+    assert provenance["missing"] == []
+    assert list(provenance["clip"]) == ["model.safetensors"]
     pipeline = ReconXPipeline.from_pretrained(out)
     ids = torch.randint(0, 99, (2, 77))
     last_but_one = clip.text_model(ids, output_hidden_states=True).hidden_states[-2]

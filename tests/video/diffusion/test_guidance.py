@@ -60,22 +60,22 @@ def test_upstream_forms_are_special_cases(x):
 
 @pytest.mark.parametrize("rescale", [0.0, 0.7])
 def test_batched_or_one_by_one_is_the_same(x, rescale):
-    chain = passes({"image": 2.0, "structure": 3.0, "text": 4.0})
-    together, apart = (guided_prediction(network, {"x": x}, chain, rescale, batched) for batched in (True, False))
+    planned = passes({"image": 2.0, "structure": 3.0, "text": 4.0})
+    together, apart = (guided_prediction(network, {"x": x}, planned, rescale, batched) for batched in (True, False))
     assert torch.allclose(together, apart, atol=1e-6)
 
 
 def test_rescale_brings_back_the_deviation_of_the_conditional_prediction(x):
     conditional = predictions(x, ("image", "text"))[0]
-    chain = passes({"image": 7.5, "text": 7.5})
-    plain, full, half = (guided_prediction(network, {"x": x}, chain, amount) for amount in (0.0, 1.0, 0.5))
+    planned = passes({"image": 7.5, "text": 7.5})
+    plain, full, half = (guided_prediction(network, {"x": x}, planned, amount) for amount in (0.0, 1.0, 0.5))
     assert torch.allclose(full.std(1), conditional.std(1))
     assert torch.allclose(half, (plain + full) / 2, atol=1e-6)
 
 
 def test_a_prediction_of_zeros_stays_zeros(x):
-    chain = passes({"image": 7.5})
-    assert torch.equal(guided_prediction(lambda x, seen: 0 * x, {"x": x}, chain, 0.7), torch.zeros_like(x))
+    planned = passes({"image": 7.5})
+    assert torch.equal(guided_prediction(lambda x, seen: 0 * x, {"x": x}, planned, 0.7), torch.zeros_like(x))
 
 
 def test_half_precision_is_combined_in_float32(x):

@@ -1,4 +1,4 @@
-"""The training-free generator: renders of the point cloud, holes continued from what is around them."""
+"""The training-free generator: renders of the point cloud with inpainted holes."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from torch import Tensor
 
 from reconx_core.io.inpaint import pull_push
 
-SEEN = 0.02  # visibility below which a pixel counts as a hole
-CLEAR = 0.4  # visibility from which a pixel is shown as it is; the less below, the more it gives way to what is around
+SEEN = 0.02  # visibility up to which a pixel counts as a hole
+CLEAR = 0.4  # visibility from which a pixel is kept; below, it is blended with its neighbourhood by visibility / CLEAR
 
 
 def fill_holes(
     renders: Float[Tensor, "f h w 3"], visibility: Float[Tensor, "f h w"]
 ) -> tuple[Float[Tensor, "f h w 3"], Float[Tensor, "f h w"]]:
-    """Renders of the point cloud continued into their holes, and the visibility, which is 0 there."""
+    """Renders of the point cloud with inpainted holes, and the visibility with 0 in the holes."""
     seen = torch.where(visibility > SEEN, visibility, 0.0)
     return pull_push(renders, (seen / CLEAR).clamp(max=1.0)), seen
