@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from golden import assert_close, cases, fixtures, load
+from upstream import assert_close, cases, fixtures, load
 
 from reconx_core.datasets import procedural
 from reconx_core.geometry.transforms import (

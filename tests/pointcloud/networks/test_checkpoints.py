@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from golden import GOLDEN, assert_close, fixtures, load, recipe, stored
 from safetensors.torch import load_file, save_file
+from upstream import assert_close, file, fixtures, load, recipe, stored
 
 from reconx_core.cache.store import file_digest
 from reconx_core.errors import UserError
@@ -227,10 +227,7 @@ def test_upstream_weights_by_way_of_a_file_give_upstream_numbers_golden(path, tm
 
 
 def key_list(name):
-    found = sorted((GOLDEN / "keys" / name).glob("*.json"))
-    if not found:
-        pytest.skip(f"no key lists in {GOLDEN / 'keys' / name} (set RECONX_GOLDEN)")
-    return json.loads(found[0].read_text())
+    return json.loads(file(f"keys/{name}/*.json").read_text())
 
 
 @pytest.mark.parametrize("kind", LOADERS)

@@ -7,8 +7,8 @@ from functools import cache
 import pytest
 import torch
 from diffusers import AutoencoderKL
-from golden import TRAJECTORY, assert_close, cases, fill, load, recipe, stored, tokenizer
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModel
+from upstream import TRAJECTORY, assert_close, cases, fill, load, recipe, stored, tokenizer
 
 from reconx_core.errors import UserError
 from reconx_core.video.checkpoints.parts import published_parts
