@@ -33,6 +33,8 @@ from reconx_core.pointcloud.global_alignment.refine import (
 from reconx_core.pointcloud.global_alignment.start import fit_focal
 from reconx_core.types import Cameras
 
+pytestmark = pytest.mark.long
+
 FIXTURES = "dust3r_global_alignment*"
 
 

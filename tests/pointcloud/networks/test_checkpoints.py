@@ -21,6 +21,8 @@ from reconx_core.pointcloud.networks.checkpoints import convert_dust3r, load_dus
 from reconx_core.pointcloud.networks.dust3r import DUSt3R, dust3r_config
 from reconx_core.pointcloud.networks.vggt import VGGT, vggt_config
 
+pytestmark = pytest.mark.long
+
 INF = float("inf")
 DUST3R = {
     "pos_embed": "RoPE100", "patch_embed_cls": "PatchEmbedDust3R", "output_mode": "pts3d", "depth_mode": ("exp", -INF, INF),

@@ -25,6 +25,8 @@ from reconx_core.video.diffusion.pipeline import ReconXPipeline
 from reconx_core.video.diffusion.scheduler import ReconXScheduler
 from reconx_core.weights.files import check_digests
 
+pytestmark = pytest.mark.long
+
 TOWERS = ("cond_stage_model.", "embedder.")
 SMALL = {
     "model": {

@@ -19,6 +19,8 @@ from reconx_core.video.diffusion.scheduler import ReconXScheduler
 from reconx_core.video.diffusion.structure_encoder import StructureEncoder
 from reconx_core.video.diffusion.unet import ReconXUNet
 
+pytestmark = pytest.mark.long
+
 
 @cache
 def upstream_modules(path):
