@@ -9,8 +9,10 @@ export OMP_WAIT_POLICY := PASSIVE
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 DEMO := outputs/demo
+# A process per core, but each needs up to 2 GB. One that runs out of tests takes some of another's.
+PYTEST = $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
-.PHONY: demo test lint bench setup clean
+.PHONY: demo test test-fast lint bench setup clean
 
 setup: $(STAMP)
 
@@ -25,7 +27,11 @@ demo: setup
 	$(BIN)/python -m flows.demo $(DEMO)
 
 test: setup
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
+
+# While working, in about a minute: without servers, other processes and whole reconstructions; see `long` in pyproject.toml.
+test-fast: setup
+	$(PYTEST) -m "not slow and not long"
 
 lint: setup
 	$(BIN)/ruff check .

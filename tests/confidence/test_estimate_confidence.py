@@ -12,6 +12,8 @@ from reconx_core.pointcloud import make_backend
 from reconx_core.settings import ConfidenceSettings, PointcloudSettings
 from reconx_core.types import Cameras, Frames
 
+pytestmark = pytest.mark.long
+
 BLOCK = (slice(40, 90), slice(50, 110))  # of the first generated frame
 
 

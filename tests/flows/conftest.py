@@ -11,6 +11,13 @@ import standins
 from flows import cli
 
 
+@pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if "server" in item.fixturenames:
+            item.add_marker(pytest.mark.long)
+
+
 @dataclass
 class Outcome:
     code: int

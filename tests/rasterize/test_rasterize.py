@@ -120,6 +120,7 @@ def run_python(script, **environment):
     return subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=200)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("layer", ["default", "workqueue"])
 def test_same_bits_for_any_number_of_threads(layer):
     done = run_python(SCRIPT, NUMBA_NUM_THREADS="4", NUMBA_THREADING_LAYER=layer)
@@ -149,6 +150,7 @@ print(len(results), len({step for steps in results for step in steps}))
 """
 
 
+@pytest.mark.long
 def test_three_threads_take_turns():
     """numba's fallback layer aborts the process where two threads enter kernels at once."""
     done = run_python(THREADS, NUMBA_THREADING_LAYER="workqueue")
@@ -171,10 +173,12 @@ os.wait()
 """
 
 
+@pytest.mark.long
 def test_forked_child_is_refused_rather_than_hung():
     assert "'spawn'" in run_python(FORK).stdout
 
 
+@pytest.mark.long
 def test_import_leaves_the_compiler_alone():
     done = run_python(
         "import sys, reconx_core.rasterize, reconx_core.losses.ssim; print('numba' in sys.modules, 'gsplat' in sys.modules)"

@@ -17,6 +17,8 @@ from reconx_core.splats.optimise import frame_weights, visiting_order
 from reconx_core.types import Frames
 from reconx_core.video import generate_frames
 
+pytestmark = pytest.mark.long
+
 SETTINGS = SplatsSettings(backend="cpu", steps=150, max_gaussians=12_000, sh_degree=0)
 
 

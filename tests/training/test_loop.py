@@ -26,6 +26,7 @@ def run(out, clip, **changes):
     return losses, torch.cat([p.detach().flatten() for p in made.unet.parameters()])
 
 
+@pytest.mark.long
 def test_resuming_from_a_checkpoint_changes_nothing(tmp_path, clip):
     straight, weights = run(tmp_path / "a", clip, checkpoint_every=2)
     run(tmp_path / "b", clip, steps=2, checkpoint_every=2, decay=False)
@@ -109,6 +110,7 @@ def test_a_sample_grid_shows_truth_render_and_frames(clip):
     assert scores.keys() == {"points_psnr", "psnr"}
 
 
+@pytest.mark.long
 def test_one_clip_is_overfitted(tmp_path, clip):
     """The network, its conditions and the loss fit together: frames of a clip it has seen come out above 30 dB."""
     chosen = settings(steps=200, learning_rate=3e-3, terminal_share=1.0, ema=0, drop_image=0, drop_structure=0, augment=False)

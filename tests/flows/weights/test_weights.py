@@ -2,24 +2,18 @@
 
 import io
 import json
-import os
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from rich.console import Console
+from upstream import file
 
 from flows import cli
 from flows.weights.convert import convert
 from reconx_core.video.checkpoints.convert import schedule_buffers
 from reconx_core.video.diffusion.pipeline import ReconXPipeline
 from reconx_core.video.diffusion.scheduler import ReconXScheduler
-
-GOLDEN = Path(os.environ.get("RECONX_GOLDEN", Path(__file__).parents[4] / "shared" / "golden"))
-LISTED = sorted(GOLDEN.glob("pipeline_*.json"))[:1]
-
-needs_golden = pytest.mark.skipif(not LISTED, reason=f"no pipeline_*.json in {GOLDEN} (set RECONX_GOLDEN)")
 
 
 @pytest.fixture
@@ -28,18 +22,18 @@ def converted(tmp_path, monkeypatch):
     monkeypatch.setenv("RECONX_WEIGHTS", str(tmp_path / "weights"))
 
     def run(name, left_out=(), out=None):
-        listed = json.loads(LISTED[0].read_text())["state_dict"]
+        path = file("pipeline_*.json")
+        listed = json.loads(path.read_text())["state_dict"]
         buffers = schedule_buffers(ReconXScheduler())
         tensors = {k: buffers[k].float() if k in buffers else torch.zeros(v) for k, v in listed.items()}
         torch.save({"state_dict": {k: v for k, v in tensors.items() if not k.startswith(left_out)}}, tmp_path / name)
         printed = io.StringIO()
-        convert(tmp_path / name, out, None, "float16", LISTED[0], None, Console(file=printed))
+        convert(tmp_path / name, out, None, "float16", path, None, Console(file=printed))
         return printed.getvalue()
 
     return run
 
 
-@needs_golden
 def test_licence_source_and_use_are_printed_golden(converted, tmp_path):
     printed = converted("ViewCrafter_25_512.ckpt")
     assert f"ViewCrafter, class 512, float16, in {tmp_path}/weights/viewcrafter_512\n" in printed
@@ -50,7 +44,6 @@ def test_licence_source_and_use_are_printed_golden(converted, tmp_path):
     assert ReconXPipeline.from_pretrained(tmp_path / "weights" / "viewcrafter_512").vae.dtype == torch.float32
 
 
-@needs_golden
 def test_a_pruned_checkpoint_asks_for_its_clip_golden(converted, tmp_path):
     printed = converted("dynamicrafter_512_interp_pruned.ckpt", ("cond_stage_model.", "embedder."), tmp_path / "a model")
     assert "lacks text_encoder, image_encoder, tokenizer; convert again with --clip" in printed

@@ -12,9 +12,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import huggingface_hub
 import pytest
 import torch
-from golden import GOLDEN
 from safetensors.torch import load_file, save_file
 from small_models import small_pipeline
+from upstream import file
 
 from flows import cli
 from flows.weights import fetch
@@ -466,11 +466,9 @@ def test_another_pipeline_is_read_and_not_called_complete(pipeline, reconx, tmp_
 
 
 def test_a_video_checkpoint_that_was_not_converted_yet_golden(reconx, tmp_path):
-    file = GOLDEN / "keys" / "viewcrafter" / "inference_pvd_1024.json"
-    if not file.is_file():
-        pytest.skip(f"no {file} (set RECONX_GOLDEN)")
+    listed = file("keys/viewcrafter/inference_pvd_1024.json")
     buffers = schedule_buffers(ReconXScheduler(rescale_base=0.3))
-    shapes = json.loads(file.read_text())["state_dict"]
+    shapes = json.loads(listed.read_text())["state_dict"]
     tensors = {
         name: buffers[name].float() if name in buffers else torch.zeros(()).expand(shape) for name, shape in shapes.items()
     }

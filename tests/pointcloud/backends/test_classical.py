@@ -13,6 +13,8 @@ from reconx_core.pointcloud.backends.classical import depth_ranges, lift, upsamp
 from reconx_core.pointcloud.sfm.solve import Sfm
 from reconx_core.settings import PointcloudSettings
 
+pytestmark = pytest.mark.long
+
 SETTINGS = PointcloudSettings(planes=64)
 
 

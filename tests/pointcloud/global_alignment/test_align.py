@@ -11,6 +11,8 @@ from reconx_core.geometry.transforms import camera_rays, rigid, rotation_angle, 
 from reconx_core.pointcloud.global_alignment.align import align_pointmaps, weighted_median
 from reconx_core.types import Cameras
 
+pytestmark = pytest.mark.long
+
 HEIGHT, WIDTH, FOCAL = 36, 48, 40.0
 
 

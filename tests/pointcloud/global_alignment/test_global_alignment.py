@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from golden import assert_close, cases, fixtures, load
+from upstream import assert_close, cases, fixtures, load
 
 from reconx_core.datasets import procedural
 from reconx_core.geometry.transforms import (
@@ -32,6 +32,8 @@ from reconx_core.pointcloud.global_alignment.refine import (
 )
 from reconx_core.pointcloud.global_alignment.start import fit_focal
 from reconx_core.types import Cameras
+
+pytestmark = pytest.mark.long
 
 FIXTURES = "dust3r_global_alignment*"
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from golden import GOLDEN, assert_close, fixtures, load, recipe, stored
 from safetensors.torch import load_file, save_file
+from upstream import assert_close, file, fixtures, load, recipe, stored
 
 from reconx_core.cache.store import file_digest
 from reconx_core.errors import UserError
@@ -22,6 +22,8 @@ from reconx_core.pointcloud.networks.convert import convert_dust3r
 from reconx_core.pointcloud.networks.dust3r import DUSt3R, dust3r_config
 from reconx_core.pointcloud.networks.verify import verify
 from reconx_core.pointcloud.networks.vggt import VGGT, vggt_config
+
+pytestmark = pytest.mark.long
 
 INF = float("inf")
 DUST3R = {
@@ -229,10 +231,7 @@ def test_upstream_weights_by_way_of_a_file_give_upstream_numbers_golden(path, tm
 
 
 def key_list(name):
-    found = sorted((GOLDEN / "keys" / name).glob("*.json"))
-    if not found:
-        pytest.skip(f"no key lists in {GOLDEN / 'keys' / name} (set RECONX_GOLDEN)")
-    return json.loads(found[0].read_text())
+    return json.loads(file(f"keys/{name}/*.json").read_text())
 
 
 @pytest.mark.parametrize("kind", LOADERS)

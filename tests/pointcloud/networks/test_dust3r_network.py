@@ -5,8 +5,8 @@ import re
 
 import pytest
 import torch
-from golden import GOLDEN, assert_close, fill, fixtures, load, recipe, stored
 from torch import nn
+from upstream import assert_close, file, fill, fixtures, load, recipe, stored
 
 from reconx_core.errors import UserError
 from reconx_core.pointcloud.networks.dpt import DPTConfig
@@ -74,10 +74,7 @@ def test_network_equals_upstream_golden(path):
 
 
 def test_full_size_has_the_golden_names_and_shapes():
-    file = GOLDEN / "keys" / "dust3r" / "dust3r_vitl_512_dpt.json"
-    if not file.is_file():
-        pytest.skip(f"no {file} (set RECONX_GOLDEN)")
-    published = json.loads(file.read_text())
+    published = json.loads(file("keys/dust3r/dust3r_vitl_512_dpt.json").read_text())
     aliases = {second for _, second in published["aliased_keys"]}
     expected = {name: shape for name, shape in published["state_dict"].items() if name not in {"mask_token", *aliases}}
     with torch.device("meta"):

@@ -5,8 +5,8 @@ import re
 
 import pytest
 import torch
-from golden import GOLDEN, assert_close, fill, fixtures, load, recipe, stored
 from torch import nn
+from upstream import assert_close, file, fill, fixtures, load, recipe, stored
 
 from reconx_core.errors import UserError
 from reconx_core.geometry.transforms import unproject
@@ -97,10 +97,7 @@ def assert_activations(network, images, tensors, start):
 
 
 def test_full_size_has_the_golden_names_and_shapes():
-    file = GOLDEN / "keys" / "vggt" / "vggt_1b.json"
-    if not file.is_file():
-        pytest.skip(f"no {file} (set RECONX_GOLDEN)")
-    published = json.loads(file.read_text())["state_dict"]
+    published = json.loads(file("keys/vggt/vggt_1b.json").read_text())["state_dict"]
     unused = re.compile(r"track_head\.|aggregator\.patch_embed\.mask_token")
     with torch.device("meta"):
         network = VGGT(vggt_config({}))

@@ -7,6 +7,8 @@ from exact_scene import relative_error, room, room_depth, shoot
 from reconx_core.pointcloud.stereo.dense import Scene, estimate_depth
 from reconx_core.types import Cameras
 
+pytestmark = pytest.mark.long
+
 PAIRS = torch.tensor([[0, 1], [1, 2]])
 
 

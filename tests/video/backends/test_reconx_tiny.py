@@ -16,6 +16,8 @@ from reconx_core.video.hole_filling import fill_holes
 from reconx_core.views import load_views
 from tasks.clip import make_clip
 
+pytestmark = pytest.mark.long
+
 MOST_BYTES = 40e6
 UNSEEN = "procedural:room?seed=9000&views=2&targets=5&arc=60&width=320&height=240"  # training has seeds below 5000
 

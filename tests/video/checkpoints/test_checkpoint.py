@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from golden import GOLDEN, fixtures, recipe
 from safetensors.torch import load_file, save_file
 from transformers import CLIPConfig, CLIPModel
+from upstream import files as upstream_files
+from upstream import fixtures, recipe
 
 from reconx_core.cache.store import file_digest
 from reconx_core.errors import UserError
@@ -23,6 +24,8 @@ from reconx_core.video.checkpoints.verify import verify_folder
 from reconx_core.video.diffusion.pipeline import ReconXPipeline
 from reconx_core.video.diffusion.scheduler import ReconXScheduler
 from reconx_core.weights.records import check_digests
+
+pytestmark = pytest.mark.long
 
 TOWERS = ("cond_stage_model.", "embedder.")
 SMALL = {
@@ -115,13 +118,6 @@ def refused(convert, tensors, *words, **options):
         assert word in str(error.value)
 
 
-def key_lists():
-    found = sorted(GOLDEN.glob("keys/dynamicrafter/*.json")) + sorted(GOLDEN.glob("keys/viewcrafter/*.json"))
-    if not found:
-        return [pytest.param(None, marks=pytest.mark.skip(reason=f"no key lists in {GOLDEN} (set RECONX_GOLDEN)"))]
-    return [pytest.param(path, id=path.stem) for path in found]
-
-
 def published(path):
     """The tensors of a published checkpoint without their values, but with its schedule's, and its model's configuration."""
     listed = json.loads(path.read_text())
@@ -132,7 +128,7 @@ def published(path):
     ]
 
 
-@pytest.mark.parametrize("path", key_lists())
+@pytest.mark.parametrize("path", fixtures("keys/dynamicrafter/*.json", "keys/viewcrafter/*.json"))
 def test_every_tensor_of_a_published_checkpoint_has_its_place_golden(path, tmp_path):
     tensors, described = published(path)
     if any(key.endswith(".alpha") for key in tensors):
@@ -165,7 +161,7 @@ def test_every_tensor_of_a_published_checkpoint_has_its_place_golden(path, tmp_p
 def whole_model(path):
     """A small model with every part, filled by the recipe; the schedule is one of upstream's own."""
     listed = json.loads(path.read_text())
-    schedules = [np.load(found) for found in GOLDEN.glob("keys/*/*_schedule.npz")]
+    schedules = [np.load(found) for found in upstream_files("keys/*/*_schedule.npz")]
     base = listed["config"]["params"]["base_scale"]
     schedule = next(found for found in schedules if "scale_arr" in found and np.isclose(found["scale_arr"][-1], base))
     return {

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from golden import assert_close, fill, fixtures, load, stored, tokenizer
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModel
+from upstream import assert_close, fill, fixtures, load, stored, tokenizer
 
 from reconx_core.errors import UserError
 from reconx_core.video.checkpoints.parts import text_config, text_sources, vision_config, vision_sources

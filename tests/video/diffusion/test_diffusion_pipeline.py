@@ -7,8 +7,8 @@ from functools import cache
 import pytest
 import torch
 from diffusers import AutoencoderKL
-from golden import TRAJECTORY, assert_close, cases, fill, load, recipe, stored, tokenizer
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModel
+from upstream import TRAJECTORY, assert_close, cases, fill, load, recipe, stored, tokenizer
 
 from reconx_core.errors import UserError
 from reconx_core.video.checkpoints.parts import published_parts
@@ -18,6 +18,8 @@ from reconx_core.video.diffusion.pipeline import ReconXPipeline
 from reconx_core.video.diffusion.scheduler import ReconXScheduler
 from reconx_core.video.diffusion.structure_encoder import StructureEncoder
 from reconx_core.video.diffusion.unet import ReconXUNet
+
+pytestmark = pytest.mark.long
 
 
 @cache

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from diffusers import AutoencoderKL
-from golden import assert_close, fill, fixtures, load, stored
+from upstream import assert_close, fill, fixtures, load, stored
 
 from reconx_core.video.checkpoints.parts import vae_config, vae_sources
 from reconx_core.video.diffusion.latents import (

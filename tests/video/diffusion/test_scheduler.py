@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from diffusers import DDIMScheduler
-from golden import TRAJECTORY, assert_close, cases, load
+from upstream import TRAJECTORY, assert_close, cases, load
 
 from reconx_core.errors import UserError
 from reconx_core.video.diffusion.guidance import guidance_passes, guided_prediction

@@ -5,8 +5,8 @@ import json
 
 import pytest
 import torch
-from golden import GOLDEN, assert_close, fill, fixtures, load, stored
 from torch import nn
+from upstream import assert_close, file, fill, fixtures, load, stored
 
 from reconx_core.errors import UserError
 from reconx_core.video.checkpoints.parts import projector_sources, unet_sources
@@ -98,10 +98,7 @@ def test_projector_equals_upstream_golden(path):
 
 
 def test_names_follow_the_golden_key_map():
-    file = GOLDEN / "keys" / "parts" / "dynamicrafter_unet_key_map.json"
-    if not file.is_file():
-        pytest.skip(f"no {file} (set RECONX_GOLDEN)")
-    expected = json.loads(file.read_text())["map"]
+    expected = json.loads(file("keys/parts/dynamicrafter_unet_key_map.json").read_text())["map"]
     table = unet_modules(2, (True, True, True, False))
     assert {name: rename(name, table) for name in expected} == expected
     inverse = {ours: theirs for theirs, ours in table.items()}

@@ -1,4 +1,4 @@
-"""The numbers of the upstream networks (../shared/golden), for the tests that compare with them."""
+"""The numbers of the upstream networks (tests/golden), for the tests that compare with them."""
 
 import importlib.util
 import json
@@ -12,33 +12,52 @@ from safetensors import safe_open
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-GOLDEN = Path(os.environ.get("RECONX_GOLDEN", Path(__file__).parents[2] / "shared" / "golden"))
+GOLDEN = Path(__file__).with_name("golden")
+LARGER = Path(os.environ.get("RECONX_GOLDEN", GOLDEN.parents[2] / "shared" / "golden"))  # what would make a clone too big
 NETWORK, TRAJECTORY = 2e-5, 2e-4  # tolerances, relative to the largest absolute value
 WORD = r"[a-z]+|[0-9]|[^\s\w]+"
 
 
-def fixtures(pattern):
-    """The fixtures of a kind, to parametrise a test with; full-size ones are slow."""
-    found = sorted(GOLDEN.glob(pattern))
+def files(*patterns):
+    """The files of both folders that match; one that is in both is read from the repository's."""
+    found = {path.relative_to(folder): path for folder in (LARGER, GOLDEN) for name in patterns for path in folder.glob(name)}
+    return [found[name] for name in sorted(found)]
+
+
+def missing(pattern):
+    return f"no {pattern} in {GOLDEN} or {LARGER} (set RECONX_GOLDEN)"
+
+
+def file(pattern):
+    """The first file that matches; without one the test is skipped."""
+    found = files(pattern)
     if not found:
-        return [pytest.param(None, marks=pytest.mark.skip(reason=f"no {pattern} in {GOLDEN} (set RECONX_GOLDEN)"))]
+        pytest.skip(missing(pattern))
+    return found[0]
+
+
+def fixtures(*patterns):
+    """The fixtures of a kind, to parametrise a test with; full-size ones are slow."""
+    found = files(*patterns)
+    if not found:
+        return [pytest.param(None, marks=pytest.mark.skip(reason=missing(" or ".join(patterns))))]
     return [pytest.param(path, marks=[pytest.mark.slow] if "real" in path.name else [], id=path.stem) for path in found]
 
 
 def cases(pattern):
     """(fixture, case) for every case of every fixture of a kind."""
-    found = sorted(GOLDEN.glob(pattern))
+    found = files(pattern)
     if not found:
-        return [pytest.param(None, None, marks=pytest.mark.skip(reason=f"no {pattern} in {GOLDEN} (set RECONX_GOLDEN)"))]
+        return [pytest.param(None, None, marks=pytest.mark.skip(reason=missing(pattern)))]
     return [pytest.param(path, case, id=f"{path.stem}-{case}") for path in found for case in load(path)[1]["cases"]]
 
 
 @cache
 def load(path):
     """Tensors by name, and the metadata with what is JSON in it parsed."""
-    with safe_open(path, "pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        metadata = {name: json.loads(text) if text[:1] in "{[" else text for name, text in file.metadata().items()}
+    with safe_open(path, "pt") as opened:
+        tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (not a dict)
+        metadata = {name: json.loads(text) if text[:1] in "{[" else text for name, text in opened.metadata().items()}
     return tensors, metadata
 
 
@@ -73,7 +92,7 @@ def fill(module, sources, prefix, known):
 def tokenizer():
     """A tokenizer that knows the words of the CLIP fixtures' prompts by open_clip's ids; any other word is an error."""
     vocabulary = {"<|startoftext|>": 49406, "<|endoftext|>": 49407}
-    for path in GOLDEN.glob("dc_clip_*.safetensors"):
+    for path in files("dc_clip_*.safetensors"):
         tensors, metadata = load(path)
         for prompt, ids in zip(metadata["prompts"], tensors["in.tokens"].tolist()):
             for word, number in zip(re.findall(WORD, prompt.lower()), ids[1:-1]):
