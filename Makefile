@@ -9,8 +9,8 @@ export OMP_WAIT_POLICY := PASSIVE
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 DEMO := outputs/demo
-# A process per core, but each needs up to 2 GB. One that runs out of tests takes some of another's.
-PYTEST = $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
+# A process per core, but each needs up to 2 GB. A file stays in one, for its tests share what they compute.
+PYTEST = $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 .PHONY: demo test test-fast lint bench setup clean
 

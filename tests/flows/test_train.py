@@ -20,6 +20,7 @@ def run(folder, *changes):
     return console.file.getvalue()
 
 
+@pytest.mark.long
 def test_train_makes_a_model_that_a_run_can_use(tmp_path):
     output = run(tmp_path)
     assert "1 of 1 clips" in output
@@ -33,6 +34,7 @@ def test_train_makes_a_model_that_a_run_can_use(tmp_path):
     assert size < 40e6  # the size limit of the package
 
 
+@pytest.mark.long
 def test_no_data_is_a_sentence(tmp_path):
     with pytest.raises(UserError, match="no clip to train on"):
         run(tmp_path, "data=[]")

@@ -329,6 +329,7 @@ def mlflow(tmp_path, monkeypatch):
     return log
 
 
+@pytest.mark.long
 def test_newest_run_of_every_method_and_column_is_found_in_mlflow(mlflow, tmp_path):
     acid = EASY | {"set": "ACID"}
     mlflow(record({"u": scene(20)}, protocol=EASY), table="easy")
@@ -352,6 +353,7 @@ def test_newest_run_of_every_method_and_column_is_found_in_mlflow(mlflow, tmp_pa
     }
 
 
+@pytest.mark.long
 def test_run_is_named_by_its_name_or_id(mlflow, tmp_path):
     run = mlflow(record({"u": scene(20)}, protocol=EASY), table="easy")
     for name in ("night", run):
@@ -362,6 +364,7 @@ def test_run_is_named_by_its_name_or_id(mlflow, tmp_path):
             table("easy", [name], tmp_path / "out", quiet())
 
 
+@pytest.mark.long
 def test_run_whose_record_is_lost_is_told_and_left_out(mlflow, tmp_path):
     kept = mlflow(record({"u": scene(20)}, protocol=EASY), table="easy")
     lost = mlflow(record({"u": scene(21)}, protocol=EASY), table="easy")

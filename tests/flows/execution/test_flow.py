@@ -145,6 +145,7 @@ def test_kill_9_repeats_at_most_the_interrupted_task(server, tiny, photos, tmp_p
     assert artifact_bytes(tmp_path / "killed") == artifact_bytes(tmp_path / "calm")
 
 
+@pytest.mark.long
 def test_own_server_starts_without_a_home_and_ends_with_its_parent(tiny, photos, tmp_path):
     """No PREFECT_API_URL, no HOME: the run brings its own server, and kill -9 of the run takes it along."""
     log = tmp_path / "log"
@@ -168,6 +169,7 @@ def test_own_server_starts_without_a_home_and_ends_with_its_parent(tiny, photos,
     wait_until(lambda: not alive(server_pid))
 
 
+@pytest.mark.long
 def test_interrupt_ends_at_once_although_a_thread_computes():
     code = """
 import os, signal, threading, time
