@@ -9,7 +9,11 @@ if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # the same with more threads than
     for variable in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS"):
         os.environ.setdefault(variable, str(SHARE))
 
+import hypothesis
 import pytest
+
+hypothesis.settings.register_profile("fixed", derandomize=True)  # a run fails or passes for what changed, not by chance
+hypothesis.settings.load_profile("fixed")
 
 
 @pytest.fixture(scope="session")

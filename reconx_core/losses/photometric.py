@@ -12,7 +12,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from reconx_core.cpu.jit import one_at_a_time
 from reconx_core.losses.ssim import (
     arrays,
     check_images,
@@ -51,6 +50,8 @@ def photometric_loss(
 class _PhotometricLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rendered: Tensor, target: Tensor, weight: Tensor, l1_weight: float, ssim_weight: float) -> Tensor:
+        from reconx_core.cpu.jit import one_at_a_time
+
         images, (share,) = flat_images(rendered, target), arrays(weight / weight.numel())
         with one_at_a_time():
             values, terms = fused_similarity(*images, share, -ssim_weight, True)

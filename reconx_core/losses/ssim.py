@@ -4,7 +4,7 @@ Window 11, Gaussian with sigma 1.5, population variances, data range 1, channels
 ``structural_similarity(gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=1)``, as in pixelSplat's
 evaluation. The border is mirrored (edge pixels repeated), so the map equals scikit-image's at every pixel.
 
-float32 on the CPU uses fused kernels; other dtypes and devices use plain torch.
+float32 on the CPU uses fused kernels, imported with their compiler at the first use; other dtypes and devices use plain torch.
 """
 
 from __future__ import annotations
@@ -16,9 +16,6 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
-
-from reconx_core.cpu.jit import one_at_a_time
-from reconx_core.losses.ssim_kernels import similarity, similarity_gradient
 
 WINDOW, SIGMA = 11, 1.5
 C1, C2 = 0.01**2, 0.03**2
@@ -90,6 +87,8 @@ def fused_similarity(
     a: np.ndarray, b: np.ndarray, weight: np.ndarray, scale: float, with_terms: bool
 ) -> tuple[np.ndarray, np.ndarray]:
     """(SSIM map, derivatives times scale * weight for the gradient kernel)."""
+    from reconx_core.losses.ssim_kernels import similarity
+
     values = np.empty(weight.shape, np.float32)
     terms = np.empty((3, len(a) if with_terms else 0, a.shape[1]), np.float32)
     similarity(a, b, weight, np.float32(scale), with_terms, values, terms)
@@ -100,6 +99,8 @@ def fused_gradient(
     a: np.ndarray, b: np.ndarray, terms: np.ndarray, weight: np.ndarray, l1_scale: float
 ) -> tuple[np.ndarray, float]:
     """Gradient with respect to ``a`` of sum(weight * (scale * SSIM + l1_scale * |a - b|)), and sum(weight * |a - b|)."""
+    from reconx_core.losses.ssim_kernels import similarity_gradient
+
     gradient, l1_rows = np.empty((*weight.shape, 3), np.float32), np.empty(weight.shape[:2])
     similarity_gradient(a, b, terms, weight, np.float32(l1_scale), gradient.reshape(a.shape), l1_rows)
     return gradient, l1_rows.sum()
@@ -108,6 +109,8 @@ def fused_gradient(
 class _SsimMap(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
+        from reconx_core.cpu.jit import one_at_a_time
+
         ctx.save_for_backward(a, b)
         with one_at_a_time():
             values, _ = fused_similarity(*flat_images(a, b), np.empty(a.shape[:-1], np.float32), 1.0, False)
@@ -115,6 +118,8 @@ class _SsimMap(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, v_map: Tensor) -> tuple[Tensor, None]:
+        from reconx_core.cpu.jit import one_at_a_time
+
         images, (weight,) = flat_images(*ctx.saved_tensors), arrays(v_map)
         with one_at_a_time():
             # The derivatives are recomputed instead of saved: three images less memory, and the weight is known only now.
