@@ -10,7 +10,8 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 DEMO := outputs/demo
 # A process per core, but each needs up to 2 GB. A file stays in one, for its tests share what they compute.
-PYTEST = $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+# Bytecode is written in any case: else each of the many processes compiles all that it imports.
+PYTEST = env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 .PHONY: demo test test-fast lint bench setup clean
 
