@@ -131,14 +131,17 @@ def edit(copy, before):
         file.write_text(text)
 
 
+@pytest.mark.long
 def test_a_copy_has_the_same_code_versions(before):
     assert before == {stage: code_version(*_modules_of(stage)) for stage in PARENTS}
 
 
+@pytest.mark.long
 def test_a_release_leaves_every_stage_as_it_is(edit):
     assert edit("version.py", '__version__ = "', '__version__ = "9.') == set()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("place", "old", "new", "changed"),
     [
@@ -163,6 +166,7 @@ def test_an_edit_changes_the_stages_that_use_it_and_no_others(edit, place, old, 
     assert edit(place, old, new) == changed
 
 
+@pytest.mark.long
 def test_an_edit_of_a_docstring_or_a_comment_changes_nothing(edit):
     assert edit("types.py", '"""', '"""Else: ') == set()
     assert edit("io/images.py", "\nimport ", "\n# Else.\nimport ") == set()

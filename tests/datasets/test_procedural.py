@@ -31,6 +31,7 @@ def warp_error(capture, i: int, j: int) -> tuple[float, float]:
     return float(difference[seen].median()), float(seen.float().mean())
 
 
+@pytest.mark.long
 def test_views_agree_through_depth_and_cameras(room):
     difference, seen = warp_error(room, 0, 1)
     assert seen > 0.6
@@ -64,6 +65,7 @@ def test_normals_point_towards_the_camera(room):
         assert (facing > -1e-3).all(), solid
 
 
+@pytest.mark.long
 def test_the_same_spec_gives_the_same_bytes_and_another_seed_another_scene():
     cached, again = procedural.build("hall", 1), procedural.build.__wrapped__("hall", 1)
     assert torch.equal(cached.texels, again.texels)

@@ -55,6 +55,7 @@ def test_a_checkpoint_of_other_settings_is_refused(tmp_path, clip):
         run(tmp_path, clip, steps=2, learning_rate=0.5)
 
 
+@pytest.mark.long
 def test_a_checkpoint_with_earlier_names_of_settings_is_resumed(tmp_path, clip):
     run(tmp_path, clip, steps=1)
     progress = tmp_path / LAST / PROGRESS

@@ -268,6 +268,7 @@ def depths(intrinsics: torch.Tensor, second_from_first: torch.Tensor, matches) -
     return (left * right).sum(-1) / (left * left).sum(-1)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("name", "gap"), [("fox", 3), ("real_room", 6), ("fountain_p11", 1), ("llff_fern", 2)])
 def test_real_poses_agree_with_the_photos(real_data, name, gap):
     """Matches of two views lie on the epipolar lines of their cameras, after undistortion, and in front of both."""
