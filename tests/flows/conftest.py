@@ -1,7 +1,9 @@
 """One Prefect server for all tests here, and a way to run the command line in this process with stand-in stages."""
 
 import os
+import sqlite3
 import sys
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 
@@ -36,6 +38,30 @@ def server(tmp_path_factory):
         yield os.environ["PREFECT_API_URL"]
     if before is not None:
         os.environ["PREFECT_API_URL"] = before
+
+
+@pytest.fixture(scope="session", autouse=True)
+def mlflow_tables(tmp_path_factory):
+    """MLflow's some fifty migrations run once: every further database of a test gets the tables that they made."""
+    from mlflow.store.db import utils
+
+    migrate, kept = utils._initialize_tables, tmp_path_factory.mktemp("mlflow") / "tables.db"
+
+    def initialize(engine):
+        if kept.exists():
+            copy_database(kept, engine.url.database)
+        else:
+            migrate(engine)
+            copy_database(engine.url.database, kept)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(utils, "_initialize_tables", initialize)
+        yield
+
+
+def copy_database(source, target):
+    with closing(sqlite3.connect(source)) as one, closing(sqlite3.connect(target)) as other:
+        one.backup(other)
 
 
 @pytest.fixture

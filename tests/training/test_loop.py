@@ -14,7 +14,8 @@ from reconx_core.training.settings import TrainSettings
 
 
 def settings(**changes):
-    given = {"model": "tiny", "crop": (48, 64), "frames": 4, "steps": 4, "warmup": 0, "terminal_share": 0.5, "ema": 0.9}
+    given = {"model": "tiny", "crop": (48, 64), "frames": 4, "points": 256, "steps": 4, "warmup": 0}
+    given |= {"terminal_share": 0.5, "ema": 0.9}
     return TrainSettings(**{**given, **changes})
 
 
