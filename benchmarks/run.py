@@ -25,7 +25,7 @@ BENCHMARKS = {
     "overhead": (["-m", "benchmarks.overhead"], "what the orchestration costs beside the work: runs, tasks, memory"),
     "farthest_points": (["benchmarks/farthest_points.py"], "speed of farthest point sampling"),
     "full_size": (["-m", "benchmarks.full_size"], "time and memory of the full-size video network; needs a GPU"),
-    "geometry_networks": (["-m", "benchmarks.geometry_networks"], "time and memory of DUSt3R and VGGT; needs a GPU"),
+    "geometry_networks": (["-m", "benchmarks.geometry_networks"], "time and memory of DUSt3R, VGGT and DA3; needs a GPU"),
 }
 ON_REQUEST = ("full_size", "geometry_networks")
 

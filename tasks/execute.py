@@ -263,7 +263,7 @@ def uses_gpu(stage: str, settings: Settings) -> bool:
     """Whether the stage uses a GPU if there is one, so that its output may differ from that of a CPU."""
     if stage in ("pointcloud", "confidence"):
         backend = GEOMETRY.get(settings.pointcloud.backend)
-        return backend is not None and backend.needs_gpu
+        return backend is not None and backend.weights != "none"
     if stage == "video":
         return settings.video.backend not in ("points", "none")
     return stage == "metrics" or (stage == "splats" and settings.splats.backend != "cpu")

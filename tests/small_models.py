@@ -1,11 +1,14 @@
-"""The video model, DUSt3R and VGGT with a few thousand random weights."""
+"""The video model, DUSt3R, VGGT and Depth-Anything-3 with a few thousand random weights."""
 
 import json
+import re
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 
+from reconx_core.pointcloud.networks.da3 import DA3
+from reconx_core.pointcloud.networks.da3_config import da3_config
 from reconx_core.pointcloud.networks.dust3r import DUSt3R, dust3r_config
 from reconx_core.pointcloud.networks.vggt import VGGT, vggt_config
 from reconx_core.video.diffusion.conditioning import ImageProjector
@@ -65,6 +68,32 @@ def small_vggt() -> tuple[dict, VGGT]:
     return config, network
 
 
+def small_da3() -> tuple[dict, DA3]:
+    """The settings as in config.json, and the network, whose cameras are cameras."""
+    sizes = {
+        "net": {
+            "name": "tiny", "img_size": 70, "embed_dim": 32, "depth": 4, "num_heads": 2, "out_layers": [3, 3, 3, 3],
+            "alt_start": 2, "qknorm_start": 2, "rope_start": 2, "cat_token": True,
+        },
+        "head": {"dim_in": 64, "output_dim": 2, "features": 8, "out_channels": [4, 4, 4, 4]},
+        "cam_enc": {"dim_out": 32}, "cam_dec": {"dim_in": 64},
+    }  # fmt: skip
+    torch.manual_seed(0)
+    network = varied(DA3(da3_config(sizes)))
+    network.cam_dec.fc_t.weight.data *= 0.1
+    network.cam_dec.fc_qvec.weight.data *= 0.1
+    network.cam_dec.fc_qvec.bias.data = torch.tensor([0.0, 0.0, 0.0, 1.0])
+    network.cam_dec.fc_fov[0].weight.data *= 0.01
+    network.cam_dec.fc_fov[0].bias.data = torch.tensor([0.8, 1.0])
+    return {"model_name": "da3-tiny", "config": sizes}, network
+
+
+def da3_tensors(network: DA3) -> dict[str, torch.Tensor]:
+    """The network's tensors under the names in published files, which hold a normalisation that four levels share once."""
+    alias = re.compile(r"head\.scratch\.output_conv2_aux\.[123]\.2\.")
+    return {f"model.{name}": value for name, value in network.state_dict().items() if not alias.match(name)}
+
+
 def varied(network: torch.nn.Module) -> torch.nn.Module:
     """With weights under which the results differ from pixel to pixel."""
     torch.manual_seed(0)
@@ -77,5 +106,6 @@ def varied(network: torch.nn.Module) -> torch.nn.Module:
 def save_hub(folder: Path, config: dict, network: torch.nn.Module) -> None:
     """The network in the layout of the Hugging Face Hub."""
     folder.mkdir(parents=True)
-    save_file({name: value.contiguous() for name, value in network.state_dict().items()}, folder / "model.safetensors")
+    tensors = da3_tensors(network) if isinstance(network, DA3) else network.state_dict()
+    save_file({name: value.contiguous() for name, value in tensors.items()}, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(config))

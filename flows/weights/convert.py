@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from reconx_core.errors import UserError
-from reconx_core.pointcloud.networks.checkpoints import DUST3R_FILES, VGGT_FILES, recognise
+from reconx_core.pointcloud.networks.checkpoints import DA3_FILES, DUST3R_FILES, VGGT_FILES, recognise
 from reconx_core.pointcloud.networks.convert import convert_dust3r
 from reconx_core.pointcloud.networks.verify import verify as verify_geometry
 from reconx_core.video.checkpoints.convert import convert as convert_checkpoint
@@ -35,8 +35,8 @@ def convert(
     """Convert a checkpoint and say what it is, under which licence, what it still lacks, and how to use it."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # transformers', one for every file it writes
     family = recognise(open_weights(path)) if path.is_file() and path.suffix in (".safetensors", *PICKLES) else None
-    if family is VGGT_FILES:
-        raise UserError(f"'{path}' holds VGGT's weights, which are used as they are; nothing is to be converted.")
+    if family in (VGGT_FILES, DA3_FILES):
+        raise UserError(f"'{path}' holds weights of {family.name}, which are used as they are; nothing is to be converted.")
     with console.status(f"Converting {escape(str(path))}"):
         if family is DUST3R_FILES:
             _refuse_options({"--variant": variant, "--dtype": dtype, "--config": config, "--clip": clip})

@@ -70,6 +70,12 @@ PUBLISHED = (
         "-S pointcloud.backend=vggt",
     ),
     Published(
+        "da3-small", "depth-anything/DA3-SMALL", (HUB_LAYOUT,), 0.14, "Apache-2.0", "-S pointcloud.backend=da3",
+    ),
+    Published(
+        "da3-base", "depth-anything/DA3-BASE", (HUB_LAYOUT,), 0.54, "Apache-2.0", "-S pointcloud.backend=da3",
+    ),
+    Published(
         "wan-vace", "Wan-AI/Wan2.1-VACE-1.3B-diffusers",
         (("model_index.json", "scheduler/*", "text_encoder/*", "tokenizer/*", "transformer/*", "vae/*"),), 16.0, "Apache-2.0",
         "-S video.backend=wan-vace",

@@ -24,6 +24,10 @@ BACKENDS: dict[str, BackendInfo] = {
         weights="facebook/VGGT-1B or VGGT-1B-Commercial (5 GB), by reconx weights fetch vggt; CC BY-NC 4.0, or VGGT's own",
         needs_gpu=True,
     ),
+    "da3": BackendInfo(
+        "pointcloud", "da3", "a smaller network's cameras and depth, the cameras adjusted to feature matches; CPU or GPU",
+        weights="depth-anything/DA3-BASE or DA3-SMALL (0.5 or 0.1 GB), by reconx weights fetch da3-base; Apache-2.0",
+    ),
 }  # fmt: skip
 FUSED_CONFIDENCE = 0.5  # minimum confidence of the pointmap pixels in the fused cloud
 MAX_POINTS = 500_000
@@ -47,6 +51,10 @@ def make_backend(settings: PointcloudSettings, fast: bool = False) -> GeometryBa
         from reconx_core.pointcloud.backends.vggt import Vggt
 
         return Vggt(settings)
+    if settings.backend == "da3":
+        from reconx_core.pointcloud.backends.da3 import Da3
+
+        return Da3(settings, enlarge=not fast)
     from reconx_core.pointcloud.backends.classical import Classical
 
     return Classical(settings.model_copy(update=FAST) if fast else settings)
@@ -60,10 +68,11 @@ def weights_of(settings: PointcloudSettings) -> Path | None:
     """
     if settings.backend == "classical":
         return None
-    from reconx_core.pointcloud.backends import dust3r, predictions, vggt
+    from reconx_core.pointcloud.backends import da3, dust3r, predictions, vggt
 
-    defaults = {"dust3r": dust3r.WEIGHTS, "vggt": vggt.WEIGHTS}
-    return predictions.find_weights(settings.backend, settings.weights, defaults[settings.backend])
+    defaults = {"dust3r": dust3r.WEIGHTS, "vggt": vggt.WEIGHTS, "da3": da3.WEIGHTS}
+    fetched = "da3-base" if settings.backend == "da3" else ""
+    return predictions.find_weights(settings.backend, settings.weights, defaults[settings.backend], fetched)
 
 
 def estimate(

@@ -14,10 +14,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from reconx_core.errors import UserError
-from reconx_core.geometry.transforms import depth_of, resize_cameras, size_for, unproject
+from reconx_core.geometry.transforms import depth_of, resize_cameras, size_for, transform, unproject
 from reconx_core.io.images import resize_images
 from reconx_core.pointcloud.backends.classical import upsample_depth
 from reconx_core.pointcloud.global_alignment.align import AGREES, Aligned, align_pointmaps, clean_confidence
+from reconx_core.pointcloud.global_alignment.graph import pair_graph
 from reconx_core.types import Cameras, PointCloud, Pointmaps, Views
 from reconx_core.weights.folder import weights_folder
 
@@ -30,8 +31,10 @@ class Window(NamedTuple):
     corner: tuple[int, int]  # of the window, row and column
 
 
-def find_weights(backend: str, name: str, defaults: Sequence[str]) -> Path:
+def find_weights(backend: str, name: str, defaults: Sequence[str], fetched: str = "") -> Path:
     """The weights' folder or file: ``name`` as a path or in RECONX_WEIGHTS; if it is empty, the first default that exists.
+
+    ``fetched``: their name in `reconx weights fetch`, if it is not the backend's.
 
     Raises:
         UserError: there is none.
@@ -41,7 +44,7 @@ def find_weights(backend: str, name: str, defaults: Sequence[str]) -> Path:
     if found is None:
         raise UserError(
             f"There are no weights for pointcloud.backend={backend} in {' or '.join(map(str, places))}; fetch them with "
-            f"`reconx weights fetch {backend}`, or use pointcloud.backend=classical, which needs none."
+            f"`reconx weights fetch {fetched or backend}`, or use pointcloud.backend=classical, which needs none."
         )
     return found.resolve()
 
@@ -60,6 +63,17 @@ def load_network(load: Callable[[Path], Any], path: Path) -> Any:
 def both_orders(pairs: Sequence[tuple[int, int]]) -> Int[Tensor, "e 2"]:
     """The pairs in both orders, sorted; the network treats the two views of a pair differently."""
     return torch.tensor(sorted([*pairs, *((j, i) for i, j in pairs)]))
+
+
+def star_pairs(
+    depth: Float[Tensor, "n H W"], confidence: Float[Tensor, "n H W"], cameras: Cameras
+) -> tuple[Int[Tensor, "e 2"], Float[Tensor, "e 2 H W 3"], Float[Tensor, "e 2 H W"]]:
+    """Star graph of the first view, in both orders: pointmaps in the frame of each pair's first view, and confidence."""
+    n, height, width = depth.shape
+    world = unproject(depth, cameras)
+    pairs = both_orders(pair_graph(n, "star")).to(depth.device)
+    seen = transform(cameras.world_to_cam[pairs[:, 0]], world[pairs].flatten(1, 3))
+    return pairs, seen.reshape(len(pairs), 2, height, width, 3), confidence[pairs]
 
 
 def choose_window(shape: Sequence[int], long_side: int, patch: int) -> Window:

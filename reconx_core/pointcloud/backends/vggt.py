@@ -8,17 +8,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from reconx_core.geometry.transforms import transform, unproject
 from reconx_core.pointcloud.backends.predictions import (
     align,
-    both_orders,
     choose_window,
     crop_to_window,
     find_weights,
     lift,
     load_network,
+    star_pairs,
 )
-from reconx_core.pointcloud.global_alignment.graph import pair_graph
 from reconx_core.pointcloud.networks.checkpoints import load_vggt
 from reconx_core.pointcloud.networks.vggt import VGGTPrediction, decode_cameras
 from reconx_core.pointcloud.sfm.solve import require_two
@@ -60,9 +58,6 @@ def as_pairs(
     point head.
     """
     depth, confidence = predicted.depth[0].float(), predicted.depth_confidence[0].float()
-    n, height, width = depth.shape
+    height, width = depth.shape[1:]
     world_to_cam, intrinsics = (part.float() for part in decode_cameras(predicted.pose_encoding[0].float(), height, width))
-    world = unproject(depth, Cameras(intrinsics, torch.linalg.inv(world_to_cam), width, height))
-    pairs = both_orders(pair_graph(n, "star")).to(depth.device)
-    seen = transform(world_to_cam[pairs[:, 0]], world[pairs].flatten(1, 3)).reshape(len(pairs), 2, height, width, 3)
-    return pairs, seen, confidence[pairs]
+    return star_pairs(depth, confidence, Cameras(intrinsics, torch.linalg.inv(world_to_cam), width, height))

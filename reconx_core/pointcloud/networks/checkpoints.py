@@ -1,4 +1,4 @@
-"""Published checkpoints of DUSt3R and VGGT: recognised and loaded.
+"""Published checkpoints of DUSt3R, VGGT and Depth-Anything-3: recognised and loaded.
 
 Every tensor must be known: a weight of the network, or on the list of unused ones. The files are memory-mapped, so that
 loading copies nothing.
@@ -17,12 +17,15 @@ import torch
 from torch import Tensor, nn
 
 from reconx_core.errors import UserError
+from reconx_core.pointcloud.networks.da3 import DA3
+from reconx_core.pointcloud.networks.da3_config import da3_config
 from reconx_core.pointcloud.networks.dust3r import DUSt3R, dust3r_config
 from reconx_core.pointcloud.networks.vggt import VGGT, vggt_config
 from reconx_core.weights.files import Opened, match, open_weights
 
 CONSTRUCTOR = "AsymmetricCroCo3DStereo"  # a .pth of DUSt3R contains the text of a call of this, with the network's sizes
 SECOND_NAME = re.compile(r"(downstream_head\d\.dpt\.scratch\.)layer(\d)_rn\.weight")
+SHARED_NORM = re.compile(r"(head\.scratch\.output_conv2_aux\.)\d(\.2\.\w+)")
 CANNOT_BUILD = (TypeError, ValueError, AttributeError, LookupError, ArithmeticError, RuntimeError)
 
 
@@ -57,8 +60,17 @@ def load_vggt(path: Path) -> VGGT:
     return _load(VGGT_FILES, path)
 
 
+def load_da3(path: Path) -> DA3:
+    """Depth-Anything-3 from a folder (config.json and model.safetensors, as on the Hub) or from that file, in float32.
+
+    Raises:
+        UserError: the weights are not there, damaged or another network's, or a tensor is missing, unknown or misshapen.
+    """
+    return _load(DA3_FILES, path)
+
+
 def recognise(opened: Opened) -> Family | None:
-    """The family of the weights, None if they are neither DUSt3R's nor VGGT's."""
+    """The family of the weights, None if they are of no network here."""
     return next((family for family in FAMILIES if any(key.startswith(family.mark) for key in opened.tensors)), None)
 
 
@@ -155,6 +167,23 @@ def dust3r_names(name: str) -> tuple[str, ...]:
     return (name, f"{found[1]}layer_rn.{int(found[2]) - 1}.weight") if found else (name,)
 
 
+def da3_settings(opened: Opened) -> Mapping[str, Any]:
+    """config.json.
+
+    Raises:
+        UserError: there is none.
+    """
+    if opened.config is None:
+        raise UserError(f"'{opened.source}' does not tell the sizes of its network; put DA3's config.json beside it.")
+    return opened.config
+
+
+def da3_names(name: str) -> tuple[str, ...]:
+    """One normalisation of the rays' convolutions is shared by four levels, and a file holds it under the first one's name."""
+    found = SHARED_NORM.fullmatch(name)
+    return (f"model.{found[1]}0{found[2]}", f"model.{name}") if found else (f"model.{name}",)
+
+
 DUST3R_FILES = Family(
     "DUSt3R", "enc_blocks.", "mask_token", dust3r_settings, lambda settings: DUSt3R(dust3r_config(settings)),
     with_second_decoder, dust3r_names,
@@ -163,4 +192,8 @@ VGGT_FILES = Family(
     "VGGT", "aggregator.", r"track_head\..*|aggregator\.patch_embed\.mask_token",
     lambda opened: opened.config or {}, lambda settings: VGGT(vggt_config(settings)),
 )  # fmt: skip
-FAMILIES = (DUST3R_FILES, VGGT_FILES)
+DA3_FILES = Family(
+    "Depth-Anything-3", "model.backbone.pretrained.", "", da3_settings, lambda settings: DA3(da3_config(settings)),
+    names=da3_names,
+)  # fmt: skip
+FAMILIES = (DUST3R_FILES, VGGT_FILES, DA3_FILES)

@@ -1,4 +1,4 @@
-"""Dense prediction from the tokens of four transformer layers (DPT), the part that DUSt3R and VGGT share."""
+"""Dense prediction from the tokens of four transformer layers (DPT), the part that DUSt3R, VGGT and Depth-Anything-3 share."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-Variant = Literal["dust3r", "vggt"]
+Variant = Literal["dust3r", "vggt", "da3"]
 
 
 @dataclass(frozen=True)
@@ -80,8 +80,8 @@ class Pyramid(nn.Module):
     """Four levels projected to one width and fused from coarse to fine, to 8 times the patch grid.
 
     The variants differ in the residual units; in the coarsest step, where DUSt3R doubles the size and crops to the next
-    level, while VGGT interpolates to that level's size; and in that step's unit for the added map, which is unused but present
-    in DUSt3R's checkpoints.
+    level, while the others interpolate to that level's size; and in that step's unit for the added map, which is unused but
+    present in DUSt3R's checkpoints.
     """
 
     def __init__(self, config: DPTConfig, variant: Variant) -> None:
@@ -94,11 +94,19 @@ class Pyramid(nn.Module):
 
     def forward(self, levels: Sequence[Tensor]) -> Float[Tensor, "b c 8r 8s"]:
         """``levels``: [b, level width, ...] at 4, 2, 1 and 1/2 times the patch grid, the last rounded up."""
-        maps = [self.get_submodule(f"layer{number}_rn")(level) for number, level in enumerate(levels, 1)]
+        return self.fuse(self.narrow(levels))
+
+    def narrow(self, levels: Sequence[Tensor]) -> list[Tensor]:
+        """The levels at their own sizes and at the fused maps' width."""
+        return [self.get_submodule(f"layer{number}_rn")(level) for number, level in enumerate(levels, 1)]
+
+    def fuse(self, maps: Sequence[Tensor], suffix: str = "") -> Float[Tensor, "b c 8r 8s"]:
+        """What `narrow` gives, from coarse to fine; ``suffix``: of the names of the steps."""
         coarsest, finer = maps[3], maps[2].shape[-2:]
         doubled = [2 * length for length in coarsest.shape[-2:]]
-        fused = self.get_submodule("refinenet4")(coarsest, None, doubled if self.cuts else finer)[..., : finer[0], : finer[1]]
+        size = doubled if self.cuts else finer
+        fused = self.get_submodule(f"refinenet4{suffix}")(coarsest, None, size)[..., : finer[0], : finer[1]]
         for number in (3, 2, 1):
             level = maps[number - 1]
-            fused = self.get_submodule(f"refinenet{number}")(fused, level, [2 * length for length in level.shape[-2:]])
+            fused = self.get_submodule(f"refinenet{number}{suffix}")(fused, level, [2 * length for length in level.shape[-2:]])
         return fused

@@ -1,4 +1,4 @@
-"""DUSt3R's and VGGT's weights, compared with what their networks need; the values are not read."""
+"""Weights of the geometry networks, compared with what the networks need; the values are not read."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from reconx_core.weights.records import Verified
 
 
 def verify(path: Path) -> Verified:
-    """Compare the keys and shapes of DUSt3R's or VGGT's weights with those of the network; their values are not read.
+    """Compare the keys and shapes of a network's weights with those of the network; their values are not read.
 
     Raises:
         UserError: as in `load_dust3r`.
@@ -20,7 +20,7 @@ def verify(path: Path) -> Verified:
     opened = open_weights(path)
     family = recognise(opened)
     if family is None:
-        raise UserError(f"'{path}' holds neither DUSt3R's nor VGGT's weights.")
+        raise UserError(f"'{path}' holds weights of neither DUSt3R, VGGT nor Depth-Anything-3.")
     network, _, _ = prepare(family, opened)
     config = network.config
     head = f", {config.head} head" if hasattr(config, "head") else ""
@@ -30,6 +30,6 @@ def verify(path: Path) -> Verified:
         opened.files,
         len(opened.tensors),
         sum(re.fullmatch(family.unused, key) is not None for key in opened.tensors),
-        sum(value.numel() for value in network.state_dict().values()),
+        sum(value.numel() for value in network.parameters()),
         tuple(sorted({dtype_name(value) for value in opened.tensors.values()})),
     )

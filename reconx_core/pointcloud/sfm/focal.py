@@ -47,7 +47,7 @@ def solve_focals(problem: Problem, priors: list[FocalPrior]) -> pycolmap.Reconst
     best = max(
         found, key=lambda r: (r.num_reg_images(), -_negative_log_likelihood(problem, r, total) - _negative_log_prior(r, priors))
     )
-    return _map_estimate(problem, best, priors)
+    return map_estimate(problem, best, priors)
 
 
 def _refined(problem: Problem, guess: list[Float64[np.ndarray, "3 3"]]) -> pycolmap.Reconstruction | None:
@@ -87,7 +87,7 @@ def _negative_log_prior(reconstruction: pycolmap.Reconstruction, priors: list[Fo
     return 0.5 * sum((log / p.spread) ** 2 for log, p in zip(logs, priors)) / len(priors)
 
 
-def _map_estimate(problem: Problem, best: pycolmap.Reconstruction, priors: list[FocalPrior]) -> pycolmap.Reconstruction:
+def map_estimate(problem: Problem, best: pycolmap.Reconstruction, priors: list[FocalPrior]) -> pycolmap.Reconstruction:
     """Scale all focals by the factor that maximises likelihood times prior (MAP), and adjust poses and points to it."""
 
     def cost(step: float) -> float:
@@ -127,4 +127,7 @@ def _adjusted(problem: Problem, reconstruction: pycolmap.Reconstruction, step: f
     config.fix_gauge(pycolmap.BundleAdjustmentGauge.TWO_CAMS_FROM_WORLD)
     pycolmap.create_default_bundle_adjuster(bundle_options(refine_focal=False), config, copy).solve()
     copy.update_point_3d_errors()
+    # The error of a point behind a camera is infinite: a single one would decide on the mean of all.
+    for point_id in [i for i, point in copy.points3D.items() if point.error > max(problem.size)]:
+        copy.delete_point3D(point_id)
     return copy

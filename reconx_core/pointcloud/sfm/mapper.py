@@ -43,11 +43,11 @@ def reconstruct(
     ``intrinsics`` holds one matrix per lens. Image id = photo index + 1.
     """
     reconstruction = pycolmap.Reconstruction()
-    cache = _cache(problem, intrinsics)
+    cache = make_cache(problem, intrinsics)
     mapper = pycolmap.IncrementalMapper(cache)
-    _register_fixed(problem, reconstruction, cache)
+    register_fixed(problem, reconstruction, cache)
     mapper.begin_reconstruction(reconstruction)
-    options, triangulation, bundle = _options(problem, refine_focal)
+    options, triangulation, bundle = mapper_options(problem, refine_focal)
     for view in problem.fixed_poses:
         mapper.triangulate_image(triangulation, view + 1)
     if reconstruction.num_reg_images() < 2 and not _start(problem, mapper, options, triangulation, bundle):
@@ -60,7 +60,7 @@ def reconstruct(
     return reconstruction
 
 
-def _cache(problem: Problem, intrinsics: list[Float64[np.ndarray, "3 3"]]) -> pycolmap.DatabaseCache:
+def make_cache(problem: Problem, intrinsics: list[Float64[np.ndarray, "3 3"]]) -> pycolmap.DatabaseCache:
     cache = pycolmap.DatabaseCache()
     for index, matrix in enumerate(intrinsics):
         camera = make_camera(matrix, problem.size, index + 1)
@@ -95,7 +95,7 @@ def make_camera(intrinsics: Float64[np.ndarray, "3 3"], size: tuple[int, int], c
     return pycolmap.Camera(model=model, width=size[1], height=size[0], params=params, camera_id=camera_id)
 
 
-def _options(problem: Problem, refine_focal: bool):
+def mapper_options(problem: Problem, refine_focal: bool):
     shared = {"random_seed": problem.seed}
     options = pycolmap.IncrementalMapperOptions(
         num_threads=1, abs_pose_min_num_inliers=10, abs_pose_min_inlier_ratio=0.15, abs_pose_max_error=3 * problem.max_error,
@@ -118,7 +118,7 @@ def bundle_options(refine_focal: bool) -> pycolmap.BundleAdjustmentOptions:
     return options
 
 
-def _register_fixed(problem: Problem, reconstruction: pycolmap.Reconstruction, cache: pycolmap.DatabaseCache) -> None:
+def register_fixed(problem: Problem, reconstruction: pycolmap.Reconstruction, cache: pycolmap.DatabaseCache) -> None:
     """Register the photos with known poses before the mapper starts; it keeps only those fixed."""
     reconstruction.load(cache)
     for view, world_to_cam in problem.fixed_poses.items():

@@ -65,24 +65,24 @@ def solve_cameras(views: Views, fixed: Cameras | None, generator: torch.Generato
     """
     require_two(views)
     seed = int(torch.randint(2**31 - 1, (), generator=generator))
-    features = _map_threads(extract_features, views.images, views.masks)
+    features = map_threads(extract_features, views.images, views.masks)
     posed = fixed is not None and len(fixed) == len(views)
     every = nearest_pairs(fixed) if fixed is not None and posed else list(itertools.combinations(range(len(views)), 2))
     best = _solve(views, fixed, features, matches := match_pairs(features, every, views, seed), seed)
     # With known cameras, points are needed only for the depth range, and a few suffice.
     weak = set() if posed and best is not None else _weak_views(best, len(views))
     if weak:  # wide baselines: add tilted features, in the pairs that need them
-        features = _map_threads(add_tilted, features, views.images, views.masks)
+        features = map_threads(add_tilted, features, views.images, views.masks)
         more = match_pairs(features, [pair for pair in every if weak & set(pair)], views, seed)
         best = _better(best, _solve(views, fixed, features, matches | more, seed))
     if best is None:
         raise UserError(_no_overlap(views))
-    sfm = _to_sfm(views, fixed, *best)
+    sfm = to_sfm(views, fixed, *best)
     _warn_dropped(views, sfm.registered)
-    return sfm if fixed is not None else _canonical(sfm)
+    return sfm if fixed is not None else to_canonical(sfm)
 
 
-def _map_threads(function: Callable[..., Features], *columns: Iterable) -> list[Features]:
+def map_threads(function: Callable[..., Features], *columns: Iterable) -> list[Features]:
     """Run on one photo per thread: SIFT releases the GIL."""
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         return list(pool.map(function, *columns))
@@ -94,7 +94,7 @@ def match_pairs(
     """Verified matches per pair; pairs without matches are left out."""
     found = {}
     for i, j in pairs:
-        matches = verify_matches(features[i], features[j], match_features(features[i], features[j]), _max_error(views), seed)
+        matches = verify_matches(features[i], features[j], match_features(features[i], features[j]), match_error(views), seed)
         if len(matches):
             found[i, j] = matches
     return found
@@ -106,7 +106,7 @@ def _solve(
     lens, known, prior = _lenses(views, fixed)
     poses = {} if fixed is None else dict(enumerate(fixed.world_to_cam.double().numpy()))
     size = (views.images.shape[1], views.images.shape[2])
-    problem = Problem([f.keypoints for f in features], matches, lens, size, poses, seed, _max_error(views))
+    problem = Problem([f.keypoints for f in features], matches, lens, size, poses, seed, match_error(views))
     found = reconstruct(problem, known, False) if prior is None else solve_focals(problem, prior)
     if found is not None:
         drop_wide_angle_images(problem, found)
@@ -126,7 +126,7 @@ def _better(one: Solution | None, two: Solution | None) -> Solution | None:
     return max(found, key=lambda s: s.reconstruction.num_reg_images(), default=None)
 
 
-def _max_error(views: Views) -> float:
+def match_error(views: Views) -> float:
     """Inlier threshold of matches in pixels: the accuracy of SIFT at 512 px, growing slowly with the image size."""
     return 2.0 * max(1.0, max(views.masks.shape[1:]) / 512) ** 0.5
 
@@ -137,7 +137,7 @@ def _lenses(
     """(lens of each view, intrinsics per lens, focal priors, or None if the focals are known)."""
     known = fixed.intrinsics if fixed is not None else views.given_intrinsics
     if known is None:
-        lens, kinds = _group_lenses(views)
+        lens, kinds = group_lenses(views)
         return lens, [], [focal_prior(exif, long_side) for exif, long_side in kinds]
     first = list(known.double().numpy())
     if len(first) == len(views):
@@ -146,7 +146,7 @@ def _lenses(
     return (*range(len(first)), *[len(first)] * (len(views) - len(first))), [*first, np.median(np.stack(first), 0)], None
 
 
-def _group_lenses(views: Views) -> tuple[tuple[int, ...], list[tuple[float, int]]]:
+def group_lenses(views: Views) -> tuple[tuple[int, ...], list[tuple[float, int]]]:
     """One lens for all photos of one size with the same EXIF focal, or none: lens per view, (EXIF, long side) per lens."""
     lens, kinds = [], list[tuple[float, int]]()
     for exif, image, mask in zip(views.focal_prior.tolist(), views.images, views.masks):
@@ -168,7 +168,7 @@ def _agree(a: float, b: float) -> bool:
     return (math.isnan(a) and math.isnan(b)) or max(a, b) < SAME_LENS * min(a, b)
 
 
-def _to_sfm(views: Views, fixed: Cameras | None, problem: Problem, reconstruction: pycolmap.Reconstruction) -> Sfm:
+def to_sfm(views: Views, fixed: Cameras | None, problem: Problem, reconstruction: pycolmap.Reconstruction) -> Sfm:
     registered = sorted(image_id - 1 for image_id in reconstruction.reg_image_ids())
     where = {view: k for k, view in enumerate(registered)}
     images = [reconstruction.image(view + 1) for view in registered]
@@ -209,7 +209,7 @@ def _float(array: NDArray[np.float64]) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(array)).float()
 
 
-def _canonical(sfm: Sfm) -> Sfm:
+def to_canonical(sfm: Sfm) -> Sfm:
     """First camera = identity, median depth of the confident points in the cameras that see them = 1."""
     first = sfm.cameras.cam_to_world[0].double()
     depth = transform(sfm.cameras.world_to_cam, sfm.sparse.xyz[None])[..., 2]

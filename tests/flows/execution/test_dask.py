@@ -272,6 +272,7 @@ def test_task_whose_workers_all_died_is_its_scenes_error():
     [
         ({}, {"video", "splats", "metrics"}),
         ({"pointcloud": {"backend": "dust3r"}}, {"pointcloud", "confidence", "video", "splats", "metrics"}),
+        ({"pointcloud": {"backend": "da3"}}, {"pointcloud", "confidence", "video", "splats", "metrics"}),
         ({"video": {"backend": "none"}, "splats": {"backend": "cpu"}}, {"metrics"}),
     ],
 )

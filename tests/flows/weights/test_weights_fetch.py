@@ -338,7 +338,7 @@ def test_what_the_hub_refuses_is_said(hub, repositories, reconx, weights):
     assert not (weights / "VGGT-1B-Commercial").exists()
     code, _, error = reconx("fetch", "everything")
     assert code == 2
-    assert "dust3r, vggt, vggt-commercial, wan-vace, viewcrafter, dynamicrafter" in error
+    assert "dust3r, vggt, vggt-commercial, da3-small, da3-base, wan-vace, viewcrafter, dynamicrafter" in error
 
 
 def test_an_unreachable_hub_is_one_sentence(hub, reconx, monkeypatch, weights):
@@ -368,7 +368,9 @@ def test_the_table_names_everything_with_its_licence(reconx, monkeypatch, weight
         assert row.licence in line
         assert line.split()[-1] == ("yes" if row.name == "vggt" else "no")
         assert f"{row.repository} " in printed
-    assert {row.name for row in fetch.PUBLISHED if row.commercial} == {"vggt-commercial", "wan-vace", "viewcrafter"}
+    assert {row.name for row in fetch.PUBLISHED if row.commercial} == {
+        "vggt-commercial", "da3-small", "da3-base", "wan-vace", "viewcrafter",
+    }  # fmt: skip
 
 
 # --- verify and convert ------------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from exact_scene import draw, room, room_depth
-from small_models import save_hub, small_dust3r, small_vggt
+from small_models import save_hub, small_da3, small_dust3r, small_vggt
 
 from reconx_core.geometry.transforms import rotation_angle, transform, unproject
 from reconx_core.pointcloud import make_backend
@@ -11,8 +11,8 @@ from reconx_core.pointcloud.global_alignment.align import align_pointmaps
 from reconx_core.settings import PointcloudSettings
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]
-SMALL = {"dust3r": small_dust3r, "vggt": small_vggt}
-FOLDERS = {"dust3r": "DUSt3R_ViTLarge_BaseDecoder_512_dpt", "vggt": "VGGT-1B"}
+SMALL = {"dust3r": small_dust3r, "vggt": small_vggt, "da3": small_da3}
+FOLDERS = {"dust3r": "DUSt3R_ViTLarge_BaseDecoder_512_dpt", "vggt": "VGGT-1B", "da3": "DA3-BASE"}
 
 
 @pytest.fixture(autouse=True)
@@ -47,6 +47,18 @@ def test_vggt_equals_the_cpu():
         assert same(a, b) < 1e-4
 
 
+def test_da3_equals_the_cpu():
+    _, network = small_da3()
+    photos = torch.rand(1, 3, 3, 56, 70, generator=draw())
+    with torch.inference_mode():
+        wanted = network(photos)
+        found = network.cuda()(photos.cuda())
+    assert torch.equal(found.reference.cpu(), wanted.reference)
+    for a, b in zip(found[:5], wanted[:5]):
+        assert same(a, b) < 1e-4
+
+
+@pytest.mark.filterwarnings("ignore:The photos' feature matches")
 @pytest.mark.parametrize("backend", SMALL)
 @pytest.mark.parametrize("posed", [False, True])
 def test_backends_run_there_in_bfloat16(monkeypatch, tmp_path, backend, posed):

@@ -332,7 +332,7 @@ def test_files_of_another_kind(networks, tmp_path):
     assert "no table of tensors" in refused(load_dust3r, tmp_path / "b.pt")
     assert "several files" in refused(load_dust3r, tmp_path)
     save_file({"conv.weight": torch.ones(3)}, tmp_path / "other.safetensors")
-    for call, words in ((load_dust3r, "'enc_blocks.'"), (load_vggt, "'aggregator.'"), (verify, "neither DUSt3R's nor VGGT's")):
+    for call, words in ((load_dust3r, "'enc_blocks.'"), (load_vggt, "'aggregator.'"), (verify, "neither DUSt3R, VGGT nor")):
         assert words in refused(call, tmp_path / "other.safetensors")
     dust3r, vggt = (write(tmp_path / kind, kind, published(kind, networks[kind]), "hub") for kind in LOADERS)
     assert "no weights of DUSt3R but VGGT's" in refused(load_dust3r, vggt)
