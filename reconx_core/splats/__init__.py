@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -45,5 +46,6 @@ def initial_gaussians(
         return from_random(frames, pointmaps, settings.max_gaussians, settings.sh_degree, generator)
     start = from_pointmaps(frames, pointmaps, settings.max_gaussians, settings.sh_degree, backend)
     if len(start) == 0:
-        raise UserError("The photos gave no point that can be trusted; take them closer together, of something with texture.")
+        warnings.warn("No depth of the photos could be trusted; the Gaussians start at random depths.", stacklevel=2)
+        return from_random(frames, pointmaps, settings.max_gaussians, settings.sh_degree, generator)
     return add_backdrop(fill_holes(start, frames, backend), frames, backend) if settings.fill else start

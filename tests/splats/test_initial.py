@@ -89,9 +89,11 @@ def test_no_feature_points_is_said():
         initial_gaussians(photos(), pointmaps, SplatsSettings(init="sparse"), "cpu", torch.Generator())
 
 
-def test_nothing_to_start_from_is_said():
-    with pytest.raises(UserError, match="gave no point that can be trusted"):
-        initial_gaussians(photos(), some(torch.zeros(3, 120, 160)), SplatsSettings(), "cpu", torch.Generator())
+def test_without_trusted_depth_the_start_is_random_and_that_is_said():
+    with pytest.warns(UserWarning, match="No depth of the photos could be trusted"):
+        start = initial_gaussians(photos(), some(torch.zeros(3, 120, 160)), SplatsSettings(), "cpu", torch.Generator())
+    assert len(start) > 0
+    assert start.means.isfinite().all()
 
 
 def test_unsure_points_move_behind_what_is_confirmed():

@@ -21,7 +21,7 @@ MIN_MATCHES = 12  # minimum number of verified matches of a pair that overlaps
 
 
 def pair_graph(
-    n: int, mode: Mode = "auto", inlier_counts: Mapping[tuple[int, int], int] | None = None
+    n: int, mode: Mode = "auto", inlier_counts: Mapping[tuple[int, int], float] | None = None
 ) -> list[tuple[int, int]]:
     """Sorted pairs (i, j), i < j, that connect n views.
 
@@ -50,14 +50,15 @@ def pair_graph(
 
 
 def nearest_pairs(cameras: Cameras, neighbours: int = 6) -> list[tuple[int, int]]:
-    """Pairs (i, j), i < j, of each posed camera with those nearest to it; all pairs of a few cameras.
+    """Pairs (i, j), i < j, of each posed camera with those nearest to it; all pairs of a few cameras."""
+    return sorted(_closest(view_distance(cameras), neighbours))
 
-    Distance is that of the centres, in units of their spread, plus the angle between the viewing directions (radians).
-    """
+
+def view_distance(cameras: Cameras) -> Float[Tensor, "n n"]:
+    """How far apart posed cameras are: their centres in units of the spread of all, plus the angle between them (radians)."""
     centres, forward = cameras.cam_to_world[:, :3, 3], cameras.cam_to_world[:, :3, 2]
     spread = (centres - centres.mean(0)).norm(dim=-1).max().clamp(min=1e-9)
-    distance = torch.cdist(centres, centres) / spread + torch.arccos((forward @ forward.T).clamp(-1, 1))
-    return sorted(_closest(distance, neighbours))
+    return torch.cdist(centres, centres) / spread + torch.arccos((forward @ forward.T).clamp(-1, 1))
 
 
 def overlap_pairs(overlap: Float[Tensor, "n n"], neighbours: int = 6) -> list[tuple[int, int]]:

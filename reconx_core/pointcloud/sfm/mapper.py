@@ -194,15 +194,20 @@ def drop_wide_angle_images(problem: Problem, reconstruction: pycolmap.Reconstruc
 
 
 def nearest_angle(reconstruction: pycolmap.Reconstruction, image_id: int) -> float:
-    """Median over an image's points of the angle, in degrees, to the nearest other view of the point."""
+    """Median over an image's points of the angle, in degrees, to the nearest other view of the point.
+
+    0 if it shares no point with another view: points that have lost their other views say nothing about the angle.
+    """
     centres = {i: reconstruction.image(i).projection_center() for i in reconstruction.reg_image_ids()}
     angles = list[float]()
     for seen in reconstruction.image(image_id).get_observation_points2D():
         point = reconstruction.point3D(seen.point3D_id)
         own = _unit(centres[image_id] - point.xyz)
         others = {element.image_id for element in point.track.elements} - {image_id}
+        if not others:
+            continue
         angles.append(math.acos(min(max(float(own @ _unit(centres[i] - point.xyz)) for i in others), 1.0)))
-    return float(np.rad2deg(np.median(angles)))
+    return float(np.rad2deg(np.median(angles))) if angles else 0.0
 
 
 def _unit(vector: Float64[np.ndarray, " 3"]) -> Float64[np.ndarray, " 3"]:

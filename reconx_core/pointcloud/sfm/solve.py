@@ -61,7 +61,7 @@ def solve_cameras(views: Views, fixed: Cameras | None, generator: torch.Generato
     """Estimate the cameras of the input views. ``fixed``: known cameras of all or of the first views.
 
     Raises:
-        UserError: fewer than two photos, or no two that overlap.
+        UserError: fewer than two photos, or not all cameras known and no two photos that overlap.
     """
     require_two(views)
     seed = int(torch.randint(2**31 - 1, (), generator=generator))
@@ -75,11 +75,21 @@ def solve_cameras(views: Views, fixed: Cameras | None, generator: torch.Generato
         features = map_threads(add_tilted, features, views.images, views.masks)
         more = match_pairs(features, [pair for pair in every if weak & set(pair)], views, seed)
         best = _better(best, _solve(views, fixed, features, matches | more, seed))
+    if best is None and fixed is not None and posed:
+        return without_points(fixed)
     if best is None:
         raise UserError(_no_overlap(views))
     sfm = to_sfm(views, fixed, *best)
     _warn_dropped(views, sfm.registered)
     return sfm if fixed is not None else to_canonical(sfm)
+
+
+def without_points(fixed: Cameras) -> Sfm:
+    """Known cameras of photos in which no match was found; depth then has to do with the geometry of the cameras."""
+    n, pairs = len(fixed), torch.tensor(nearest_pairs(fixed))
+    sparse = PointCloud(torch.empty(0, 3), torch.empty(0, 3), torch.empty(0))
+    seen = torch.zeros(n, 0, dtype=torch.bool)
+    return Sfm(fixed, torch.ones(n, dtype=torch.bool), sparse, seen, pairs, torch.zeros(len(pairs), dtype=torch.int64))
 
 
 def map_threads(function: Callable[..., Features], *columns: Iterable) -> list[Features]:
