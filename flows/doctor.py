@@ -16,6 +16,8 @@ from rich.table import Table
 
 from reconx_core import condition, confidence, pointcloud, rasterize, video
 from reconx_core.losses.lpips import lpips_missing_reason
+from reconx_core.settings import PointcloudSettings
+from reconx_core.weights.choice import resolve_geometry
 from reconx_core.weights.folder import weights_folder
 
 
@@ -63,7 +65,11 @@ def _version(name: str) -> str:
 
 
 def _weights() -> list[tuple[str, str]]:
-    return [("weights", str(weights_folder())), ("LPIPS", lpips_missing_reason() or "VGG16 and heads found")]
+    geometry = resolve_geometry(PointcloudSettings()).backend
+    if geometry == "classical":
+        geometry += "; `reconx weights fetch da3-base` (0.5 GB, Apache-2.0) makes hard photo sets work"
+    lpips = lpips_missing_reason() or "VGG16 and heads found"
+    return [("weights", str(weights_folder())), ("geometry", geometry), ("LPIPS", lpips)]
 
 
 def _store(root: Path) -> list[tuple[str, str]]:

@@ -13,7 +13,7 @@ from rich.console import Console
 from flows.evaluation.ablation import load_ablation
 from flows.evaluation.protocols import Protocol, load_protocol, plan_protocol
 from flows.execution.plan import ScenePlan, place_of
-from flows.execution.run import load_params, resolve_settings, run_stages
+from flows.execution.run import load_params, resolve_auto, resolve_settings, run_stages
 from reconx_core.errors import UserError
 from reconx_core.io.files import require_writable
 from reconx_core.settings import Settings, parse_settings
@@ -48,7 +48,7 @@ def evaluate(
     start, started = time.monotonic(), time.time()
     check_dataset(request.dataset)
     require_writable(out)
-    console.print(f"Evaluating {request.dataset}")
+    console.print(f"Evaluating {request.dataset} (geometry by {request.settings.pointcloud.backend})", soft_wrap=True)
 
     def plans() -> list[ScenePlan]:
         from flows.runs import tracking
@@ -95,7 +95,7 @@ def make_request(
     else:
         settings = resolve_settings(preset, overrides)
     if named is not None:
-        settings = named.applied(settings, overrides)
+        settings = resolve_auto(named.applied(settings, overrides))
     if named is None and index is not None:
         named = Protocol(name=index.stem, title=index.stem, views=(0,), index={0: str(index)})
     return EvaluationRequest(dataset, settings, only, named, index, seeds, ablation)

@@ -133,8 +133,8 @@ def choose_clips(source: ClipSource, seed: int, number: int) -> Iterator[tuple[s
 def make_clip(name: str, path: str, split: str, settings: TrainSettings, root: Path, console: Console) -> store.Reference:
     """Compute the clip's artifact, after those of its views and its point cloud."""
     chosen = [f"views.size={settings.size}", f"views.split={split}", "views.protocol=posed"]
-    stereo = f"pointcloud.stereo_size={min(400, settings.size)}"
-    job_settings: Settings = parse_settings({"seed": settings.seed}, [*chosen, stereo])
+    stereo = ["pointcloud.backend=classical", f"pointcloud.stereo_size={min(400, settings.size)}"]
+    job_settings: Settings = parse_settings({"seed": settings.seed}, [*chosen, *stereo])
     digest, references = source_digest(path), dict[str, store.Reference]()
     for stage in STAGES:
         job = Job(stage, f"{name} {split}", path, digest, job_settings, root, RepairMonitor(console))

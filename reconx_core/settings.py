@@ -41,7 +41,9 @@ class ViewsSettings(Section):
 
 
 class PointcloudSettings(Section):
-    backend: str = Field("classical", description="classical, or with weights da3, dust3r or vggt.")
+    backend: str = Field(
+        "auto", description="auto (da3 where its weights are, else classical), classical, or with weights da3, dust3r or vggt."
+    )
     weights: str = Field("", description="Folder or file of weights, or its name in RECONX_WEIGHTS; empty: the backend's own.")
     graph: Literal["auto", "complete", "window", "star"] = Field("auto", description="Which pairs of views are matched.")
     batch: int = Field(4, ge=1, description="Maximum number of view pairs per network call; fewer need less memory.")

@@ -20,6 +20,7 @@ from flows.execution.prefect_server import prefect_server, wait_for_server
 from reconx_core.errors import UserError
 from reconx_core.io.files import require_writable
 from reconx_core.settings import STAGES, Settings, load_settings, parse_settings
+from reconx_core.weights.choice import resolve_geometry
 
 if TYPE_CHECKING:
     from flows.execution.flow import SceneRun
@@ -40,7 +41,12 @@ def resolve_settings(preset: str | None, overrides: list[str] | None) -> Setting
     if path is None:
         names = ", ".join(sorted(p.stem for p in PRESETS.glob("*.yaml")))
         raise UserError(f"There is no preset '{name}'; there are {names}, or give the path of a YAML file.")
-    return load_settings(path, overrides)
+    return resolve_auto(load_settings(path, overrides))
+
+
+def resolve_auto(settings: Settings) -> Settings:
+    """The settings with the backends that ``auto`` stands for here, so that cache keys and records name them."""
+    return settings.model_copy(update={"pointcloud": resolve_geometry(settings.pointcloud)})
 
 
 def load_params(overrides: list[str] | None = None, path: Path = PARAMS) -> tuple[str, Settings]:
@@ -56,7 +62,7 @@ def load_params(overrides: list[str] | None = None, path: Path = PARAMS) -> tupl
     dataset = params.pop("dataset", None) if isinstance(params, dict) else None
     if dataset is None:
         raise UserError(f"{path} should say 'dataset: ...', a folder or 'procedural:room'.")
-    return str(dataset), parse_settings(params, overrides)
+    return str(dataset), resolve_auto(parse_settings(params, overrides))
 
 
 def default_store() -> Path:

@@ -11,6 +11,7 @@ from torch import Tensor
 from reconx_core.errors import UserError
 from reconx_core.settings import PointcloudSettings
 from reconx_core.types import BackendInfo, GeometryBackend, PointCloud, Pointmaps, Views
+from reconx_core.weights.choice import DA3_WEIGHTS, resolve_geometry
 
 BACKENDS: dict[str, BackendInfo] = {
     "classical": BackendInfo("pointcloud", "classical", "SIFT, bundle adjustment and plane-sweep stereo on the CPU"),
@@ -41,6 +42,7 @@ def make_backend(settings: PointcloudSettings, fast: bool = False) -> GeometryBa
     Raises:
         UserError: there is no such backend.
     """
+    settings = resolve_geometry(settings)
     if settings.backend not in BACKENDS:
         raise UserError(f"There is no pointcloud backend '{settings.backend}'; this version has {', '.join(BACKENDS)}.")
     if settings.backend == "dust3r":
@@ -66,11 +68,12 @@ def weights_of(settings: PointcloudSettings) -> Path | None:
     Raises:
         UserError: the weights are missing.
     """
+    settings = resolve_geometry(settings)
     if settings.backend == "classical":
         return None
-    from reconx_core.pointcloud.backends import da3, dust3r, predictions, vggt
+    from reconx_core.pointcloud.backends import dust3r, predictions, vggt
 
-    defaults = {"dust3r": dust3r.WEIGHTS, "vggt": vggt.WEIGHTS, "da3": da3.WEIGHTS}
+    defaults = {"dust3r": dust3r.WEIGHTS, "vggt": vggt.WEIGHTS, "da3": DA3_WEIGHTS}
     fetched = "da3-base" if settings.backend == "da3" else ""
     return predictions.find_weights(settings.backend, settings.weights, defaults[settings.backend], fetched)
 

@@ -16,11 +16,11 @@ def photos(tmp_path):
     return tmp_path / "room" / "images"
 
 
-def test_three_photos_go_through_all_stages(reconx, photos, tmp_path, monkeypatch):
+def test_auto_takes_the_weights_that_are_there_through_all_stages(reconx, photos, tmp_path, monkeypatch):
     monkeypatch.setenv("RECONX_WEIGHTS", str(tmp_path / "weights"))
     save_hub(tmp_path / "weights" / "DA3-SMALL", *small_da3())
     changes = {
-        "pointcloud.backend": "da3", "views.size": 128, "condition.frames_per_pair": 2, "confidence.size": 64,
+        "views.size": 128, "condition.frames_per_pair": 2, "confidence.size": 64,
         "video.backend": "points", "splats.steps": 5, "splats.backend": "cpu",
     }  # fmt: skip
     options = [part for key, value in changes.items() for part in ("-S", f"{key}={value}")]
@@ -29,6 +29,8 @@ def test_three_photos_go_through_all_stages(reconx, photos, tmp_path, monkeypatc
     assert outcome.code == 0, outcome.out + outcome.err
     told = json.loads((out / "run.json").read_text())
     stages = [cost["stage"] for cost in next(iter(told["scenes"].values()))["costs"]]
+    assert told["settings"]["pointcloud"]["backend"] == "da3"  # what auto became
+    assert "geometry by da3" in outcome.out
     assert stages == ["views", "pointcloud", "condition", "video", "confidence", "splats", "metrics"]
     assert (out / "scene.ply").stat().st_size > 0
 

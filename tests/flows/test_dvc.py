@@ -118,9 +118,12 @@ def outermost(file, files):
     return whole[-1] if whole else file
 
 
-def test_params_and_default_preset_are_the_defaults():
+def test_params_and_default_preset_are_the_defaults(monkeypatch, tmp_path):
     defaults = Settings().model_dump(mode="json")
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
     assert params.pop("dataset").startswith("procedural:")
     assert params == defaults
+    # Without weights, `auto` stands for `classical`.
+    monkeypatch.setenv("RECONX_WEIGHTS", str(tmp_path))
+    defaults["pointcloud"]["backend"] = "classical"
     assert resolve_settings(None, None).model_dump(mode="json") == defaults

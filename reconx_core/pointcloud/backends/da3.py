@@ -31,8 +31,8 @@ from reconx_core.pointcloud.sfm.adjust import adjust_cameras
 from reconx_core.pointcloud.sfm.solve import Sfm, require_two
 from reconx_core.settings import PointcloudSettings
 from reconx_core.types import Cameras, PointCloud, Pointmaps, Views
+from reconx_core.weights.choice import DA3_WEIGHTS
 
-WEIGHTS = ("DA3-BASE", "DA3-SMALL")
 LEAST_SCALE = 1e-6  # of the predicted camera distances relative to the given ones; below it they say nothing
 KEPT = "The photos' feature matches did not improve the network's cameras, which are kept and may be off by some degrees."
 
@@ -61,7 +61,7 @@ class Da3:
             UserError: fewer than two photos, or the weights are missing or cannot be read.
         """
         require_two(views)
-        network = load_network(load_da3, find_weights("da3", self.settings.weights, WEIGHTS, "da3-base"))
+        network = load_network(load_da3, find_weights("da3", self.settings.weights, DA3_WEIGHTS, "da3-base"))
         height, width = views.masks.shape[1:]
         side = LONG_SIDE if self.enlarge else min(LONG_SIDE, max(height, width))
         size = choose_sizes(height, width, side).last
