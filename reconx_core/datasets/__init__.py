@@ -15,6 +15,7 @@ from reconx_core.datasets import (
     llff,
     nerfstudio,
     photos,
+    polycam,
     procedural,
     realestate,
     unfinished,
@@ -54,6 +55,7 @@ FORMATS = (
     Format("llff", llff.is_scene, llff.read, llff.check),
     Format("colmap", lambda path: colmap.find_model(path) is not None, colmap.read, colmap.check, colmap.files_of),
     Format("dtu", dtu.is_scene, dtu.read, dtu.check, dtu.files_of),
+    Format("polycam", polycam.is_scene, polycam.read, polycam.check),
     Format("video", lambda path: path.is_file() and is_video(path), video.read, files=lambda path: {path.name: path}),
     Format("photos", photos.holds_photos, photos.read, files=photos.files_of),
 )
