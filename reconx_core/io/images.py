@@ -27,12 +27,12 @@ SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".heic", ".heif", ".hif", ".webp", ".avif", ".tif", ".tiff"),
     *(".bmp", ".jp2", ".ppm", ".pgm", ".pnm", ".tga"),
 )
-# Pictures that are not read: of raw files Pillow would find the small preview only.
-_UNREAD = (
+# Not read: of raw files Pillow would find the small preview only, and of the others the first picture or nothing.
+_RAW = (
     *(".3fr", ".arw", ".cr2", ".cr3", ".crw", ".dcr", ".dng", ".erf", ".fff", ".gpr", ".iiq", ".k25", ".kdc", ".mef", ".mos"),
     *(".mrw", ".nef", ".nrw", ".orf", ".pef", ".raf", ".raw", ".rw2", ".rwl", ".sr2", ".srf", ".srw", ".x3f"),
-    *(".insp", ".exr", ".hdr", ".gif", ".jxl", ".jxr", ".psd", ".svg", ".xcf", ".eps", ".ico", ".dds", ".qoi"),
 )
+_UNREAD = (*_RAW, ".insp", ".exr", ".hdr", ".gif", ".jxl", ".jxr", ".psd", ".svg", ".xcf", ".eps", ".ico", ".dds", ".qoi")
 _MOST_LOADED = 64_000_000  # pixels that are kept of a photo; more are reduced while the file is decoded
 _MOST_DECODED = 2**29  # pixels that may be in memory for that: 2 GiB in Pillow
 _LIMIT = threading.Lock()
@@ -151,6 +151,8 @@ def encode(image: Float[Tensor, "h w *c"], format: str, **options: object) -> by
 
 
 def _open(path: Path, upright: bool) -> Image.Image:
+    if path.suffix.lower() in _RAW:
+        raise ImageError(f"{path} is a camera's raw file, which is not read; convert it to JPEG, PNG or TIFF.")
     with _errors_of(path), _opened(path) as picture:
         decoded = _decode(picture)
         turn = _turn_of(picture, path) if upright else None

@@ -153,6 +153,9 @@ def _load(photo: Photo, settings: ViewsSettings) -> _View:
     stored = (image.shape[0], image.shape[1])
     height, width = _size(stored, settings)
     mask = torch.ones(stored, dtype=torch.bool) if photo.load_mask is None else photo.load_mask()
+    if abs(mask.shape[0] * stored[1] / (mask.shape[1] * stored[0]) - 1) > 0.05:
+        sizes = f"{mask.shape[1]}x{mask.shape[0]}, but the photo {stored[1]}x{stored[0]}"
+        raise ImageError(f"The mask of photo '{photo.name}' is {sizes}; give a mask of the photo's shape.")
     image, mask = resize(image, height, width), resize_mask(mask, height, width)
     pixels = hashlib.sha256(image.numpy().tobytes() + repr(image.shape).encode()).digest()
     if not mask.any():

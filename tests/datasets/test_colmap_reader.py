@@ -323,3 +323,9 @@ def test_a_picture_that_one_image_has_by_its_name_is_no_others(tmp_path):
     with pytest.raises(ImageError, match=r"a\.jpg"):
         first.load()
     assert second.load().shape == (12, 16, 3)
+
+
+def test_masks_beside_the_pictures(tmp_path):
+    scene = write(tmp_path, NAMES)
+    write_greys(scene / "images", ["a_mask.png", "dynamic_mask_b.png"])
+    assert [p.load_mask is not None for p in colmap.read(scene).photos] == [True, True, False]

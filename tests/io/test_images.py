@@ -264,3 +264,10 @@ def test_a_dangling_link_is_called_one(tmp_path):
     (tmp_path / "a.jpg").symlink_to(tmp_path / "gone.jpg")
     with pytest.raises(images.ImageError, match=r"a\.jpg is a link to a file that is not there"):
         images.read_image(tmp_path / "a.jpg")
+
+
+def test_the_preview_in_a_raw_file_is_not_taken_for_the_photo(tmp_path, gradient):
+    save(gradient, tmp_path / "a.tif")
+    (tmp_path / "a.tif").rename(tmp_path / "a.DNG")
+    with pytest.raises(images.ImageError, match=r"a\.DNG is a camera's raw file"):
+        images.read_image(tmp_path / "a.DNG")

@@ -148,6 +148,14 @@ def test_a_mask_that_leaves_nothing_is_told(tmp_path):
         load_views(tmp_path, ViewsSettings())
 
 
+def test_a_mask_of_another_shape_is_not_stretched(tmp_path):
+    for i in range(3):
+        write_photo(tmp_path / f"{i}.png", 20, 30, i)
+    write_png(tmp_path / "masks" / "1.png", torch.ones(30, 20))
+    with pytest.warns(UserWarning, match=r"mask of photo '1' is 20x30, but the photo 30x20.* It is left out"):
+        assert load_views(tmp_path, ViewsSettings()).names == ("0", "2")
+
+
 def test_broken_photos_are_left_out_by_name(tmp_path):
     for i in range(3):
         write_photo(tmp_path / f"{i}.png", 20, 30, i)
