@@ -15,6 +15,7 @@ from reconx_core.datasets import (
     llff,
     nerfstudio,
     photos,
+    polycam,
     procedural,
     realestate,
     unfinished,
@@ -54,6 +55,7 @@ FORMATS = (
     Format("llff", llff.is_scene, llff.read, llff.check),
     Format("colmap", lambda path: colmap.find_model(path) is not None, colmap.read, colmap.check, colmap.files_of),
     Format("dtu", dtu.is_scene, dtu.read, dtu.check, dtu.files_of),
+    Format("polycam", polycam.is_scene, polycam.read, polycam.check),
     Format("video", lambda path: path.is_file() and is_video(path), video.read, files=lambda path: {path.name: path}),
     Format("photos", photos.holds_photos, photos.read, files=photos.files_of),
 )
@@ -69,9 +71,11 @@ def detect(path: Path) -> Format:
     if found is not None:
         return found
     if path.is_dir():
-        if any(path.iterdir()) and (problem := unfinished.describe_missing(path)):
+        unread = photos.describe_unread(path)
+        if not unread and any(path.iterdir()) and (problem := unfinished.describe_missing(path)):
             raise UserError(f"{problem} Fetch what is missing.")
-        raise UserError(f"There are no photos in '{path}'; JPEG, PNG, HEIC, WebP, TIFF and BMP are read.")
+        problem = f"There are no photos in '{path}'; JPEG, PNG, HEIC, AVIF, WebP, TIFF, JPEG 2000 and BMP are read."
+        raise UserError(f"{problem} {unread}".strip())
     if path.exists():
         raise UserError(f"'{path}' is none of the formats that are read ({', '.join(f.name for f in FORMATS)}).")
     raise UserError(f"There is no '{path}'; give a folder of photos, a video or a dataset.")
@@ -79,7 +83,10 @@ def detect(path: Path) -> Format:
 
 def read(path: Path) -> Capture:
     """A scene in any known format. Raises UserError as :func:`detect` and the format's reader."""
-    return detect(path).read(path)
+    found = detect(path)
+    if found.name == "photos" and (problem := unfinished.describe_missing_cameras(path)):
+        warnings.warn(f"{problem} They are estimated.", stacklevel=1)
+    return found.read(path)
 
 
 def files_of(scene: Path) -> dict[str, Path]:
@@ -103,7 +110,8 @@ def scene_names(dataset: Path) -> list[tuple[str, Path]]:
         return [(procedural.scene_name(spec), spec) for spec in procedural.expand(dataset)]
     if realestate.holds_scenes(dataset):
         return realestate.scenes(dataset)
-    if _format_of(dataset) is not None:
+    found = _format_of(dataset)
+    if found is not None and not (found.name == "photos" and _is_cover_of_scenes(dataset)):
         return [(dataset.resolve().stem if dataset.is_file() else dataset.resolve().name, dataset)]
     realestate.warn_of_missing_frames(dataset)
     scenes, problems = _check_scenes(_folders(dataset))
@@ -119,6 +127,15 @@ def scene_names(dataset: Path) -> list[tuple[str, Path]]:
 
 def _format_of(path: Path) -> Format | None:
     return next((f for f in FORMATS if f.matches(path)), None)
+
+
+def _is_cover_of_scenes(dataset: Path) -> bool:
+    """Whether a folder's only photo is a picture of the scenes in the folders beside it."""
+    beside = (p for p in _folders(dataset) if p not in photos.mask_folders(dataset))
+    if not photos.holds_one_photo(dataset) or not any(map(_format_of, beside)):
+        return False
+    warnings.warn(f"The one photo in '{dataset}' is no scene; the scenes are the folders beside it.", stacklevel=2)
+    return True
 
 
 def _folders(dataset: Path) -> list[Path]:

@@ -1,20 +1,38 @@
-"""A COLMAP model (text or binary) with its images: ``SCENE/sparse/0`` and ``SCENE/images``, or the model's own folder.
+"""A COLMAP model (text or binary) with its images: ``SCENE/sparse/N`` and ``SCENE/images``, or the model's own folder.
 
 This is how 3D Gaussian Splatting publishes Tanks and Temples, and Mip-NeRF 360 its scenes, with ``images_2``, ``images_4`` ...
 """
 
 from __future__ import annotations
 
-import struct
+import warnings
+from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-import pycolmap
+import numpy as np
 import torch
 
 from reconx_core.datasets.capture import Capture, Photo, Split, every_eighth, pinhole
-from reconx_core.datasets.photos import files_within, find_mask, image_folders, natural_key, unique_names
+from reconx_core.datasets.colmap_model import (
+    ModelCamera,
+    ModelImage,
+    check_lengths,
+    count_images,
+    is_model,
+    read_cameras,
+    read_images,
+)
+from reconx_core.datasets.photos import (
+    PictureFinder,
+    files_within,
+    find_mask,
+    image_folders,
+    mask_folders,
+    natural_key,
+    unique_names,
+)
 from reconx_core.errors import UserError
 from reconx_core.io.images import is_image, read_focal, read_image, read_mask
 
@@ -29,23 +47,23 @@ _PARAMETERS: dict[str, tuple[int | None, ...]] = {
 
 
 def find_model(path: Path) -> Path | None:
-    """The folder with cameras and images files (``.bin`` or ``.txt``) of a scene."""
-    candidates = (path, path / "sparse" / "0", path / "sparse", path / "colmap" / "sparse" / "0")
-    return next((c for c in candidates if _is_model(c)), None)
+    """The folder with cameras and images files (``.bin`` or ``.txt``) of a scene: of several models the largest."""
+    models = _find_models(path)
+    return max(models, key=count_images) if len(models) > 1 else next(iter(models), None)
 
 
 def holds_distortion(model: Path) -> bool:
     """Whether any camera of a model has distortion. False for a file that cannot be read: :func:`read` reports it."""
     try:
-        return any(name not in ("SIMPLE_PINHOLE", "PINHOLE") for name in _camera_models(model))
-    except (struct.error, ValueError, IndexError):
+        return any(camera.model not in ("SIMPLE_PINHOLE", "PINHOLE") for camera in read_cameras(model).values())
+    except UserError:
         return False
 
 
 def check(path: Path) -> None:
     """Raises UserError if the model is missing or truncated, or if there is no picture at all."""
     model = _require_model(path)
-    _check_lengths(model)
+    check_lengths(model)
     if not any(is_image(file) for folder in (*_image_folders(path, model), path) for file in folder.rglob("*")):
         raise UserError(f"The COLMAP model in {model} has no pictures beside it, in images or images_N; fetch them, too.")
 
@@ -54,7 +72,7 @@ def files_of(path: Path) -> dict[str, Path]:
     """All files in the scene's folder; if ``path`` is the model's own folder, also the pictures and masks beside it."""
     folder = path.resolve()
     beside = [f for f in _image_folders(path, _require_model(path)) if not f.resolve().is_relative_to(folder)]
-    return files_within(path, *beside, *(images.parent / "masks" for images in beside))
+    return files_within(path, *beside, *(masks for images in beside for masks in mask_folders(images)))
 
 
 def read(path: Path) -> Capture:
@@ -67,17 +85,12 @@ def read(path: Path) -> Capture:
         UserError: no model, a broken one, a fisheye or other unsupported camera model, or no folder of images.
     """
     model = _require_model(path)
-    _check_lengths(model)
-    try:
-        reconstruction = pycolmap.Reconstruction(str(model))
-    except (RuntimeError, ValueError) as error:
-        raise UserError(f"Cannot read the COLMAP model in {model}: {str(error).splitlines()[0]}.") from None
-    images = sorted((i for i in reconstruction.images.values() if i.has_pose), key=lambda i: natural_key(i.name))
-    if not images:
-        raise UserError(f"The COLMAP model in {model} has no registered images.")
-    folder = _find_images(path, model, [image.name for image in images])
-    names = unique_names([Path(image.name) for image in images])
-    photos = (_photo(image, reconstruction.cameras[image.camera_id], folder / image.name, n) for image, n in zip(images, names))
+    _warn_of_other_models(path, model)
+    check_lengths(model)
+    cameras, images = read_cameras(model), _read_images(model)
+    pictures = _find_pictures(path, model, [image.name for image in images])
+    names = unique_names([Path(image.name.replace("\\", "/")) for image in images])
+    photos = (_photo(i, _camera_of(i, cameras, model), file, name) for i, file, name in zip(images, pictures, names))
     splits = {"every_8th": _every_eighth([image.name for image in images])}
     scored = (path / "poses_bounds.npy").is_file()
     return Capture(path.resolve().name, tuple(photos), splits, "every_8th" if scored else None)
@@ -96,54 +109,42 @@ def _every_eighth(names: list[str]) -> Split:
     return Split(*(tuple(sorted(order[i] for i in part)) for part in every_eighth(len(names))))
 
 
-def _is_model(folder: Path) -> bool:
-    return any((folder / f"cameras{s}").is_file() and (folder / f"images{s}").is_file() for s in (".bin", ".txt"))
+def _find_models(path: Path) -> list[Path]:
+    """The models in the first of the usual places that has any; COLMAP writes one for each part that it could connect."""
+    sparse = (path, path / "sparse", path / "colmap" / "sparse")
+    places = [[path], *([*_numbered(folder), folder] for folder in sparse if folder.absolute().name == "sparse")]
+    return next((found for place in places if (found := [folder for folder in place if is_model(folder)])), [])
 
 
-def _check_lengths(model: Path) -> None:
-    """Raises UserError for truncated binary files: pycolmap would read garbage as counts and allocate memory for minutes."""
-    record_ends = {"cameras": _camera_end, "images": _image_end, "points3D": _point_end}
-    for file, record_end in ((model / f"{name}.bin", record_end) for name, record_end in record_ends.items()):
-        if not file.is_file():
-            continue
-        data = file.read_bytes()
-        try:
-            offset = 8
-            for _ in range(struct.unpack_from("<Q", data)[0]):
-                offset = record_end(data, offset)
-        except (struct.error, ValueError):
-            offset = -1
-        if offset != len(data):
-            raise UserError(f"The COLMAP file {file} is truncated or damaged; copy it again or export the model anew.")
+def _numbered(folder: Path) -> list[Path]:
+    return sorted((p for p in folder.glob("*") if p.is_dir()), key=natural_key)
 
 
-def _camera_models(model: Path) -> list[str]:
-    """The camera models by name. Raises struct.error, ValueError or IndexError if the file is damaged."""
-    if not (model / "cameras.bin").is_file():
-        lines = (model / "cameras.txt").read_text(errors="replace").splitlines()
-        return [line.split()[1] for line in lines if line.strip() and not line.startswith("#")]
-    data, offset, names = (model / "cameras.bin").read_bytes(), 8, []
-    for _ in range(struct.unpack_from("<Q", data)[0]):
-        names.append(pycolmap.CameraModelId(struct.unpack_from("<i", data, offset + 4)[0]).name)
-        offset = _camera_end(data, offset)
-    return names
+def _warn_of_other_models(path: Path, model: Path) -> None:
+    models = _find_models(path)
+    if len(models) > 1:
+        sizes = ", ".join(f"{folder.name} ({count_images(folder)})" for folder in models)
+        message = f"'{path}' has {len(models)} COLMAP models, with so many photos: {sizes}"
+        warnings.warn(f"{message}; {model.name} is used, and the others are not.", stacklevel=2)
 
 
-def _camera_end(data: bytes, offset: int) -> int:
-    """Where a camera's record ends: id, model, width, height, parameters."""
-    model = struct.unpack_from("<i", data, offset + 4)[0]
-    return offset + 24 + 8 * len(pycolmap.Camera.create_from_model_id(1, pycolmap.CameraModelId(model), 1.0, 1, 1).params)
+def _read_images(model: Path) -> list[ModelImage]:
+    """Images with a pose, in natural order of names; a warning tells of the others. Raises UserError if there are none."""
+    images = sorted(read_images(model), key=lambda image: natural_key(image.name))
+    lost = [image.name for image in images if not np.isfinite(image.world_to_cam).all()]
+    posed = [image for image in images if np.isfinite(image.world_to_cam).all()]
+    if not posed:
+        raise UserError(f"The COLMAP model in {model} has no registered images.")
+    if lost:
+        message = f"{len(lost)} of {len(images)} images of the COLMAP model in {model} have no valid pose"
+        warnings.warn(f"{message}, such as {lost[0]}; they are left out.", stacklevel=2)
+    return posed
 
 
-def _image_end(data: bytes, offset: int) -> int:
-    """Where an image's record ends: id, quaternion, translation, camera, zero-terminated name, keypoints."""
-    name_end = data.index(b"\0", offset + 64)
-    return name_end + 9 + 24 * struct.unpack_from("<Q", data, name_end + 1)[0]
-
-
-def _point_end(data: bytes, offset: int) -> int:
-    """Where a point's record ends: id, position, colour, error, track."""
-    return offset + 51 + 8 * struct.unpack_from("<Q", data, offset + 43)[0]
+def _camera_of(image: ModelImage, cameras: dict[int, ModelCamera], model: Path) -> ModelCamera:
+    if image.camera not in cameras:
+        raise UserError(f"In the COLMAP model in {model}, {image.name} has camera {image.camera}, which is not in its cameras.")
+    return cameras[image.camera]
 
 
 def _image_folders(path: Path, model: Path) -> list[Path]:
@@ -151,18 +152,33 @@ def _image_folders(path: Path, model: Path) -> list[Path]:
     return [folder for root in dict.fromkeys((path, model, *model.resolve().parents[:3])) for folder in image_folders(root)]
 
 
-def _find_images(path: Path, model: Path, names: Sequence[str]) -> Path:
-    counts = {f: sum((f / name).is_file() for name in names) for f in (*_image_folders(path, model), path)}
-    found = max(counts, key=lambda folder: counts[folder])  # the first of those with equal counts
-    if not counts[found]:
+def _find_pictures(path: Path, model: Path, names: Sequence[str]) -> list[Path]:
+    """The picture of every image, from the folder that has most of them. Raises UserError if there is none."""
+    finder = PictureFinder()
+    found = {folder: [finder.find(folder, name) for name in names] for folder in (*_image_folders(path, model), path)}
+    counts = {folder: sum(file is not None and file.is_file() for file in files) for folder, files in found.items()}
+    best = max(counts, key=lambda folder: counts[folder])  # the first of those with equal counts
+    if not counts[best]:
         raise UserError(f"The images of the COLMAP model in {model} (such as {names[0]}) are not in {path / 'images'}.")
-    return found
+    return _without_clashes(best, names, found[best])
 
 
-def _photo(image: pycolmap.Image, camera: pycolmap.Camera, path: Path, name: str) -> Photo:
-    fx, fy, cx, cy, *distortion = _opencv_parameters(camera)
-    world_to_cam = torch.eye(4, dtype=torch.float64)
-    world_to_cam[:3] = torch.from_numpy(image.cam_from_world().matrix())
+def _without_clashes(folder: Path, names: Sequence[str], found: Sequence[Path | None]) -> list[Path]:
+    """The pictures found; one that several names lead to belongs to the name that it has itself."""
+    uses = Counter(found)
+    files = [
+        file if file is not None and (uses[file] == 1 or file == folder / name) else folder / name
+        for name, file in zip(names, found)
+    ]
+    renamed = [(name, file) for name, file in zip(names, files) if file.suffix.lower() != Path(name).suffix.lower()]
+    if renamed:
+        message = f"{len(renamed)} picture(s) are read from files of another format than the COLMAP model names"
+        warnings.warn(f"{message}, such as {renamed[0][1].name} for {renamed[0][0]}.", stacklevel=2)
+    return files
+
+
+def _photo(image: ModelImage, camera: ModelCamera, path: Path, name: str) -> Photo:
+    fx, fy, cx, cy, *distortion = _opencv_parameters(image, camera)
     mask = find_mask(path)
     return Photo(
         name,
@@ -172,15 +188,15 @@ def _photo(image: pycolmap.Image, camera: pycolmap.Camera, path: Path, name: str
         intrinsics=pinhole(fx, fy, cx, cy),
         size=(camera.height, camera.width),
         distortion=(distortion[0], distortion[1], distortion[2], distortion[3]),
-        cam_to_world=torch.linalg.inv(world_to_cam).float(),
+        cam_to_world=torch.linalg.inv(torch.from_numpy(image.world_to_cam)).float(),
     )
 
 
-def _opencv_parameters(camera: pycolmap.Camera) -> list[float]:
-    indices = _PARAMETERS.get(camera.model.name)
+def _opencv_parameters(image: ModelImage, camera: ModelCamera) -> list[float]:
+    indices = _PARAMETERS.get(camera.model)
     if indices is None:
         raise UserError(
-            f"COLMAP camera {camera.camera_id} has the model {camera.model.name}; undistort the images first "
+            f"COLMAP camera {image.camera} has the model {camera.model}; undistort the images first "
             f"(colmap image_undistorter) or use one of {', '.join(_PARAMETERS)}."
         )
-    return [0.0 if index is None else float(camera.params[index]) for index in indices]
+    return [0.0 if index is None else camera.params[index] for index in indices]

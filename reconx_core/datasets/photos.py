@@ -1,17 +1,28 @@
-"""A folder of photos, with optional masks in ``masks/NAME.png`` or ``NAME.mask.png`` (bright pixels may be used)."""
+"""A folder of photos, with optional masks in ``masks/NAME.png``, or beside the photo as ``NAME.mask.png`` or ``NAME_mask.png``.
+
+Bright pixels of a mask may be used; of instant-ngp's ``dynamic_mask_NAME.png``, dark ones.
+"""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+from jaxtyping import Float
+from torch import Tensor
+
 from reconx_core.datasets.capture import Capture, Photo
-from reconx_core.io.images import is_image, read_focal, read_image, read_mask
+from reconx_core.io.images import SUFFIXES, is_image, is_unread_picture, read_focal, read_image, read_mask, require_pinhole
 
 _IMAGES = re.compile(r"images(?:_(\d+))?")
+_PLACES = ("images", "keyframes/corrected_images", "keyframes/images")  # of a scene's photos; keyframes: Polycam
+_MASK_MARKS = ("{}.mask", "{}_mask", "{}-mask", "dynamic_mask_{}", "mask_{}")
+_MASK = re.compile(r"(.+)[._-]mask|(?:dynamic_)?mask_(.+)", re.IGNORECASE)
 
 
 def natural_key(path: Path | str) -> list[tuple[int, int, str]]:
@@ -22,7 +33,7 @@ def natural_key(path: Path | str) -> list[tuple[int, int, str]]:
 
 def find_photos(folder: Path) -> list[Path]:
     """The pictures directly inside a folder, naturally sorted; masks are not photos."""
-    return sorted((p for p in folder.iterdir() if p.is_file() and is_image(p) and not _is_mask(p)), key=natural_key)
+    return [p for p in _named_as_photos(folder) if p.is_file()]
 
 
 def image_folders(scene: Path) -> list[Path]:
@@ -33,15 +44,70 @@ def image_folders(scene: Path) -> list[Path]:
 
 def holds_photos(path: Path) -> bool:
     """Whether there are photos in a folder or in its ``images`` folder."""
-    return path.is_dir() and bool(_find(path))
+    return path.is_dir() and bool(find_photos(_folder_of_photos(path)))
+
+
+def holds_one_photo(path: Path) -> bool:
+    """Whether there is one photo only, directly in a folder."""
+    return path.is_dir() and _folder_of_photos(path) == path and len(_named_as_photos(path)) == 1
 
 
 def find_mask(photo: Path) -> Path | None:
-    """The mask that belongs to a photo, if there is one."""
-    names = (f"{photo.stem}.png", f"{photo.name}.png", f"{photo.stem}.jpg")
-    folders = [photo.parent / "masks", *_masks_beside(photo.parent)]
-    candidates = [photo.with_name(f"{photo.stem}.mask.png"), *(folder / name for folder in folders for name in names)]
-    return next((c for c in candidates if c.is_file()), None)
+    """The mask that belongs to a photo, if there is one; it may be a link to nothing, so that its loss is noticed."""
+    marked = [mark.format(name) for mark in _MASK_MARKS for name in (photo.stem, photo.name)]
+    beside = _pictures_named(photo.parent, marked)
+    apart = (m for folder in mask_folders(photo.parent) for m in _pictures_named(folder, [photo.stem, photo.name, *marked]))
+    return next(beside, None) or next(apart, None)
+
+
+def mask_folders(folder: Path) -> list[Path]:
+    """Where the masks of a folder's photos may be, apart from beside them."""
+    names = ["masks", "mask"]
+    inside = [folder / name for name in names]
+    match = _IMAGES.fullmatch(folder.name)
+    if match is None:
+        return inside
+    return inside + [folder.parent / name for name in [*names, *([f"masks_{match[1]}"] if match[1] else [])]]
+
+
+def describe_unread(path: Path) -> str:
+    """Sentences on a scene's pictures that are not read for their format or because they are links to nothing; may be empty."""
+    entries = sorted((p for place in _places(path) for p in place.iterdir()), key=natural_key)
+    read = {p.stem for p in entries if is_image(p) and p.is_file()}  # cameras store a raw file and a JPEG of one photo
+    raw = [p.name for p in entries if is_unread_picture(p) and p.stem not in read]
+    lost = [p.name for p in entries if is_image(p) and p.is_symlink() and not p.exists()]
+    sentences = []
+    if lost:
+        sentences.append(f"{_count(lost)} in '{path}' are links to files that are not there; fetch what they point to.")
+    if raw:
+        sentences.append(f"{_count(raw)} in '{path}' are in a format that is not read; convert them to JPEG, PNG or TIFF.")
+    return " ".join(sentences)
+
+
+@dataclass
+class PictureFinder:
+    """Finds the pictures that a file lists by names of another machine or after a conversion; remembers folders' contents."""
+
+    listings: dict[Path, dict[tuple[str, str], list[Path]]] = field(default_factory=dict)
+
+    def find(self, folder: Path, name: str) -> Path | None:
+        """The picture ``name`` of a folder.
+
+        Backslashes may separate folders, folders that are not there are left out, and capitals and the suffix may differ, where
+        that leaves one picture only. A link to nothing is found.
+        """
+        plain = folder / name
+        if os.path.lexists(plain):
+            return plain
+        relative = Path(name.replace("\\", "/"))
+        places = dict.fromkeys((folder / relative.parent, folder))
+        return next((found for place in places if (found := self._named_like(place, relative))), None)
+
+    def _named_like(self, folder: Path, wanted: Path) -> Path | None:
+        if folder not in self.listings:
+            self.listings[folder] = _by_likeness(folder)
+        alike = (self.listings[folder].get(key, []) for key in _likenesses(wanted))
+        return next((found[0] for found in alike if len(found) == 1), None)
 
 
 def unique_names(paths: Iterable[Path]) -> list[str]:
@@ -59,14 +125,23 @@ def unique_names(paths: Iterable[Path]) -> list[str]:
 
 
 def read(path: Path) -> Capture:
-    """The photos in ``path`` or in its ``images`` folder, in natural order."""
-    files = _find(path)
-    return Capture(path.resolve().name, tuple(_photo(f, n) for f, n in zip(files, unique_names(files))))
+    """The photos in ``path``, or in its ``images`` folder where more are there, in natural order.
+
+    What is left out, and pictures that count as masks for their names alone, are named in warnings.
+    """
+    folder = _folder_of_photos(path)
+    files = find_photos(folder)
+    masks = [find_mask(file) for file in files]
+    _warn_of_other_photos(path, folder)
+    if unread := describe_unread(path):
+        warnings.warn(f"Left out: {unread}", stacklevel=1)
+    _warn_of_masks(folder, [mask for mask in masks if mask is not None])
+    return Capture(path.resolve().name, tuple(_photo(*about) for about in zip(files, masks, unique_names(files))))
 
 
 def files_of(path: Path) -> dict[str, Path]:
     """All files in the folder, and the masks beside a folder that is itself called ``images``."""
-    return files_within(path, *_masks_beside(path.absolute()))
+    return files_within(path, *mask_folders(path.absolute()))
 
 
 def files_within(scene: Path, *beside: Path) -> dict[str, Path]:
@@ -90,19 +165,81 @@ def _walk(folder: Path) -> Iterator[Path]:
         yield from (file for name in files if (file := Path(current, name)).is_file())
 
 
-def _find(path: Path) -> list[Path]:
-    return find_photos(path) or (find_photos(path / "images") if (path / "images").is_dir() else [])
+def _named_as_photos(folder: Path) -> list[Path]:
+    """The pictures directly inside a folder and the links to pictures that are not there, without masks."""
+    pictures = [p for p in folder.iterdir() if is_image(p) and (p.is_file() or p.is_symlink())]
+    masks = set(_masks_among(pictures))
+    return sorted((p for p in pictures if p not in masks), key=natural_key)
 
 
-def _photo(path: Path, name: str) -> Photo:
-    mask = find_mask(path)
+def _places(path: Path) -> list[Path]:
+    """The folder itself and those in it where photos usually are."""
+    return [path, *(place for name in _PLACES if (place := path / name).is_dir())]
+
+
+def _by_likeness(folder: Path) -> dict[tuple[str, str], list[Path]]:
+    listing: dict[tuple[str, str], list[Path]] = {}
+    for picture in filter(is_image, folder.iterdir() if folder.is_dir() else ()):
+        for key in _likenesses(picture):
+            listing.setdefault(key, []).append(picture)
+    return listing
+
+
+def _likenesses(picture: Path) -> tuple[tuple[str, str], ...]:
+    """What two names may have in common, most first."""
+    return ("name", picture.name), ("capitals", picture.name.lower()), ("stem", picture.stem.lower())
+
+
+def _folder_of_photos(path: Path) -> Path:
+    """Of the usual places the one with most photos: a ``preview.jpg`` in the folder itself is no scene."""
+    return max(_places(path), key=lambda place: len(_named_as_photos(place)))
+
+
+def _warn_of_other_photos(path: Path, folder: Path) -> None:
+    others = [str(p.relative_to(path)) for place in _places(path) if place != folder for p in find_photos(place)]
+    if others:
+        chosen = "its own photos" if folder == path else f"the photos in {folder.relative_to(path)}"
+        warnings.warn(f"Of '{path}', {chosen} are used; {_count(others)} beside them are not.", stacklevel=2)
+
+
+def _warn_of_masks(folder: Path, masks: Sequence[Path]) -> None:
+    """Warn of masks that were told by their names, and of folders of masks that belong to no photo."""
+    marked = [m.name for m in masks if m.parent == folder and not m.stem.endswith(".mask")]
+    if marked:
+        warnings.warn(
+            f"{_count(marked)} in '{folder}' are used as masks of the photos that they are named after.", stacklevel=2
+        )
+    for place in mask_folders(folder):
+        if place.is_dir() and any(map(is_image, place.iterdir())) and not any(m.parent == place for m in masks):
+            warnings.warn(f"No mask in '{place}' is named after a photo (NAME.png), so none is used.", stacklevel=2)
+
+
+def _count(names: Sequence[str]) -> str:
+    """The subject of a sentence on several files, one of which is named."""
+    return f"{len(names)} file(s), such as {names[0]},"
+
+
+def _photo(path: Path, mask: Path | None, name: str) -> Photo:
     load_mask = None if mask is None else partial(read_mask, mask)
-    return Photo(name, partial(read_image, path), load_mask, focal=read_focal(path))
+    return Photo(name, partial(_load, path), load_mask, focal=read_focal(path))
 
 
-def _masks_beside(folder: Path) -> list[Path]:
-    return [folder.parent / "masks"] if _IMAGES.fullmatch(folder.name) else []
+def _load(path: Path) -> Float[Tensor, "h w 3"]:
+    require_pinhole(path)
+    return read_image(path)
 
 
-def _is_mask(path: Path) -> bool:
-    return path.stem.endswith(".mask")
+def _masks_among(pictures: Sequence[Path]) -> Iterator[Path]:
+    """``NAME.mask.png``, and those named as a mask of another picture: ``a_mask.png`` without an ``a.jpg`` is a photo."""
+    names = {name.lower() for p in pictures for name in (p.stem, p.name)}
+    for picture in pictures:
+        match = _MASK.fullmatch(picture.stem)
+        if picture.stem.endswith(".mask") or (match and (match[1] or match[2]).lower() in names):
+            yield picture
+
+
+def _pictures_named(folder: Path, stems: Iterable[str]) -> Iterator[Path]:
+    """The folder's pictures with these stems, in their order; capitals do not count."""
+    listed = {name.lower(): name for name in os.listdir(folder)} if folder.is_dir() else {}
+    wanted = (f"{stem}{suffix}".lower() for stem in stems for suffix in (".png", *SUFFIXES))
+    return (folder / listed[name] for name in wanted if name in listed)

@@ -1,26 +1,43 @@
-"""Reading photos and writing pictures with Pillow: EXIF rotation and focal length, HEIC."""
+"""Reading photos and writing pictures with Pillow: EXIF rotation and focal length, HEIC, photos of 200 megapixels."""
 
 from __future__ import annotations
 
 import io
 import math
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pillow_heif
 import torch
 from jaxtyping import Bool, Float
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from reconx_core.errors import UserError
+from reconx_core.io.exif import focal_of, projection_of, turn_of
 from reconx_core.io.files import write_atomic
 
 pillow_heif.register_heif_opener()
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".heic", ".heif", ".webp", ".tif", ".tiff", ".bmp")
-_DIAGONAL_35MM = math.hypot(36, 24)
-_UNITS_PER_MM = {2: 25.4, 3: 10.0, 4: 1.0, 5: 0.001}  # EXIF FocalPlaneResolutionUnit: inch, cm, mm, um
+SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".heic", ".heif", ".hif", ".webp", ".avif", ".tif", ".tiff"),
+    *(".bmp", ".jp2", ".ppm", ".pgm", ".pnm", ".tga"),
+)
+# Not read: of raw files Pillow would find the small preview only, and of the others the first picture or nothing.
+_RAW = (
+    *(".3fr", ".arw", ".cr2", ".cr3", ".crw", ".dcr", ".dng", ".erf", ".fff", ".gpr", ".iiq", ".k25", ".kdc", ".mef", ".mos"),
+    *(".mrw", ".nef", ".nrw", ".orf", ".pef", ".raf", ".raw", ".rw2", ".rwl", ".sr2", ".srf", ".srw", ".x3f"),
+)
+_UNREAD = (*_RAW, ".insp", ".exr", ".hdr", ".gif", ".jxl", ".jxr", ".psd", ".svg", ".xcf", ".eps", ".ico", ".dds", ".qoi")
+_MOST_LOADED = 64_000_000  # pixels that are kept of a photo; more are reduced while the file is decoded
+_MOST_DECODED = 2**29  # pixels that may be in memory for that: 2 GiB in Pillow
+_LIMIT = threading.Lock()
+_POINTERS = {b"version https://git-lfs": "git lfs pull", b"/annex/objects/": "git annex get"}
+_INVERTED = "dynamic_mask_"  # instant-ngp's masks are white where a pixel may not be used
 
 
 class ImageError(UserError):
@@ -32,9 +49,15 @@ def is_image(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
 
 
+def is_unread_picture(path: Path) -> bool:
+    """Whether the file name is that of a picture in a format that is not read, such as a camera's raw files."""
+    return path.suffix.lower() in _UNREAD and not path.name.startswith(".")
+
+
 def read_image(path: Path, upright: bool = True) -> Float[Tensor, "h w 3"]:
     """A picture as float32 RGB in [0, 1]; transparent pixels are composited over white.
 
+    Of more than 64 megapixels it is reduced to a half, a quarter, ..., so that memory is bounded.
     ``upright`` applies the EXIF rotation. Calibrated datasets pass False: COLMAP and similar tools calibrate pixels as stored.
 
     Raises:
@@ -51,26 +74,40 @@ def read_image(path: Path, upright: bool = True) -> Float[Tensor, "h w 3"]:
 
 
 def read_mask(path: Path, upright: bool = True) -> Bool[Tensor, "h w"]:
-    """A mask picture: True (may be used) where it is brighter than half. Raises ImageError as :func:`read_image`."""
-    return read_image(path, upright).mean(-1) > 0.5
+    """A mask picture: True (may be used) where it is brighter than half. Raises ImageError as :func:`read_image`.
+
+    Of a mask with two values only, 0 and another one, the other is True: many programs write 0 and 1.
+    """
+    grey = read_image(path, upright).mean(-1)
+    brightest = grey.max()
+    two_values = brightest <= 0.5 and bool(((grey == 0) | (grey == brightest)).all())
+    mask = grey > (0.0 if two_values else 0.5)
+    return ~mask if path.name.startswith(_INVERTED) else mask
 
 
 def read_size(path: Path) -> tuple[int, int]:
     """(height, width) of the stored picture, from its header. Raises ImageError if there is none."""
-    try:
-        with Image.open(path) as picture:
-            return picture.height, picture.width
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ImageError(f"Cannot read the picture {path}: {error}.") from error
+    with _errors_of(path), _opened(path) as picture:
+        return picture.height, picture.width
 
 
 def read_focal(path: Path) -> float:
-    """Focal length in pixels of the stored picture from EXIF; NaN where it is unknown or the file cannot be read."""
+    """Focal length in pixels of the picture as it is loaded, from EXIF; NaN where it or the file cannot be read."""
     try:
-        with Image.open(path) as picture:
-            return _focal_from_exif(picture)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        with _opened(path) as picture:
+            return focal_of(picture) / _reduction(picture)
+    except Exception:  # reported when the picture itself is loaded
         return math.nan
+
+
+def require_pinhole(path: Path) -> None:
+    """Raises ImageError if the file says that the picture is a panorama or of a fisheye lens."""
+    with _errors_of(path), _opened(path) as picture:
+        projection = projection_of(picture)
+    if projection is not None:
+        raise ImageError(
+            f"{path} is {projection}, which no pinhole camera fits; give ordinary photos or perspective cuts of it."
+        )
 
 
 def resize(image: Float[Tensor, "h w 3"], height: int, width: int) -> Float[Tensor, "height width 3"]:
@@ -114,14 +151,86 @@ def encode(image: Float[Tensor, "h w *c"], format: str, **options: object) -> by
 
 
 def _open(path: Path, upright: bool) -> Image.Image:
+    if path.suffix.lower() in _RAW:
+        raise ImageError(f"{path} is a camera's raw file, which is not read; convert it to JPEG, PNG or TIFF.")
+    with _errors_of(path), _opened(path) as picture:
+        decoded = _decode(picture)
+        turn = _turn_of(picture, path) if upright else None
+        return decoded.copy() if turn is None else decoded.transpose(turn)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """The picture, not yet decoded. Pillow's limit of pixels is lifted for this alone: :func:`_decode` has its own."""
+    with _LIMIT:
+        usual, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            opened = Image.open(path)
+        finally:
+            Image.MAX_IMAGE_PIXELS = usual
+    with opened as picture:
+        yield picture
+
+
+@contextmanager
+def _errors_of(path: Path) -> Iterator[None]:
+    """Turns errors into ImageError."""
     try:
-        with Image.open(path) as picture:
-            picture.load()
-            return ImageOps.exif_transpose(picture) if upright else picture.copy()
+        yield
+    except ImageError:
+        raise
     except FileNotFoundError:
-        raise ImageError(f"There is no picture {path}.") from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ImageError(f"Cannot read the picture {path}: {error}.") from error
+        what = "The picture {} is a link to a file that is not there" if path.is_symlink() else "There is no picture {}"
+        raise ImageError(f"{what.format(path)}.") from None
+    except Exception as error:  # decoders raise errors of many kinds on damaged files
+        raise ImageError(_pointer(path) or f"Cannot read the picture {path}: {error}.") from error
+
+
+def _pointer(path: Path) -> str | None:
+    """A sentence if only a pointer to the picture is there, as Git LFS and git-annex leave them."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(256)
+    except OSError:
+        return None
+    command = next((command for sign, command in _POINTERS.items() if sign in start), None)
+    return command and f"{path} is only a pointer to the picture; fetch it with {command}."
+
+
+def _turn_of(picture: Image.Image, path: Path) -> Image.Transpose | None:
+    try:
+        return turn_of(picture)
+    except ValueError:
+        warnings.warn(f"The EXIF data of {path} cannot be read; the photo is used as stored.", stacklevel=2)
+        return None
+
+
+def _reduction(picture: Image.Image) -> int:
+    """The power of two by which both sides are divided when the picture is loaded."""
+    excess = picture.width * picture.height / _MOST_LOADED
+    return 1 if excess <= 1 else 2 ** math.ceil(math.log2(excess) / 2)
+
+
+def _decode(picture: Image.Image) -> Image.Image:
+    """The picture's pixels, reduced if they are too many. Raises ValueError if they would not fit in memory before that."""
+    factor, (width, height) = _reduction(picture), picture.size
+    if factor == 1:
+        picture.load()
+        return picture
+    picture.draft(None, (width // factor, height // factor))  # a JPEG decodes to 1/2, 1/4 or 1/8 by itself
+    if picture.width * picture.height > _MOST_DECODED:
+        raise ValueError(f"it has {width * height / 1e6:.0f} megapixels; reduce it to at most {_MOST_DECODED / 1e6:.0f}")
+    rest = factor // round(width / picture.width)
+    return picture if rest == 1 else _reducible(picture).reduce(rest)
+
+
+def _reducible(picture: Image.Image) -> Image.Image:
+    """The picture in a mode whose pixels can be averaged."""
+    if picture.mode.startswith("I;"):
+        return picture.convert("I")
+    if picture.mode in ("1", "P", "PA") or "transparency" in picture.info:
+        return picture.convert("RGBA")
+    return picture
 
 
 def _from_pillow(picture: Image.Image) -> Float[Tensor, "h w 3"]:
@@ -130,24 +239,3 @@ def _from_pillow(picture: Image.Image) -> Float[Tensor, "h w 3"]:
 
 def _to_pillow(image: Float[Tensor, "h w *c"]) -> Image.Image:
     return Image.fromarray(to_uint8(image))
-
-
-def _focal_from_exif(picture: Image.Image) -> float:
-    tags = picture.getexif().get_ifd(ExifTags.IFD.Exif)
-    equivalent = _positive(tags.get(ExifTags.Base.FocalLengthIn35mmFilm))
-    if not math.isnan(equivalent):
-        # The equivalent is defined over the diagonal (CIPA DCG-001), which matters for the 4:3 pictures of phones.
-        return equivalent / _DIAGONAL_35MM * math.hypot(*picture.size)
-    focal_mm = _positive(tags.get(ExifTags.Base.FocalLength))
-    per_unit = _positive(tags.get(ExifTags.Base.FocalPlaneXResolution))
-    unit = _UNITS_PER_MM.get(tags.get(ExifTags.Base.FocalPlaneResolutionUnit, 2), math.nan)
-    taken_width = _positive(tags.get(ExifTags.Base.ExifImageWidth, picture.width))
-    return focal_mm * per_unit / unit * picture.width / taken_width
-
-
-def _positive(value: object) -> float:
-    try:
-        number = float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError, ZeroDivisionError):
-        return math.nan
-    return number if 0 < number < math.inf else math.nan

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import warnings
 from collections.abc import Sequence
@@ -18,6 +19,8 @@ from reconx_core.geometry.transforms import size_for
 from reconx_core.io.images import ImageError, resize, resize_mask
 from reconx_core.settings import ViewsSettings
 from reconx_core.types import CameraProtocol, Cameras, Views
+from reconx_core.views.copies import without_copies
+from reconx_core.views.projection import describe_projection
 from reconx_core.views.splits import is_rule, split_by_rule
 from reconx_core.views.undistort import undistort
 
@@ -34,16 +37,17 @@ class _View:
     intrinsics: Float[Tensor, "3 3"] | None
     cam_to_world: Float[Tensor, "4 4"] | None
     object_mask: Bool[Tensor, "h w"] | None = None
+    pixels: bytes = b""  # digest of the photo, by which copies are found
 
 
 def load_views(source: str | Path, settings: ViewsSettings) -> Views:
     """The scene at ``source`` in any known format.
 
-    Inputs come first, in capture order, then the targets. Photos that cannot be read are left out with a warning. Photos of
-    several sizes are centred on a common canvas, masked out beyond their borders.
+    Inputs come first, in capture order, then the targets. Photos that cannot be read, panoramas, and copies of another input
+    are left out with a warning. Photos of several sizes are centred on a common canvas, masked out beyond their borders.
 
     Raises:
-        UserError: nothing readable there, fewer than two usable input photos, no such split, or a protocol that needs
+        UserError: nothing readable there, fewer than two different usable input photos, no such split, or a protocol that needs
             cameras which the dataset does not have.
     """
     return views_of(read(Path(source)), settings)
@@ -52,12 +56,12 @@ def load_views(source: str | Path, settings: ViewsSettings) -> Views:
 def views_of(capture: Capture, settings: ViewsSettings) -> Views:
     """As :func:`load_views`, of a scene whose dataset has been read already."""
     inputs, targets = select_photos(capture, settings)
-    loaded = {i: view for i in (*inputs, *targets) if (view := _try_load(capture.photos[i], settings)) is not None}
-    inputs, targets = [i for i in inputs if i in loaded], [i for i in targets if i in loaded]
+    loaded, problems = _load_all(capture.photos, (*inputs, *targets), settings)
+    usable, targets = [i for i in inputs if i in loaded], [i for i in targets if i in loaded]
+    inputs = without_copies(capture.name, capture.photos, usable, {i: loaded[i].pixels for i in usable})
     if len(inputs) < 2:
-        raise UserError(
-            f"'{capture.name}' has {len(inputs)} usable input photo(s); at least two photos of the same place are needed."
-        )
+        count = f"'{capture.name}' has {len(inputs)} usable input photo(s); at least two photos of the same place are needed."
+        raise UserError(" ".join([count, *problems[:1]]))
     order = [*inputs, *targets]
     protocol = resolve_protocol([capture.photos[i] for i in order], settings.protocol)
     is_target = torch.tensor([False] * len(inputs) + [True] * len(targets))
@@ -131,12 +135,17 @@ def resolve_protocol(photos: Sequence[Photo], wanted: str) -> CameraProtocol:
     return wanted  # type: ignore[return-value]
 
 
-def _try_load(photo: Photo, settings: ViewsSettings) -> _View | None:
-    try:
-        return _load(photo, settings)
-    except ImageError as error:
-        warnings.warn(f"{error} It is left out.", stacklevel=2)
-        return None
+def _load_all(photos: Sequence[Photo], indices: Sequence[int], settings: ViewsSettings) -> tuple[dict[int, _View], list[str]]:
+    """The photos that can be used, and what is wrong with the others, of which warnings tell, too."""
+    loaded: dict[int, _View] = {}
+    problems: list[str] = []
+    for i in dict.fromkeys(indices):
+        try:
+            loaded[i] = _load(photos[i], settings)
+        except ImageError as error:
+            warnings.warn(f"{error} It is left out.", stacklevel=2)
+            problems.append(str(error))
+    return loaded, problems
 
 
 def _load(photo: Photo, settings: ViewsSettings) -> _View:
@@ -144,18 +153,34 @@ def _load(photo: Photo, settings: ViewsSettings) -> _View:
     stored = (image.shape[0], image.shape[1])
     height, width = _size(stored, settings)
     mask = torch.ones(stored, dtype=torch.bool) if photo.load_mask is None else photo.load_mask()
+    if abs(mask.shape[0] * stored[1] / (mask.shape[1] * stored[0]) - 1) > 0.05:
+        sizes = f"{mask.shape[1]}x{mask.shape[0]}, but the photo {stored[1]}x{stored[0]}"
+        raise ImageError(f"The mask of photo '{photo.name}' is {sizes}; give a mask of the photo's shape.")
     image, mask = resize(image, height, width), resize_mask(mask, height, width)
+    pixels = hashlib.sha256(image.numpy().tobytes() + repr(image.shape).encode()).digest()
+    if not mask.any():
+        warnings.warn(f"The mask of photo '{photo.name}' leaves nothing of it.", stacklevel=2)
     object_mask = None if photo.load_object_mask is None else resize_mask(photo.load_object_mask(), height, width)
     intrinsics = photo.intrinsics
-    if intrinsics is not None:
+    if intrinsics is None:
+        _check_projection(photo, image)
+    else:
         calibrated = photo.size or stored
         _check_aspect(photo, stored, calibrated)
         intrinsics = intrinsics * torch.tensor([width / calibrated[1], height / calibrated[0], 1.0])[:, None]
         image, inside = undistort(image, intrinsics, photo.distortion)
         mask = undistort(mask[..., None].expand(-1, -1, 3).float(), intrinsics, photo.distortion)[0][..., 0].gt(0.99) & inside
     focal = photo.focal * max(height, width) / max(stored)
-    view = _View(image, mask, focal, intrinsics, photo.cam_to_world, object_mask)
+    view = _View(image, mask, focal, intrinsics, photo.cam_to_world, object_mask, pixels)
     return view if settings.crop is None else _cropped(view, *settings.crop)
+
+
+def _check_projection(photo: Photo, image: Float[Tensor, "h w 3"]) -> None:
+    """Raises ImageError for a photo of an unknown camera that cannot be a pinhole's."""
+    projection = describe_projection(image)
+    if projection is not None:
+        advice = "give ordinary photos or cuts of it; if it is one, cut a few columns off"
+        raise ImageError(f"Photo '{photo.name}' looks like one that is {projection}, which no pinhole camera fits; {advice}.")
 
 
 def _size(stored: tuple[int, int], settings: ViewsSettings) -> tuple[int, int]:

@@ -8,6 +8,7 @@ from reconx_core.datasets import colmap, detect, files_of, read, scene_names
 from reconx_core.errors import UserError
 from reconx_core.export import write_colmap
 from reconx_core.export.dataset import write_photos
+from reconx_core.io.images import ImageError
 from reconx_core.settings import ViewsSettings
 from reconx_core.types import PointCloud
 from reconx_core.views import load_views
@@ -193,3 +194,138 @@ def test_files_of_a_model_given_by_its_own_folder(tmp_path):
     assert read(tmp_path / "sparse" / "0").photos[0].load_mask is not None
     assert {"cameras.bin", "images.bin", "../../images/a.png", "../../masks/a.png"} <= set(files)
     assert {"sparse/0/cameras.bin", "images/a.png", "masks/a.png"} <= set(files_of(tmp_path))
+
+
+def as_text(scene, place="sparse/0"):
+    """The model of a scene as text instead of binary."""
+    folder = scene / place
+    model = pycolmap.Reconstruction(str(folder))
+    for file in folder.iterdir():
+        file.unlink()
+    model.write_text(str(folder))
+    return folder
+
+
+BLANKS = ["DJI 0001 (2).png", "DJI 0002.png", "a b  c.png"]
+
+
+@pytest.mark.parametrize("text", [False, True])
+def test_names_with_blanks(tmp_path, text):
+    write(tmp_path, BLANKS)
+    if text:
+        as_text(tmp_path)
+    capture = colmap.read(tmp_path)
+    assert {p.name for p in capture.photos} == {"DJI 0001 (2)", "DJI 0002", "a b  c"}
+    assert [float(p.cam_to_world[0, 3]) for p in capture.photos] == [2, 0, 1]
+    assert all(p.load().shape == (12, 16, 3) for p in capture.photos)
+
+
+@pytest.mark.parametrize("text", [False, True])
+def test_only_cameras_are_needed(tmp_path, text):
+    write(tmp_path, NAMES)
+    folder = as_text(tmp_path) if text else tmp_path / "sparse" / "0"
+    for file in folder.iterdir():
+        if file.stem not in ("cameras", "images"):
+            file.unlink()
+    assert detect(tmp_path).name == "colmap"
+    assert [float(p.cam_to_world[0, 3]) for p in colmap.read(tmp_path).photos] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("points", ["\n", "", "1.5 2.5 -1 3.5 4.5 7\n"])
+def test_text_written_by_other_tools(tmp_path, points):
+    """A byte-order mark, Windows' ends of lines, a quaternion that is not of unit length, points left empty or out."""
+    write_greys(tmp_path / "images", NAMES)
+    (tmp_path / "sparse" / "0").mkdir(parents=True)
+    (tmp_path / "sparse" / "0" / "cameras.txt").write_text("\ufeff# a comment\r\n1 PINHOLE 16 12 9 10 8 6\r\n")
+    lines = "".join(f"{i} 2 0 0 0 {-i} 0 0 1 {name}\n{points}" for i, name in enumerate(NAMES))
+    (tmp_path / "sparse" / "0" / "images.txt").write_text(lines)
+    photos = colmap.read(tmp_path).photos
+    assert [p.name for p in photos] == ["a", "b", "c"]
+    assert [p.cam_to_world[:, 3].tolist() for p in photos] == [[i, 0, 0, 1] for i in range(3)]
+    assert torch.equal(photos[0].cam_to_world[:3, :3], torch.eye(3))
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "words"),
+    [
+        ("images.txt", "1 1 0 0 0 0 0\n", r"images\.txt: the line '1 1 0"),
+        ("cameras.txt", "1 PINHOLE 16 12 9 10\n", r"cameras\.txt: camera 1 has 2 parameters, but PINHOLE has 4"),
+        ("cameras.txt", "2 PINHOLE 16 12 9 10 8 6\n", r"a\.png has camera 1, which is not in its cameras"),
+    ],
+)
+def test_damaged_text_is_named(tmp_path, file, content, words):
+    write(tmp_path, NAMES)
+    (as_text(tmp_path) / file).write_text(content)
+    with pytest.raises(UserError, match=words):
+        colmap.read(tmp_path)
+
+
+def test_an_image_without_a_valid_pose_is_left_out_by_name(tmp_path):
+    write(tmp_path, NAMES)
+    file = as_text(tmp_path) / "images.txt"
+    lines = file.read_text().splitlines(keepends=True)
+    file.write_text("".join("2 nan 0 0 0 0 0 0 1 b.png\n" if line.endswith(" b.png\n") else line for line in lines))
+    with pytest.warns(UserWarning, match=r"1 of 3 images .* no valid pose, such as b\.png"):
+        assert [p.name for p in colmap.read(tmp_path).photos] == ["a", "c"]
+
+
+def test_of_several_models_the_largest_is_used_and_said(tmp_path):
+    write(tmp_path, ["a.png", "b.png"])
+    (tmp_path / "sparse" / "0").rename(tmp_path / "small")
+    write(tmp_path, NAMES)
+    (tmp_path / "sparse" / "0").rename(tmp_path / "sparse" / "1")
+    (tmp_path / "small").rename(tmp_path / "sparse" / "0")
+    for path in (tmp_path, tmp_path / "sparse"):
+        with pytest.warns(UserWarning, match=r"2 COLMAP models, .*: 0 \(2\), 1 \(3\); 1 is used"):
+            assert len(read(path).photos) == 3
+    assert len(read(tmp_path / "sparse" / "0").photos) == 2  # the user's choice
+
+
+@pytest.mark.parametrize("name", ["sparse/1", "colmap/sparse/2"])
+def test_the_only_model_may_have_any_number(tmp_path, name):
+    write(tmp_path, NAMES)
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / "sparse" / "0").rename(tmp_path / name)
+    assert detect(tmp_path).name == "colmap"
+    assert len(read(tmp_path).photos) == 3
+
+
+@pytest.mark.parametrize("name", ["a.PNG", "A.png", "a.jpg", "cam0\\\\a.png", "C:\\\\data\\\\a.png", "/data/images/a.png"])
+def test_pictures_are_found_under_other_names(tmp_path, name):
+    scene = write(tmp_path, ["a.png", "b.png"])
+    file = as_text(scene) / "images.txt"
+    file.write_text(file.read_text().replace(" a.png", f" {name}"))
+    photos = {p.name.lower(): p for p in colmap.read(scene).photos}
+    assert photos["a"].load().shape == (12, 16, 3)
+
+
+def test_another_format_of_a_picture_is_said(tmp_path):
+    scene = write(tmp_path, NAMES)
+    for file in (scene / "images").iterdir():
+        file.rename(file.with_suffix(".jpg"))
+    with pytest.warns(UserWarning, match=r"3 picture\(s\) .* such as a\.jpg for a\.png"):
+        assert all(p.load().shape == (12, 16, 3) for p in colmap.read(scene).photos)
+
+
+def test_a_name_that_fits_two_pictures_is_not_guessed(tmp_path):
+    scene = write(tmp_path, NAMES)
+    (scene / "images" / "a.png").rename(scene / "images" / "a.jpg")
+    write_greys(scene / "images", ["a.tif"])
+    photos = colmap.read(scene).photos
+    with pytest.raises(ImageError, match=r"no picture .*a\.png"):
+        photos[0].load()
+
+
+def test_a_picture_that_one_image_has_by_its_name_is_no_others(tmp_path):
+    scene = write(tmp_path, ["a.jpg", "a.png", "b.png"])
+    (scene / "images" / "a.jpg").unlink()
+    first, second, _ = colmap.read(scene).photos
+    with pytest.raises(ImageError, match=r"a\.jpg"):
+        first.load()
+    assert second.load().shape == (12, 16, 3)
+
+
+def test_masks_beside_the_pictures(tmp_path):
+    scene = write(tmp_path, NAMES)
+    write_greys(scene / "images", ["a_mask.png", "dynamic_mask_b.png"])
+    assert [p.load_mask is not None for p in colmap.read(scene).photos] == [True, True, False]

@@ -1,6 +1,8 @@
 """Photos of every kind a phone or a camera makes must be read upright, in colour and in [0, 1], or fail with a name."""
 
 import math
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -21,7 +23,8 @@ def save(image: torch.Tensor, path, **options) -> None:
     Image.fromarray(images.to_uint8(image)).save(path, **options)
 
 
-TOLERANCE = {".png": 0.5 / 255, ".tif": 0.5 / 255, ".jpg": 0.03, ".heic": 0.04, ".webp": 0.05}
+EXACT = dict.fromkeys((".png", ".tif", ".bmp", ".ppm", ".tga"), 0.5 / 255)
+TOLERANCE = EXACT | {".jpg": 0.03, ".jfif": 0.03, ".heic": 0.04, ".webp": 0.05, ".avif": 0.05, ".jp2": 0.05}
 
 
 @pytest.mark.parametrize("suffix", TOLERANCE)
@@ -129,3 +132,142 @@ def test_png_round_trip_is_exact_and_leaves_no_temporary_file(tmp_path):
     images.write_png(tmp_path / "new" / "a.png", pixels)
     assert torch.equal(images.read_image(tmp_path / "new" / "a.png"), pixels)
     assert [p.name for p in (tmp_path / "new").iterdir()] == ["a.png"]
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp"])
+@pytest.mark.parametrize("exif", [b"Exif\0\0MM\0", b"Exif\0\0no TIFF at all", b"Exif\0\0II*\0\x08\0\0\0\xff"])
+def test_a_photo_with_broken_exif_is_used_as_stored(tmp_path, gradient, suffix, exif):
+    path = tmp_path / f"a{suffix}"
+    save(gradient, path, exif=exif)
+    assert (images.read_image(path) - gradient).abs().mean() < 0.05
+    assert math.isnan(images.read_focal(path))
+    images.require_pinhole(path)
+
+
+def test_exif_that_cannot_be_read_is_said(tmp_path, gradient):
+    save(gradient, tmp_path / "a.png", exif=b"Exif\0\0no TIFF at all")
+    with pytest.warns(UserWarning, match=r"EXIF data of .*a\.png cannot be read"):
+        images.read_image(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize(("values", "mode"), [((0, 1), "L"), ((0, 1), "I;16"), ((0, 100), "L"), ((0, 255), "L"), ((0, 1), "P")])
+def test_a_mask_of_two_values_may_have_any_two(tmp_path, values, mode):
+    levels = np.array([[values[0]] * 3 + [values[1]] * 5] * 4, np.uint16 if mode == "I;16" else np.uint8)
+    mask = Image.fromarray(levels)
+    if mode == "P":
+        mask.putpalette([0, 0, 0, 128, 0, 0])
+    mask.save(tmp_path / "mask.png")
+    assert images.read_mask(tmp_path / "mask.png").tolist() == [[False] * 3 + [True] * 5] * 4
+
+
+def test_a_mask_of_many_values_is_cut_at_half(tmp_path):
+    Image.fromarray(np.array([[0, 60, 127, 128, 255]], np.uint8)).save(tmp_path / "mask.png")
+    assert images.read_mask(tmp_path / "mask.png").tolist() == [[False, False, False, True, True]]
+    Image.fromarray(np.zeros((2, 2), np.uint8)).save(tmp_path / "black.png")
+    assert not images.read_mask(tmp_path / "black.png").any()
+
+
+def test_dynamic_masks_of_instant_ngp_are_white_where_not_to_look(tmp_path):
+    Image.fromarray(np.array([[0, 255]], np.uint8)).save(tmp_path / "dynamic_mask_a.png")
+    assert images.read_mask(tmp_path / "dynamic_mask_a.png").tolist() == [[True, False]]
+
+
+@pytest.fixture
+def small_limits(monkeypatch):
+    monkeypatch.setattr(images, "_MOST_LOADED", 300)
+    monkeypatch.setattr(images, "_MOST_DECODED", 2000)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "1", "RGBA", "I;16"])
+def test_huge_photos_are_reduced_beyond_pillows_limit(tmp_path, gradient, small_limits, mode):
+    exif = exif_with(FocalLengthIn35mmFilm=26)
+    exif[ExifTags.Base.Make] = "camera"
+    Image.fromarray(images.to_uint8(gradient)).convert(mode).save(tmp_path / "a.png", exif=exif)
+    read = images.read_image(tmp_path / "a.png")
+    assert read.shape == (12, 20, 3)
+    assert images.read_size(tmp_path / "a.png") == (24, 40)
+    assert images.read_focal(tmp_path / "a.png") == pytest.approx(26 / 43.2666 * math.hypot(20, 12), rel=1e-4)
+    if mode == "RGB":
+        reduced = gradient.reshape(12, 2, 20, 2, 3).mean((1, 3))
+        assert (read - reduced).abs().max() < 0.01
+
+
+def test_a_huge_jpeg_is_reduced_while_it_is_decoded(tmp_path, gradient, small_limits):
+    large = images.resize(gradient, 96, 160)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    save(large, tmp_path / "a.jpg", exif=exif)
+    assert images.read_image(tmp_path / "a.jpg").shape == (20, 12, 3)
+    assert (images.read_image(tmp_path / "a.jpg", upright=False) - images.resize(large, 12, 20)).abs().mean() < 0.05
+
+
+def test_a_picture_too_large_to_decode_is_named(tmp_path, small_limits):
+    Image.new("L", (100, 60)).save(tmp_path / "a.png")
+    with pytest.raises(images.ImageError, match=r"a\.png: it has \d+ megapixels; reduce it"):
+        images.read_image(tmp_path / "a.png")
+
+
+def test_pixels_that_a_file_only_claims_end_in_a_sentence(tmp_path):
+    """Nothing is allocated by what the header says alone."""
+    header = struct.pack(">IIBBBBB", 400_000, 400_000, 8, 2, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(b"")), (b"IEND", b"")]
+    data = b"".join(struct.pack(">I", len(d)) + n + d + struct.pack(">I", zlib.crc32(n + d)) for n, d in chunks)
+    (tmp_path / "bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + data)
+    with pytest.raises(images.ImageError, match=r"bomb\.png: it has 160000 megapixels"):
+        images.read_image(tmp_path / "bomb.png")
+
+
+def test_pillows_own_limit_is_back_afterwards(tmp_path, gradient):
+    usual = Image.MAX_IMAGE_PIXELS
+    save(gradient, tmp_path / "a.png")
+    images.read_image(tmp_path / "a.png")
+    assert usual == Image.MAX_IMAGE_PIXELS
+
+
+GPANO = b'<x:xmpmeta><rdf:Description GPano:ProjectionType="equirectangular"/></x:xmpmeta>'
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"xmp": GPANO}, r"a panorama \(equirectangular\)"),
+        (
+            {"xmp": GPANO.replace(b'="equirectangular"/>', b">cylindrical</GPano>")},
+            r"a panorama \(cylindrical\)",
+        ),
+        ({"exif": {"CustomRendered": 6}}, "a panorama"),
+        ({"exif": {"LensModel": "8-15mm f/4L Fish-Eye USM"}}, "of a fisheye lens"),
+    ],
+)
+def test_panoramas_and_fisheye_photos_are_told_by_their_metadata(tmp_path, gradient, options, words):
+    exif = exif_with(**options.get("exif", {}))
+    save(gradient, tmp_path / "a.jpg", **({"xmp": options["xmp"]} if "xmp" in options else {"exif": exif}))
+    with pytest.raises(images.ImageError, match=rf"a\.jpg is {words}"):
+        images.require_pinhole(tmp_path / "a.jpg")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:12\nsize 5\n", "git lfs pull"),
+        (b"/annex/objects/SHA256E-s5--12.jpg\n", "git annex get"),
+    ],
+)
+def test_pointers_to_pictures_say_how_to_fetch_them(tmp_path, content, words):
+    (tmp_path / "a.jpg").write_bytes(content)
+    with pytest.raises(images.ImageError, match=words):
+        images.read_image(tmp_path / "a.jpg")
+
+
+def test_a_dangling_link_is_called_one(tmp_path):
+    (tmp_path / "a.jpg").symlink_to(tmp_path / "gone.jpg")
+    with pytest.raises(images.ImageError, match=r"a\.jpg is a link to a file that is not there"):
+        images.read_image(tmp_path / "a.jpg")
+
+
+def test_the_preview_in_a_raw_file_is_not_taken_for_the_photo(tmp_path, gradient):
+    save(gradient, tmp_path / "a.tif")
+    (tmp_path / "a.tif").rename(tmp_path / "a.DNG")
+    with pytest.raises(images.ImageError, match=r"a\.DNG is a camera's raw file"):
+        images.read_image(tmp_path / "a.DNG")

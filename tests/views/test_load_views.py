@@ -130,7 +130,7 @@ def test_exif_focal_follows_the_resize(tmp_path):
 
 def test_masks_are_resized_with_the_photo(tmp_path):
     write_photo(tmp_path / "a.png", 60, 80)
-    write_photo(tmp_path / "b.png", 60, 80)
+    write_photo(tmp_path / "b.png", 60, 80, seed=1)
     mask = torch.ones(60, 80)
     mask[:, :20] = 0
     write_png(tmp_path / "masks" / "a.png", mask)
@@ -138,6 +138,22 @@ def test_masks_are_resized_with_the_photo(tmp_path):
     assert not views.masks[0, :, :16].any()
     assert views.masks[0, :, 16:].all()
     assert views.masks[1].all()
+
+
+def test_a_mask_that_leaves_nothing_is_told(tmp_path):
+    for i in range(2):
+        write_photo(tmp_path / f"{i}.png", 20, 30, i)
+    write_png(tmp_path / "masks" / "1.png", torch.zeros(20, 30))
+    with pytest.warns(UserWarning, match="mask of photo '1' leaves nothing"):
+        load_views(tmp_path, ViewsSettings())
+
+
+def test_a_mask_of_another_shape_is_not_stretched(tmp_path):
+    for i in range(3):
+        write_photo(tmp_path / f"{i}.png", 20, 30, i)
+    write_png(tmp_path / "masks" / "1.png", torch.ones(30, 20))
+    with pytest.warns(UserWarning, match=r"mask of photo '1' is 20x30, but the photo 30x20.* It is left out"):
+        assert load_views(tmp_path, ViewsSettings()).names == ("0", "2")
 
 
 def test_broken_photos_are_left_out_by_name(tmp_path):
@@ -180,7 +196,7 @@ def test_no_such_folder(tmp_path):
 def test_video_frames_are_the_sharpest_of_equal_windows(tmp_path):
     sharp = torch.nn.functional.interpolate(torch.rand(1, 3, 12, 16), (48, 64))[0].permute(1, 2, 0)
     blurred = torch.nn.functional.avg_pool2d(sharp.permute(2, 0, 1), 9, 1, 4).permute(1, 2, 0)
-    write_mp4(tmp_path / "a.mp4", [sharp if i in (2, 4, 7, 9) else blurred for i in range(12)])
+    write_mp4(tmp_path / "a.mp4", [(sharp if i in (2, 4, 7, 9) else blurred).roll(4 * i, 1) for i in range(12)])
     views = load_views(tmp_path / "a.mp4", ViewsSettings(max_inputs=4))
     assert views.names == ("frame_00002", "frame_00004", "frame_00007", "frame_00009")
 
