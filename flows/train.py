@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from rich.console import Console
 
 from flows.execution.run import PRESETS as RUN_PRESETS
@@ -25,8 +24,8 @@ from reconx_core.errors import UserError
 from reconx_core.io.files import require_writable
 from reconx_core.io.images import write_png
 from reconx_core.seeds import generator
-from reconx_core.settings import Settings, parse_settings
-from reconx_core.training.settings import ClipSource, TrainSettings, load_train_settings
+from reconx_core.settings import Settings, parse_settings, read_override
+from reconx_core.training.settings import RENAMED, ClipSource, TrainSettings, load_train_settings
 from reconx_core.types import Clip
 from tasks.execute import Job, Monitor, execute, source_digest
 
@@ -59,7 +58,8 @@ def resolve_train_settings(preset: str, overrides: list[str] | None) -> TrainSet
     pairs = [override.partition("=") for override in overrides or []]
     if wrong := [key for key, sep, _ in pairs if not sep]:
         raise UserError(f"'-S {wrong[0]}' should look like key=value, for example steps=500.")
-    return load_train_settings(path, {key.strip(): yaml.safe_load(value) for key, _, value in pairs})
+    named = [(RENAMED.get(key.strip(), key.strip()), value) for key, _, value in pairs]
+    return load_train_settings(path, {key: read_override(TrainSettings, key, value) for key, value in named})
 
 
 def train(settings: TrainSettings, out: Path, root: Path, console: Console) -> None:

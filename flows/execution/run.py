@@ -19,7 +19,7 @@ from rich.console import Console
 from flows.execution.prefect_server import prefect_server, wait_for_server
 from reconx_core.errors import UserError
 from reconx_core.io.files import require_writable
-from reconx_core.settings import STAGES, Settings, load_settings, parse_settings
+from reconx_core.settings import STAGES, Settings, load_settings, parse_settings, read_yaml
 
 if TYPE_CHECKING:
     from flows.execution.flow import SceneRun
@@ -50,8 +50,8 @@ def load_params(overrides: list[str] | None = None, path: Path = PARAMS) -> tupl
         UserError: no such file, or wrong settings.
     """
     try:
-        params = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError) as error:
+        params = read_yaml(path.read_text(encoding="utf-8-sig"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"Cannot read {path} in this folder ({error}); name a dataset or go to the project's folder.") from None
     dataset = params.pop("dataset", None) if isinstance(params, dict) else None
     if dataset is None:
