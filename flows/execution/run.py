@@ -9,7 +9,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -117,10 +117,11 @@ def run_stages(
         from reconx_core.cache.lock import in_use
         from tasks.execute import is_own_warning, load_stages, route_warnings
 
-        with in_use(root):
-            store.clear_abandoned(root)
-            load_stages(STAGES[: STAGES.index(last) + 1])
+        with ExitStack() as stack:
             with warnings.catch_warnings(record=True) as noticed:
+                stack.enter_context(in_use(root))
+                store.clear_abandoned(root)
+                load_stages(STAGES[: STAGES.index(last) + 1])
                 plans = make_plans()
             display = Display(console, root, many=len(plans) > 1)
             for notice in noticed:
