@@ -20,7 +20,7 @@ from distributed.client import FutureCancelledError
 from distributed.comm import CommClosedError
 
 from flows.execution.prefect_server import ENVIRONMENT, answers
-from flows.execution.proxies import ask_local_servers_directly
+from flows.execution.reach import ask_local_servers_directly
 from reconx_core.cache import store
 from reconx_core.errors import UserError
 from reconx_core.settings import STAGES, Settings

@@ -22,7 +22,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from http.client import HTTPException
 from pathlib import Path
 
-from flows.execution.proxies import ask_local_servers_directly, is_local, no_proxies
+from flows.execution.reach import ask_local_servers_directly, is_local, no_proxies, true_within
 from reconx_core.cache.lock import has_locks, lock_file
 from reconx_core.errors import UserError
 from reconx_core.names import shown
@@ -62,7 +62,7 @@ def _direct(url: str | None) -> AbstractContextManager[None]:
 
 @contextmanager
 def _home(root: Path) -> Iterator[Path]:
-    """A folder for Prefect's database: in the store, or a temporary one where that cannot be locked or is not named in UTF-8."""
+    """A folder for Prefect's database: in the store, or elsewhere where that cannot be locked or its name is not UTF-8."""
     home = (root / ".prefect").resolve()
     if shown(str(home)) == str(home) and has_locks(root):
         yield home
@@ -97,20 +97,15 @@ def require_server(url: str) -> None:
     Raises:
         UserError: it does not within seconds.
     """
-    found = threading.Event()
-    # In a thread, since looking up the name of a host has no time limit.
-    threading.Thread(target=_look_for, args=(url, found), daemon=True).start()
-    if not found.wait(ANSWER_SECONDS):
+    if not true_within(ANSWER_SECONDS, lambda: _look_for(url)):
         raise UserError(f"No Prefect server answers at {url}, which PREFECT_API_URL names; start it or unset PREFECT_API_URL.")
 
 
-def _look_for(url: str, found: threading.Event) -> None:
+def _look_for(url: str) -> bool:
     end = time.monotonic() + ANSWER_SECONDS
-    while time.monotonic() < end:
-        if answers(url):
-            found.set()
-            return
+    while not (found := answers(url)) and time.monotonic() < end:
         time.sleep(0.2)
+    return found
 
 
 def wait_for_server() -> None:

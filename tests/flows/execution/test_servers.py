@@ -6,13 +6,14 @@ import http.server
 import os
 import threading
 import time
+import urllib.request
 from pathlib import Path
 
 import httpx
 import pytest
 
 from flows.execution import prefect_server as servers
-from flows.execution.proxies import ask_local_servers_directly, no_proxies
+from flows.execution.reach import ask_local_servers_directly, no_proxies
 from reconx_core.errors import UserError
 
 
@@ -31,6 +32,7 @@ def environment(monkeypatch):
     ):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
+    monkeypatch.setattr(urllib.request, "_opener", None)  # has the proxies of its first use
     for name in servers.ENVIRONMENT:
         monkeypatch.setenv(name, servers.ENVIRONMENT[name])
 

@@ -1,14 +1,24 @@
-"""Servers on this machine are asked directly, whatever proxy the environment names."""
+"""Reaching servers: those on this machine directly, whatever proxy the environment names, and none for longer than seconds."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from urllib.parse import urlsplit
 
 LOCAL = ("localhost", "127.0.0.1", "::1")
 NAMES = ("no_proxy", "NO_PROXY")  # some libraries read the one and some the other
+
+
+def true_within(seconds: float, ask: Callable[[], bool]) -> bool:
+    """What ``ask`` says, or False if it has not said so in time: looking up the name of a host has no time limit of its own."""
+    said: list[bool] = []
+    thread = threading.Thread(target=lambda: said.append(ask()), daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return said == [True]
 
 
 def is_local(url: str) -> bool:
