@@ -22,6 +22,7 @@ from rich.markup import escape
 
 from flows.execution.reach import ask_local_servers_directly, true_within
 from reconx_core.io.files import write_json
+from reconx_core.names import shown
 from reconx_core.reporting.numbers import mean_scores
 from reconx_core.settings import flatten
 
@@ -135,7 +136,7 @@ def _log(record: dict[str, Any], out: Path, say: Callable[[str], None]) -> None:
     uri = tracking_uri(home)
     client = make_client(uri)
     experiment = open_experiment(client, home, EXPERIMENT, say)
-    tags = {f"reconx.{key}": str(value) for key, value in {**record["facts"], **_place(record)}.items()}
+    tags = {f"reconx.{key}": shown(str(value)) for key, value in {**record["facts"], **_place(record)}.items()}
     parent = client.create_run(experiment, run_name=record["title"], tags=tags).info.run_id
     _log_batch(client, parent, _means(record), {"scenes": len(record["scenes"]), **flatten(record["settings"])})
     for name in ("run.json", "settings.yaml", "report.html"):
@@ -188,7 +189,7 @@ def _log_batch(client: MlflowClient, run: str, metrics: dict[str, float], params
     client.log_batch(
         run,
         metrics=[Metric(key, float(value), now, 0) for key, value in metrics.items()],
-        params=[Param(key, str(value)[:6000]) for key, value in params.items()],
+        params=[Param(key, shown(str(value))[:6000]) for key, value in params.items()],
     )
 
 
