@@ -86,7 +86,9 @@ def make_client(uri: str) -> MlflowClient:
 
 
 def require_answer(uri: str) -> None:
-    """Raise OSError where ``uri`` names a server and nothing answers there within seconds."""
+    """Raise OSError where ``uri`` names a server that does not answer within seconds, or a file that MLflow cannot name."""
+    if shown(uri) != uri:
+        raise OSError(f"its folder's name is not UTF-8: {shown(uri)}")
     if not true_within(ANSWER_SECONDS, lambda: _answers(uri)):
         raise ConnectionError(f"nothing answers at {_without_password(uri)}")
 

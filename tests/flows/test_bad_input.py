@@ -106,13 +106,14 @@ def test_names_that_are_not_utf8_go_through_everything(reconx, real_views, tmp_p
             write_photo(folder / os.fsdecode(scene) / os.fsdecode(name), seed=sum(name))
     (folder / os.fsdecode(b"broken \xe9") / "c.png").unlink()
     (folder / os.fsdecode(b"broken \xe9") / os.fsdecode(b"a\xe9.png")).write_bytes(b"no picture")
-    out = folder / os.fsdecode(b"l\xe4ufe") / "first"
+    out = tmp_path / "runs" / os.fsdecode(b"l\xe4ufe")
     outcome = reconx("evaluate", folder, "-o", out, "--store", folder / "store")
     assert outcome.code == 1, outcome.err
     record = json.loads((out / "run.json").read_text())
     assert set(record["scenes"]) == {"caf\ufffd", "broken \ufffd"}
     assert record["scenes"]["caf\ufffd"]["error"] is None
-    assert "a\ufffd" in record["scenes"]["broken \ufffd"]["error"]
+    assert "broken \ufffd" in record["scenes"]["broken \ufffd"]["error"]
+    assert "a\ufffd" in outcome.out
     assert (out / "caf\ufffd" / "cameras" / "images" / "a\ufffd_2.png").exists()
     assert "caf\ufffd" in (out / "report.html").read_text()
     assert "MLflow did not take" not in outcome.out

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import shutil
 import socket
 import time
@@ -116,6 +117,12 @@ def test_database_that_cannot_be_opened_is_told_soon(tmp_path, monkeypatch):
     started = time.monotonic()
     assert "MLflow did not take the run" in printed_by_track(*a_record(tmp_path))
     assert time.monotonic() - started < 10
+
+
+def test_folder_whose_name_mlflow_cannot_hold_is_a_sentence(tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    said = printed_by_track(*a_record(tmp_path / os.fsdecode(b"\xfcbung")))
+    assert "name is not UTF-8" in said
 
 
 def test_experiment_deleted_in_its_page_is_restored(tmp_path, monkeypatch):
