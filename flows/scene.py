@@ -5,10 +5,14 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 
 from reconx_core import export
 from reconx_core.datasets import nerfstudio
@@ -19,8 +23,17 @@ from reconx_core.io.images import write_png
 from reconx_core.metrics.pictures import render_path
 from reconx_core.reporting.viewer import show_scene
 from reconx_core.types import Cameras, Gaussians
+from tasks.execute import route_warnings
 
 FORMATS = (".ply", ".splat")
+
+
+@contextmanager
+def notes(console: Console) -> Iterator[None]:
+    """Print reconx's own warnings as notes for the user."""
+    with warnings.catch_warnings():
+        route_warnings(lambda note: console.print(f"[yellow]{escape(note)}[/]", highlight=False, soft_wrap=True))
+        yield
 
 
 def load_scene(path: Path) -> Gaussians:
@@ -53,9 +66,9 @@ def load_cameras(path: Path) -> Cameras:
 
 def render(scene: Path, out: Path, cameras: Path | None, frames: int, console: Console) -> None:
     """A clip (``out`` ends in .mp4) or a folder of PNGs along a smooth path through the cameras."""
-    gaussians = load_scene(scene)
     beside = (scene if scene.is_dir() else scene.parent) / "cameras" / "transforms.json"
-    path = load_cameras(cameras or beside)
+    with notes(console):
+        gaussians, path = load_scene(scene), load_cameras(cameras or beside)
     require_writable(out.parent if out.suffix == ".mp4" else out)
     with console.status(f"Rendering {frames} frames"):
         images = render_path(gaussians, path, frames)
@@ -69,7 +82,8 @@ def render(scene: Path, out: Path, cameras: Path | None, frames: int, console: C
 
 def convert(scene: Path, out: Path, console: Console) -> None:
     """Gaussians to the format that ``out`` ends in."""
-    gaussians = load_scene(scene)
+    with notes(console):
+        gaussians = load_scene(scene)
     if out.suffix not in FORMATS:
         raise UserError(f"'{out}' should end in {' or '.join(FORMATS)}.")
     require_writable(out.parent)
@@ -85,7 +99,9 @@ def view(scene: Path, port: int, console: Console) -> None:
     """
     require_viser()
     beside = (scene if scene.is_dir() else scene.parent) / "cameras" / "transforms.json"
-    server = show_scene(load_scene(scene), load_cameras(beside) if beside.is_file() else None, port)
+    with notes(console):
+        gaussians, cameras = load_scene(scene), load_cameras(beside) if beside.is_file() else None
+    server = show_scene(gaussians, cameras, port)
     console.print(f"The scene is at http://localhost:{server.get_port()}; Ctrl-C ends it.")
     threading.Event().wait()
 

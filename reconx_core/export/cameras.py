@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from reconx_core.export.colmap import write_colmap
+from reconx_core.export.finite import finite_points
 from reconx_core.export.nerfstudio import cameras_to_transforms
 from reconx_core.export.ply import points_to_ply
 from reconx_core.io.files import write_atomic, write_json
@@ -19,6 +20,7 @@ def write_cameras(folder: Path, cameras: Cameras, photos: Views, cloud: PointClo
     ``cameras``: one for each of ``photos``, of the same size. Raises OSError if a file cannot be written.
     """
     files = [f"{name}.png" for name in photos.names]
+    cloud = finite_points(cloud, f"the cloud for {folder}")
     transforms = cameras_to_transforms(cameras, [f"images/{file}" for file in files], "points.ply")
     for file, image, mask, frame in zip(files, photos.images, photos.masks, transforms["frames"], strict=True):
         write_png(folder / "images" / file, image)
