@@ -57,6 +57,9 @@ class PointcloudSettings(Section):
 
 class ConditionSettings(Section):
     frames_per_pair: int = Field(8, ge=0, description="Frames between two consecutive input views.")
+    order: Literal["auto", "name", "overlap"] = Field(
+        "auto", description="Between which views: neighbours by name or by overlap; auto: by name unless that is no sequence."
+    )
     sway: float = Field(0.5, ge=0, description="Deviation of the camera path from the direct one, in baselines of the pair.")
 
 

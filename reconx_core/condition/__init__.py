@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from reconx_core.condition.order import view_order
 from reconx_core.geometry.camera_path import interpolate_path
 from reconx_core.geometry.transforms import depth_of, rigid, so3_exp
 from reconx_core.settings import ConditionSettings
@@ -19,17 +20,20 @@ BACKENDS: dict[str, BackendInfo] = {
 
 
 def build_condition(inputs: Views, pointmaps: Pointmaps, settings: ConditionSettings, generator: torch.Generator) -> Condition:
-    """Cameras between consecutive input views, in the world frame of the pointmaps, and the point cloud rendered at each."""
+    """Cameras between neighbouring input views, in the world frame of the pointmaps, and the point cloud rendered at each."""
     from reconx_core.geometry.point_renders import render_points, visible_points
 
-    pair, position = frame_positions(len(inputs), settings.frames_per_pair)
-    cameras = sway(interpolate_path(pointmaps.cameras, pair[:, 0] + position), pointmaps, pair, settings.sway)
+    order = view_order(inputs, pointmaps, settings)
+    along, position = frame_positions(len(inputs), settings.frames_per_pair)
+    pair = order[along]
+    path = interpolate_path(pointmaps.cameras[order], along[:, 0] + position)
+    cameras = sway(path, pointmaps, pair, settings.sway)
     renders, visibility, _ = render_points(*visible_points(inputs, pointmaps), cameras)
     return Condition(cameras, renders, visibility, pair, position)
 
 
 def frame_positions(views: int, frames_per_pair: int) -> tuple[Tensor, Float[Tensor, " f"]]:
-    """The pair of views that each frame lies between, and its position in (0, 1); the views themselves are not included."""
+    """The places on the path that each frame lies between, and its position in (0, 1); the views themselves are not included."""
     position = (torch.arange(frames_per_pair) + 1.0) / (frames_per_pair + 1)
     first = torch.arange(views - 1).repeat_interleave(frames_per_pair)
     return torch.stack([first, first + 1], -1), position.repeat(views - 1)
