@@ -33,7 +33,7 @@ def build_condition(inputs: Views, pointmaps: Pointmaps, settings: ConditionSett
 
 
 def frame_positions(views: int, frames_per_pair: int) -> tuple[Tensor, Float[Tensor, " f"]]:
-    """The places on the path that each frame lies between, and its position in (0, 1); the views themselves are not included."""
+    """The places on the path that each frame lies between, and its position in (0, 1); views are no frames."""
     position = (torch.arange(frames_per_pair) + 1.0) / (frames_per_pair + 1)
     first = torch.arange(views - 1).repeat_interleave(frames_per_pair)
     return torch.stack([first, first + 1], -1), position.repeat(views - 1)
