@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from reconx_core.io.images import ImageError, read_size
 _QUOTIENT = ("k4", "k5", "k6")
 _QUOTIENT_MODEL = "FULL_OPENCV"
 _NEGLIGIBLE = 1e-6  # moves nothing by a hundredth of a pixel
+_FOCALS = ("fl_x", "fl_y", "camera_angle_x", "camera_angle_y", "x_fov", "y_fov")
 _PINHOLE_MODELS = ("OPENCV", "PINHOLE", "SIMPLE_PINHOLE", "SIMPLE_RADIAL", "RADIAL", _QUOTIENT_MODEL)
 
 
@@ -139,17 +139,23 @@ def _distortion(frame: dict[str, Any], file: Path) -> tuple[float, ...]:
 
 
 def _intrinsics(frame: dict[str, Any], path: Path, file: Path) -> tuple[torch.Tensor | None, tuple[int, int] | None]:
-    """From a focal length or an angle of view, of either axis; the other axis is taken to have the same focal length."""
-    if not any(_number(frame, key, file) for axis in "xy" for key in (f"fl_{axis}", f"camera_angle_{axis}", f"{axis}_fov")):
+    """From a focal length or an angle of view, of either axis; the other axis is taken to have the same focal length.
+
+    None where neither is given, or a number is not finite: a program that failed on a frame leaves such.
+    """
+    known = (_number(frame, key, file) for key in (*_FOCALS, "cx", "cy", "w", "h", *DISTORTION))
+    if not all(value is None or math.isfinite(value) for value in known):
+        return None, None
+    if not any(_number(frame, key, file) for key in _FOCALS):
         return None, None
     size = _calibrated_size(frame, path, file)
     if size is None:
         return None, None
-    (height, width), given = size, partial(_number, frame, file=file)
-    focals = (_focal(frame, "x", width, file), _focal(frame, "y", height, file))
-    fx, fy = (focal or focals[1 - i] or math.nan for i, focal in enumerate(focals))
-    cx, cy = given("cx"), given("cy")
-    matrix = pinhole(fx, fy, width / 2 if cx is None else cx, height / 2 if cy is None else cy)
+    height, width = size
+    fx, fy = _focal(frame, "x", width, file), _focal(frame, "y", height, file)
+    cx, cy = _number(frame, "cx", file), _number(frame, "cy", file)
+    focals = fx or fy or math.nan, fy or fx or math.nan
+    matrix = pinhole(*focals, width / 2 if cx is None else cx, height / 2 if cy is None else cy)
     return matrix, (round(height), round(width))
 
 

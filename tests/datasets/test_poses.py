@@ -152,6 +152,13 @@ def test_a_frame_without_a_focal_length_costs_itself_only(tmp_path):
         assert len(load_views(tmp_path, ViewsSettings(split="all"))) == 4
 
 
+@pytest.mark.parametrize("key", ["fl_x", "cy", "w", "k1"])
+def test_a_frame_with_unknown_intrinsics_costs_itself_only(tmp_path, key):
+    write(tmp_path, lambda frames: frames[1].__setitem__(key, float("nan")))
+    with pytest.warns(UserWarning, match="no focal length.*'view_001'"):
+        assert len(load_views(tmp_path, ViewsSettings(split="all"))) == 4
+
+
 def test_poses_without_any_focal_length_are_not_dropped_without_a_word(tmp_path):
     write(tmp_path, lambda frames: [frame.pop(key) for frame in frames for key in ("fl_x", "fl_y")])
     with pytest.warns(UserWarning, match="5 of 5 photos have a pose, but no focal length"):
