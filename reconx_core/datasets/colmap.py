@@ -24,8 +24,8 @@ from reconx_core.datasets.colmap_model import (
     read_cameras,
     read_images,
 )
+from reconx_core.datasets.locate import PictureFinder
 from reconx_core.datasets.photos import (
-    PictureFinder,
     files_within,
     find_mask,
     image_folders,

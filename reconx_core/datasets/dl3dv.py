@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from reconx_core.datasets.capture import Capture
-from reconx_core.datasets.locate import picture_at, with_slashes
+from reconx_core.datasets.locate import PictureFinder, with_slashes
 from reconx_core.datasets.nerfstudio import make_photos, read_frames
 from reconx_core.datasets.photos import image_folders, natural_key
 from reconx_core.datasets.poses import make_usable
@@ -86,5 +86,7 @@ def _available_frames(path: Path, frames: list[dict[str, Any]]) -> dict[int, dic
 
 
 def _in_folder(frames: list[dict[str, Any]], images: Path) -> dict[int, dict[str, Any]]:
-    found = {i: picture_at(images / Path(with_slashes(frame["file_path"])).name) for i, frame in enumerate(frames)}
-    return {i: {**frames[i], "file_path": f"{images.name}/{file.name}"} for i, file in found.items() if file}
+    finder = PictureFinder()
+    found = {i: finder.at(images / Path(with_slashes(frame["file_path"])).name) for i, frame in enumerate(frames)}
+    there = {i: file.name for i, file in found.items() if file and file.is_file()}
+    return {i: {**frames[i], "file_path": f"{images.name}/{name}"} for i, name in there.items()}

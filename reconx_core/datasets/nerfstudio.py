@@ -15,7 +15,7 @@ import torch
 
 from reconx_core.datasets.calibrated import calibrated_photo, upright_size
 from reconx_core.datasets.capture import DISTORTION, Capture, Photo, Split, opencv_from_opengl, pinhole
-from reconx_core.datasets.locate import find_picture, find_pictures, with_slashes
+from reconx_core.datasets.locate import PictureFinder, find_pictures, with_slashes
 from reconx_core.datasets.photos import files_within, find_mask, natural_key, unique_names
 from reconx_core.datasets.poses import make_usable
 from reconx_core.errors import UserError
@@ -57,7 +57,9 @@ def check(path: Path) -> None:
 def require_pictures(file: Path) -> None:
     """Raises UserError if ``file`` is malformed or none of the pictures that it lists is there."""
     frames = read_frames(file)
-    if not any(find_picture(file.parent, frame["file_path"]).is_file() for frame in frames):
+    finder = PictureFinder()
+    found = (finder.find(file.parent, frame["file_path"], file.parent / "images") for frame in frames)
+    if not any(picture and picture.is_file() for picture in found):
         raise UserError(f"None of the {len(frames)} pictures that {file} lists is there; fetch them, too.")
 
 
@@ -85,8 +87,10 @@ def make_photos(frames: list[dict[str, Any]], file: Path) -> tuple[Photo, ...]:
     Raises:
         UserError: a camera is not supported.
     """
-    paths = find_pictures(file.parent, [frame["file_path"] for frame in frames])
-    return tuple(_photo(frame, path, name, file) for frame, path, name in zip(frames, paths, unique_names(paths)))
+    finder = PictureFinder()
+    paths = find_pictures(finder, file.parent, [frame["file_path"] for frame in frames])
+    masks = [_mask(frame, path, file.parent, finder) for frame, path in zip(frames, paths)]
+    return tuple(_photo(*about, file) for about in zip(frames, paths, unique_names(paths), masks))
 
 
 def read_json(file: Path) -> Any:
@@ -101,9 +105,16 @@ def _file(path: Path) -> Path:
     return path / "transforms.json" if path.is_dir() else path
 
 
-def _photo(frame: dict[str, Any], path: Path, name: str, file: Path) -> Photo:
+def _mask(frame: dict[str, Any], picture: Path, folder: Path, finder: PictureFinder) -> Path | None:
+    """The mask that the frame names, found or not, or the one that lies with its picture."""
+    name = frame.get("mask_path")
+    if not name:
+        return find_mask(picture)
+    return finder.find(folder, name, folder / "images") or folder / with_slashes(name)
+
+
+def _photo(frame: dict[str, Any], path: Path, name: str, mask: Path | None, file: Path) -> Photo:
     _check_model(frame, file)
-    mask = find_picture(file.parent, frame["mask_path"]) if frame.get("mask_path") else find_mask(path)
     pose = frame.get("transform_matrix")
     intrinsics, size = _intrinsics(frame, path, file)
     return calibrated_photo(

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from reconx_core.datasets.capture import Capture
+from reconx_core.datasets.locate import PictureFinder
 from reconx_core.datasets.nerfstudio import make_photos, read_json
-from reconx_core.datasets.photos import PictureFinder, find_photos, natural_key
+from reconx_core.datasets.photos import find_photos, natural_key
 from reconx_core.datasets.poses import make_usable
 from reconx_core.errors import UserError
 

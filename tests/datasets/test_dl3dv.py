@@ -50,6 +50,14 @@ def test_the_camera_is_for_the_full_picture_and_the_reduced_one_is_read(tmp_path
     torch.testing.assert_close(views.cameras.intrinsics[0], torch.tensor([[25.0, 0, 16], [0, 25.25, 12], [0, 0, 1]]))
 
 
+def test_links_to_full_pictures_that_were_not_fetched_are_passed_over(tmp_path):
+    scene = write(tmp_path / HASH)
+    (scene / "images").mkdir()
+    for name in names(4):
+        (scene / "images" / name).symlink_to(tmp_path / "annex" / name)
+    assert [p.load().shape for p in read(scene).photos] == [(24, 32, 3)] * 4
+
+
 @pytest.mark.parametrize("place", ["images\\{}", "C:\\data\\images\\{}", "/home/me/images/{}"])
 def test_paths_of_other_machines(tmp_path, place):
     scene = write(tmp_path / HASH)
