@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+import io
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -22,6 +24,7 @@ WorkersOption = Annotated[int, typer.Option("--workers", min=1, help="Scenes tha
 
 def main() -> None:
     """Entry point: a user's mistake ends with one sentence and exit code 2."""
+    print_any_name()
     try:
         app()
     except UserError as error:
@@ -30,6 +33,22 @@ def main() -> None:
     except KeyboardInterrupt:
         print("reconx: interrupted; run the same command again to go on from here.", file=sys.stderr)
         sys.exit(130)
+
+
+def print_any_name() -> None:
+    """Print what the encoding of the output lacks, such as names of files that are not UTF-8, as replacement characters."""
+    codecs.register_error("reconx", _replacement)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="reconx")
+
+
+def _replacement(error: UnicodeError) -> tuple[bytes, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    mark = "\ufffd" if codecs.lookup(error.encoding).name == "utf-8" else "?"
+    # As bytes: the UTF-8 codec takes no other text from a handler than ASCII.
+    return (mark * (error.end - error.start)).encode(error.encoding), error.end
 
 
 @app.callback()

@@ -16,6 +16,7 @@ from flows.execution.plan import ScenePlan, place_of
 from flows.execution.run import load_params, resolve_auto, resolve_settings, run_stages
 from reconx_core.errors import UserError
 from reconx_core.io.files import require_writable
+from reconx_core.names import shown
 from reconx_core.settings import Settings, parse_settings
 
 if TYPE_CHECKING:
@@ -154,7 +155,7 @@ def write_row(
 def title_of(out: Path, row: str) -> str:
     """The run's name in reports and MLflow."""
     folder = out.resolve()
-    return f"{folder.parent.name} · {row}" if row else folder.name
+    return shown(f"{folder.parent.name} · {row}" if row else folder.name)
 
 
 def about(request: EvaluationRequest, row: str, started: float) -> dict[str, Any]:
@@ -171,7 +172,7 @@ def find_scenes(dataset: str, only: Iterable[str] = ()) -> list[tuple[str, str]]
     """
     from reconx_core.datasets import scene_names
 
-    scenes, wanted = [(name, place_of(path)) for name, path in scene_names(Path(dataset))], list(only)
+    scenes, wanted = [(name, place_of(path)) for name, path in scene_names(Path(dataset))], list(map(shown, only))
     known = [name for name, _ in scenes]
     for name in wanted:
         if name not in known:

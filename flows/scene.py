@@ -5,10 +5,14 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 
 from reconx_core import export
 from reconx_core.datasets import nerfstudio
@@ -21,8 +25,17 @@ from reconx_core.io.images import write_png
 from reconx_core.metrics.pictures import render_path
 from reconx_core.reporting.viewer import show_scene
 from reconx_core.types import Cameras, Gaussians
+from tasks.execute import route_warnings
 
 FORMATS = (".ply", ".splat")
+
+
+@contextmanager
+def notes(console: Console) -> Iterator[None]:
+    """Print reconx's own warnings as notes for the user."""
+    with warnings.catch_warnings():
+        route_warnings(lambda note: console.print(f"[yellow]{escape(note)}[/]", highlight=False, soft_wrap=True))
+        yield
 
 
 def load_scene(path: Path) -> Gaussians:
@@ -66,9 +79,9 @@ def load_cameras(path: Path, origin: Origin | None = NO_ORIGIN) -> Cameras:
 
 def render(scene: Path, out: Path, cameras: Path | None, frames: int, console: Console) -> None:
     """A clip (``out`` ends in .mp4) or a folder of PNGs along a smooth path through the cameras."""
-    gaussians = load_scene(scene)
     beside = (scene if scene.is_dir() else scene.parent) / "cameras" / "transforms.json"
-    path = load_cameras(cameras or beside, scene_origin(scene))
+    with notes(console):
+        gaussians, path = load_scene(scene), load_cameras(cameras or beside, scene_origin(scene))
     require_writable(out.parent if out.suffix == ".mp4" else out)
     with console.status(f"Rendering {frames} frames"):
         images = render_path(gaussians, path, frames)
@@ -82,7 +95,8 @@ def render(scene: Path, out: Path, cameras: Path | None, frames: int, console: C
 
 def convert(scene: Path, out: Path, console: Console) -> None:
     """Gaussians to the format that ``out`` ends in."""
-    gaussians = load_scene(scene)
+    with notes(console):
+        gaussians = load_scene(scene)
     if out.suffix not in FORMATS:
         raise UserError(f"'{out}' should end in {' or '.join(FORMATS)}.")
     require_writable(out.parent)
@@ -103,8 +117,10 @@ def view(scene: Path, port: int, console: Console) -> None:
     """
     require_viser()
     beside = (scene if scene.is_dir() else scene.parent) / "cameras" / "transforms.json"
-    cameras = load_cameras(beside, scene_origin(scene)) if beside.is_file() else None
-    server = show_scene(load_scene(scene), cameras, port)
+    with notes(console):
+        gaussians = load_scene(scene)
+        cameras = load_cameras(beside, scene_origin(scene)) if beside.is_file() else None
+    server = show_scene(gaussians, cameras, port)
     console.print(f"The scene is at http://localhost:{server.get_port()}; Ctrl-C ends it.")
     threading.Event().wait()
 

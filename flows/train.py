@@ -13,20 +13,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from rich.console import Console
+from rich.markup import escape
 
 from flows.execution.run import PRESETS as RUN_PRESETS
 from flows.execution.run import stop_at_once
-from flows.runs.tracking import make_client, open_experiment, tracking_uri
+from flows.runs.tracking import make_client, open_experiment, reason_of, tracking_uri
 from reconx_core import datasets
 from reconx_core.cache import store
 from reconx_core.errors import UserError
 from reconx_core.io.files import require_writable
 from reconx_core.io.images import write_png
 from reconx_core.seeds import generator
-from reconx_core.settings import Settings, parse_settings
-from reconx_core.training.settings import ClipSource, TrainSettings, load_train_settings
+from reconx_core.settings import Settings, parse_settings, read_override
+from reconx_core.training.settings import RENAMED, ClipSource, TrainSettings, load_train_settings
 from reconx_core.types import Clip
 from tasks.execute import Job, Monitor, execute, source_digest
 
@@ -59,7 +59,8 @@ def resolve_train_settings(preset: str, overrides: list[str] | None) -> TrainSet
     pairs = [override.partition("=") for override in overrides or []]
     if wrong := [key for key, sep, _ in pairs if not sep]:
         raise UserError(f"'-S {wrong[0]}' should look like key=value, for example steps=500.")
-    return load_train_settings(path, {key.strip(): yaml.safe_load(value) for key, _, value in pairs})
+    named = [(RENAMED.get(key.strip(), key.strip()), value) for key, _, value in pairs]
+    return load_train_settings(path, {key: read_override(TrainSettings, key, value) for key, value in named})
 
 
 def train(settings: TrainSettings, out: Path, root: Path, console: Console) -> None:
@@ -165,20 +166,17 @@ class Log:
     client: Any = None
     run: str = ""
     began: float = field(default_factory=time.monotonic)
+    lost: bool = False  # MLflow, after its first error
 
     def __post_init__(self) -> None:
-        self.client = make_client(tracking_uri(self.out.parent))
-        experiment = open_experiment(self.client, self.out.resolve().parent, "reconx-train")
-        self.run = self.client.create_run(experiment, run_name=self.out.name).info.run_id
-        for key, value in self.settings.model_dump(mode="json").items():
-            self.client.log_param(self.run, key, str(value)[:500])
+        self._observe(self._open)
 
     def step(self, number: int, loss: float) -> None:
         """Record a loss; every LOG_EVERY steps log the mean of the last ones."""
         self.losses.append(loss)
         if (number + 1) % LOG_EVERY == 0:
             mean = sum(self.losses[-LOG_EVERY:]) / len(self.losses[-LOG_EVERY:])
-            self.client.log_metric(self.run, "loss", mean, step=number + 1)
+            self._observe(lambda: self.client.log_metric(self.run, "loss", mean, step=number + 1))
             seconds_per_step = (time.monotonic() - self.began) / len(self.losses)
             progress = f"step {number + 1} of {self.settings.steps}  loss {mean:.4f}  {seconds_per_step:.2f} s a step"
             self.console.print(progress)
@@ -190,10 +188,33 @@ class Log:
         grid, scores = sample_grid(pipeline, [load() for load in self.shown], self.settings)
         path = self.out / "samples" / f"{number:06d}.png"
         write_png(path, grid)
-        for name, value in scores.items():
-            self.client.log_metric(self.run, name, value, step=number)
-        self.client.log_artifact(self.run, str(path), "samples")
+        self._observe(lambda: self._log_sample(number, path, scores))
         self.console.print(f"step {number}: " + ", ".join(f"{name} {value:.2f} dB" for name, value in scores.items()))
 
     def finish(self) -> None:
-        self.client.set_terminated(self.run)
+        self._observe(lambda: self.client.set_terminated(self.run))
+
+    def _open(self) -> None:
+        self.client = make_client(tracking_uri(self.out.parent))
+        experiment = open_experiment(self.client, self.out.resolve().parent, "reconx-train", self._say)
+        self.run = self.client.create_run(experiment, run_name=self.out.name).info.run_id
+        for key, value in self.settings.model_dump(mode="json").items():
+            self.client.log_param(self.run, key, str(value)[:500])
+
+    def _log_sample(self, number: int, path: Path, scores: dict[str, float]) -> None:
+        for name, value in scores.items():
+            self.client.log_metric(self.run, name, value, step=number)
+        self.client.log_artifact(self.run, str(path), "samples")
+
+    def _observe(self, log: Callable[[], object]) -> None:
+        """Log to MLflow; after an error of MLflow's, training goes on without it."""
+        if self.lost:
+            return
+        try:
+            log()
+        except Exception as error:  # MLflow's stores raise anything
+            self.lost = True
+            self._say(f"MLflow does not take the run ({reason_of(error)}); training goes on without it.")
+
+    def _say(self, note: str) -> None:
+        self.console.print(f"[yellow]{escape(note)}[/]", soft_wrap=True)

@@ -9,10 +9,11 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
 
 from reconx_core.errors import UserError
 
@@ -128,12 +129,53 @@ def parse_settings(base: dict[str, Any], overrides: list[str] | None = None) -> 
 def load_settings(path: Path, overrides: list[str] | None = None) -> Settings:
     """Settings from a YAML file such as ``params.yaml`` or a preset."""
     try:
-        base = yaml.safe_load(path.read_text()) or {}
-    except (OSError, yaml.YAMLError) as error:
+        base = read_yaml(path.read_text(encoding="utf-8-sig")) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"Cannot read the settings in {path}: {error}") from None
     if not isinstance(base, dict):
         raise UserError(f"{path} should hold sections of settings, such as 'splats:', but holds {type(base).__name__}.")
     return parse_settings(base, overrides)
+
+
+class _TextLoader(yaml.SafeLoader):
+    """YAML whose scalars stay text, but for null: a setting's type says what they mean, or 'no' would be False everywhere."""
+
+
+_TextLoader.yaml_implicit_resolvers = {
+    first: kept
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    if (kept := [(tag, pattern) for tag, pattern in resolvers if tag.endswith((":null", ":merge"))])
+}
+
+
+def read_yaml(text: str) -> Any:
+    """Mappings and lists of text and None, for a pydantic model to read by the types of its fields.
+
+    Raises:
+        yaml.YAMLError: it is no YAML.
+    """
+    return yaml.load(text, Loader=_TextLoader)
+
+
+def read_override(section: type[BaseModel], key: str, text: str) -> Any:
+    """The value that ``-S key=text`` gives to a setting of ``section``: the text as it stands where the setting is text.
+
+    Raises:
+        UserError: the setting is not text, and this is no YAML.
+    """
+    field, text = section.model_fields.get(key), text.strip()
+    quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
+    if field is not None and _is_text(field) and not quoted:
+        return text
+    try:
+        return read_yaml(text)
+    except yaml.YAMLError:
+        raise UserError(f"The value of '{key}' cannot be read: {text}") from None
+
+
+def _is_text(field: FieldInfo) -> bool:
+    kind = field.annotation
+    return kind is str or (get_origin(kind) is Literal and all(isinstance(choice, str) for choice in get_args(kind)))
 
 
 def flatten(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -149,12 +191,20 @@ def _apply(merged: dict[str, Any], override: str) -> None:
     *sections, key = name.strip().split(".")
     if not sep or len(sections) > 1:
         raise UserError(f"'-S {override}' should look like stage.key=value, for example splats.steps=500.")
-    target = merged
+    target: dict[str, Any] = merged
+    kind: type[BaseModel] = Settings
     for section in sections:
         target = merged.setdefault(section, {})
         if not isinstance(target, dict):
             raise UserError(f"'{section}' in '-S {override}' is not a section of settings.")
-    target[key] = yaml.safe_load(value)
+        kind = _section(section)
+    target[key] = read_override(kind, key, value)
+
+
+def _section(name: str) -> type[BaseModel]:
+    """The model of a section of settings; of one that is not there, whose key is then named as unknown, that of any."""
+    field = Settings.model_fields.get(name)
+    return type(field.default) if field is not None and isinstance(field.default, Section) else Section
 
 
 def _explain(error: ValidationError) -> str:

@@ -134,6 +134,7 @@ class Pointmaps:
     confidence: Float[Tensor, "n h w"]  # [0, 1]; 0 where masked out or unknown
     cameras: Cameras
     sparse: PointCloud  # triangulated feature points; empty where the backend has none
+    camera_confidence: float | None = None  # [0, 1], of estimated cameras; None of known ones, or if nothing estimates it
 
     def __post_init__(self) -> None:
         n, h, w = len(self.cameras), self.cameras.height, self.cameras.width

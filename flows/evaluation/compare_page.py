@@ -139,8 +139,8 @@ def find_pictures(run: Run, scene: str, into: Path) -> list[Path]:
 def _download_pictures(uri: str, parent: str, scene: str, into: Path) -> list[Path]:
     from mlflow.exceptions import MlflowException
 
-    client = make_client(uri)
     try:
+        client = make_client(uri)
         experiment = client.get_run(parent).info.experiment_id
         children = client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{parent}'", max_results=50_000)
         ids = [child.info.run_id for child in children if child.info.run_name == scene]

@@ -17,6 +17,7 @@ from flows.execution.run import PRESETS
 from flows.runs.records import Run, download_run, is_run, one_line, read_run, search_mlflow
 from reconx_core.errors import UserError
 from reconx_core.io.files import explain_disk, require_writable, write_atomic
+from reconx_core.names import shown
 from reconx_core.settings import STAGES, flatten, load_settings
 
 Cell = tuple[str, str, str, int | None]  # method, row of the ablation, set, views
@@ -43,7 +44,7 @@ def table(name: str, runs: list[str], out: Path, console: Console) -> None:
     print_table(made, console)
     try:
         for ending, content in (("md", to_markdown(made)), ("csv", to_csv(made)), ("tex", to_latex(made))):
-            write_atomic(out / f"{name}.{ending}", content.encode())
+            write_atomic(out / f"{name}.{ending}", shown(content).encode())
     except OSError as error:
         raise explain_disk(error, out) from error
     console.print(f"Saved as {out / name}.md, .csv and .tex", soft_wrap=True)

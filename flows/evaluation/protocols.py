@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from flows.execution.plan import with_split
 from reconx_core.errors import UserError
 from reconx_core.io.files import write_json
-from reconx_core.settings import Settings, parse_settings
+from reconx_core.settings import Settings, parse_settings, read_yaml
 
 PROTOCOLS = Path(__file__).with_name("protocols")
 TERMS = ("views", "metrics")  # sections of settings that belong to a protocol
@@ -78,8 +78,8 @@ def load_protocol(name: str, views: int | None = None) -> Protocol:
 
 def _parse(path: Path) -> Protocol:
     try:
-        protocol = Protocol.model_validate({"name": path.stem, **(yaml.safe_load(path.read_text()) or {})})
-    except (OSError, TypeError, yaml.YAMLError, ValidationError) as error:
+        protocol = Protocol.model_validate({"name": path.stem, **(read_yaml(path.read_text(encoding="utf-8-sig")) or {})})
+    except (OSError, TypeError, UnicodeDecodeError, yaml.YAMLError, ValidationError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{path} is no protocol ({reason}); see docs/protocols.md.") from None
     if set(protocol.settings) - set(TERMS):

@@ -20,6 +20,7 @@ from distributed.client import FutureCancelledError
 from distributed.comm import CommClosedError
 
 from flows.execution.prefect_server import ENVIRONMENT, answers
+from flows.execution.reach import ask_local_servers_directly
 from reconx_core.cache import store
 from reconx_core.errors import UserError
 from reconx_core.settings import STAGES, Settings
@@ -165,6 +166,7 @@ class Preparation(WorkerPlugin):
         load_stages(STAGES)
         route_warnings(self.messenger.say)
         os.environ.update(self.environment)
+        ask_local_servers_directly()
         here = f"The Dask worker {worker.address} on {platform.node()}"
         if not self.token.exists():
             root = self.token.parents[1]

@@ -26,6 +26,7 @@ from reconx_core.cache import store
 from reconx_core.cache.store import RECORD, DamagedEntry, Reference
 from reconx_core.errors import UserError
 from reconx_core.io.files import write_atomic
+from reconx_core.names import shown
 from reconx_core.settings import STAGES
 from tasks.execute import PARENTS, Job, Monitor, code_of, execute, key_of, source_digest
 
@@ -58,7 +59,7 @@ class WorkerError(Exception):
 
 def describe_error(error: BaseException) -> str:
     """An error in one line; the type is given unless it is a user's mistake."""
-    text = " ".join(str(error).split())
+    text = shown(" ".join(str(error).split()))
     return text if isinstance(error, UserError | WorkerError) else f"{type(error).__name__}: {text}"
 
 
@@ -265,7 +266,7 @@ def run_stage(job: Job, parents: dict[str, dict[str, Any]], remote: bool = False
     except Exception as error:
         description = describe_error(error)
         keep_failure(job.root, job.stage, name, job.shown, description)
-        if not remote:
+        if not remote and shown(str(error)) == str(error):  # else Prefect could not send it to its server
             raise
     else:
         forget_failure(job.root, job.stage, name)

@@ -7,21 +7,28 @@ is used instead. This module must be imported before prefect, whose settings are
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import runpy
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from http.client import HTTPException
 from pathlib import Path
 
+from flows.execution.reach import ask_local_servers_directly, is_local, no_proxies, true_within
+from reconx_core.cache.lock import has_locks, lock_file
 from reconx_core.errors import UserError
+from reconx_core.names import shown
 
-START_SECONDS = 120.0
+START_SECONDS = 120.0  # for a server that we start
+ANSWER_SECONDS = 5.0  # for one that is said to be there
 ENVIRONMENT = {
     "DO_NOT_TRACK": "1",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -34,11 +41,38 @@ ENVIRONMENT = {
 
 @contextmanager
 def prefect_server(root: Path) -> Iterator[None]:
-    """Prefect's environment, with its home inside the store ``root``, and a server on a free port that is starting up."""
-    os.environ.update(ENVIRONMENT, PREFECT_HOME=str((root / ".prefect").resolve()))
-    if os.environ.get("PREFECT_API_URL"):
-        yield
+    """Prefect's environment, and a server on a free port that is starting up, unless ``PREFECT_API_URL`` names one.
+
+    Raises:
+        UserError: ``PREFECT_API_URL`` names one, and it does not answer.
+    """
+    given = os.environ.get("PREFECT_API_URL")
+    ask_local_servers_directly()
+    with _direct(given), _home(root) as home:
+        os.environ.update(ENVIRONMENT, PREFECT_HOME=str(home))
+        if given:
+            require_server(given)
+        with nullcontext() if given else _own_server():
+            yield
+
+
+def _direct(url: str | None) -> AbstractContextManager[None]:
+    return no_proxies() if url is None or is_local(url) else nullcontext()
+
+
+@contextmanager
+def _home(root: Path) -> Iterator[Path]:
+    """A folder for Prefect's database: in the store, or elsewhere where that cannot be locked or its name is not UTF-8."""
+    home = (root / ".prefect").resolve()
+    if shown(str(home)) == str(home) and has_locks(root):
+        yield home
         return
+    with tempfile.TemporaryDirectory(prefix="reconx-prefect-", ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
+
+
+@contextmanager
+def _own_server() -> Iterator[None]:
     os.makedirs(os.environ["PREFECT_HOME"], exist_ok=True)
     port = _free_port()
     # The write end of the child's stdin lives as long as this process, however it ends.
@@ -57,8 +91,25 @@ def prefect_server(root: Path) -> Iterator[None]:
         child.communicate()
 
 
+def require_server(url: str) -> None:
+    """Return when the server that ``PREFECT_API_URL`` names answers.
+
+    Raises:
+        UserError: it does not within seconds.
+    """
+    if not true_within(ANSWER_SECONDS, lambda: _look_for(url)):
+        raise UserError(f"No Prefect server answers at {url}, which PREFECT_API_URL names; start it or unset PREFECT_API_URL.")
+
+
+def _look_for(url: str) -> bool:
+    end = time.monotonic() + ANSWER_SECONDS
+    while not (found := answers(url)) and time.monotonic() < end:
+        time.sleep(0.2)
+    return found
+
+
 def wait_for_server() -> None:
-    """Return when the server named by ``PREFECT_API_URL`` answers.
+    """Return when the server that was started here answers, or the one that was found.
 
     Raises:
         UserError: it does not within two minutes.
@@ -68,15 +119,15 @@ def wait_for_server() -> None:
         if answers(url):
             return
         time.sleep(0.05)
-    raise UserError(f"The Prefect server at {url} does not answer; unset PREFECT_API_URL or start it.")
+    raise UserError(f"The Prefect server at {url} does not answer after two minutes; run the same command again.")
 
 
 def answers(url: str) -> bool:
     """Whether a Prefect server is there."""
     try:
-        urllib.request.urlopen(f"{url}/health", timeout=5).close()
-        return True
-    except OSError:
+        with urllib.request.urlopen(f"{url}/health", timeout=ANSWER_SECONDS) as reply:
+            return json.loads(reply.read(1000)) is True  # other servers answer with a page of theirs
+    except (OSError, ValueError, HTTPException):
         return False
 
 
@@ -90,7 +141,7 @@ def _serve(port: str) -> None:
     threading.Thread(target=_exit_with_parent, daemon=True).start()
     with open(Path(os.environ["PREFECT_HOME"]) / "start.lock", "w") as lock:
         # Two servers that create the database's tables at once fail; the kernel drops the lock with its process.
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        lock_file(lock, fcntl.LOCK_EX)
         threading.Thread(target=_unlock_when_up, args=(int(port), lock), daemon=True).start()
         sys.argv = ["prefect", "server", "start", "--no-services", "--no-ui", "--host", "127.0.0.1", "--port", port]
         runpy.run_module("prefect", run_name="__main__")
@@ -104,7 +155,7 @@ def _exit_with_parent() -> None:
 def _unlock_when_up(port: int, lock) -> None:
     os.environ["PREFECT_API_URL"] = f"http://127.0.0.1:{port}/api"
     wait_for_server()
-    fcntl.flock(lock, fcntl.LOCK_UN)
+    lock_file(lock, fcntl.LOCK_UN)
 
 
 if __name__ == "__main__":

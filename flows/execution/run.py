@@ -9,7 +9,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +19,7 @@ from rich.console import Console
 from flows.execution.prefect_server import prefect_server, wait_for_server
 from reconx_core.errors import UserError
 from reconx_core.io.files import require_writable
-from reconx_core.settings import STAGES, Settings, load_settings, parse_settings
+from reconx_core.settings import STAGES, Settings, load_settings, parse_settings, read_yaml
 from reconx_core.weights.choice import resolve_geometry
 
 if TYPE_CHECKING:
@@ -56,8 +56,8 @@ def load_params(overrides: list[str] | None = None, path: Path = PARAMS) -> tupl
         UserError: no such file, or wrong settings.
     """
     try:
-        params = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError) as error:
+        params = read_yaml(path.read_text(encoding="utf-8-sig"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"Cannot read {path} in this folder ({error}); name a dataset or go to the project's folder.") from None
     dataset = params.pop("dataset", None) if isinstance(params, dict) else None
     if dataset is None:
@@ -123,10 +123,11 @@ def run_stages(
         from reconx_core.cache.lock import in_use
         from tasks.execute import is_own_warning, load_stages, route_warnings
 
-        with in_use(root):
-            store.clear_abandoned(root)
-            load_stages(STAGES[: STAGES.index(last) + 1])
+        with ExitStack() as stack:
             with warnings.catch_warnings(record=True) as noticed:
+                stack.enter_context(in_use(root))
+                store.clear_abandoned(root)
+                load_stages(STAGES[: STAGES.index(last) + 1])
                 plans = make_plans()
             display = Display(console, root, many=len(plans) > 1)
             for notice in noticed:

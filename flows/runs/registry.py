@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -40,7 +41,7 @@ def known_runs(root: Path) -> list[tuple[Path, set[tuple[str, str]], float]]:
 
 
 def _index(root: Path, out: Path) -> Path:
-    return root / ".runs" / f"{hashlib.sha256(str(out.resolve()).encode()).hexdigest()[:16]}.json"
+    return root / ".runs" / f"{hashlib.sha256(os.fsencode(out.resolve())).hexdigest()[:16]}.json"
 
 
 def forget_gone(root: Path) -> None:

@@ -136,11 +136,13 @@ def _save_table(path: Path, value: types.PointCloud | tuple[Any, ...]) -> None:
     kind = "PointCloud" if isinstance(value, types.PointCloud) else type(value[0]).__name__ if value else ""
     columns = _cloud_columns(value) if isinstance(value, types.PointCloud) else _row_columns(value)
     table = pa.table(columns).replace_schema_metadata({"reconx.type": kind})
-    pq.write_table(table, path, compression="zstd", compression_level=3, write_page_checksum=True)
+    with path.open("wb") as file:  # Arrow opens only paths that are UTF-8
+        pq.write_table(table, file, compression="zstd", compression_level=3, write_page_checksum=True)
 
 
 def _load_table(path: Path) -> Any:
-    table = pq.read_table(path, page_checksum_verification=True)
+    with path.open("rb") as file:
+        table = pq.read_table(file, page_checksum_verification=True)
     kind = table.schema.metadata[b"reconx.type"].decode()
     if kind != "PointCloud":
         return tuple(getattr(types, kind)(**row) for row in table.to_pylist())

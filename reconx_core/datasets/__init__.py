@@ -24,6 +24,7 @@ from reconx_core.datasets import (
 from reconx_core.datasets.capture import Capture, Photo, Split, every_eighth, fits
 from reconx_core.errors import UserError
 from reconx_core.io.video import is_video
+from reconx_core.names import shown, unique_shown
 
 __all__ = [
     "FORMATS",
@@ -124,7 +125,7 @@ def scene_names(dataset: Path) -> list[tuple[str, Path]]:
         return realestate.scenes(dataset)
     found = _format_of(dataset)
     if found is not None and not (found.name == "photos" and _is_cover_of_scenes(dataset)):
-        return [(dataset.resolve().stem if dataset.is_file() else dataset.resolve().name, dataset)]
+        return [(shown(dataset.resolve().stem if dataset.is_file() else dataset.resolve().name), dataset)]
     realestate.warn_of_missing_frames(dataset)
     scenes, problems = _check_scenes(_folders(dataset))
     if not scenes and problems:
@@ -134,7 +135,7 @@ def scene_names(dataset: Path) -> list[tuple[str, Path]]:
     if problems:
         message = f"{len(problems)} of {len(problems) + len(scenes)} scenes in '{dataset}' are left out"
         warnings.warn(f"{message}, since they are not whole. {' '.join(problems)}", stacklevel=1)
-    return [(p.name, p) for p in scenes]
+    return list(zip(unique_shown(p.name for p in scenes), scenes))
 
 
 def _format_of(path: Path) -> Format | None:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from reconx_core.datasets.capture import Capture, Photo
 from reconx_core.io.images import SUFFIXES, is_image, is_unread_picture, read_focal, read_image, read_mask, require_pinhole
+from reconx_core.names import unique_shown
 
 _IMAGES = re.compile(r"images(?:_(\d+))?")
 _PLACES = ("images", "keyframes/corrected_images", "keyframes/images")  # of a scene's photos; keyframes: Polycam
@@ -84,17 +85,8 @@ def describe_unread(path: Path) -> str:
 
 
 def unique_names(paths: Iterable[Path]) -> list[str]:
-    """Stems where they differ, else file names with a running number."""
-    names: list[str] = []
-    taken: set[str] = set()
-    for path in paths:
-        name, number = path.stem, 1
-        while name in taken:
-            number += 1
-            name = f"{path.stem}_{number}"
-        taken.add(name)
-        names.append(name)
-    return names
+    """Stems as they are shown, with a running number where they do not differ."""
+    return unique_shown(path.stem for path in paths)
 
 
 def read(path: Path) -> Capture:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from reconx_core.export.colmap import write_colmap
+from reconx_core.export.finite import finite_points
 from reconx_core.export.nerfstudio import cameras_to_transforms
 from reconx_core.export.origin import NO_ORIGIN, Origin
 from reconx_core.export.ply import points_to_ply
@@ -21,6 +22,7 @@ def write_cameras(folder: Path, cameras: Cameras, photos: Views, cloud: PointClo
     these files are in that frame, in double precision. Raises OSError if a file cannot be written.
     """
     files = [f"{name}.png" for name in photos.names]
+    cloud = finite_points(cloud, f"the cloud for {folder}")
     transforms = cameras_to_transforms(cameras, [f"images/{file}" for file in files], "points.ply", origin)
     for file, image, mask, frame in zip(files, photos.images, photos.masks, transforms["frames"], strict=True):
         write_png(folder / "images" / file, image)

@@ -13,6 +13,7 @@ from plyfile import PlyData, PlyElement, PlyParseError
 from torch import Tensor
 
 from reconx_core.errors import UserError
+from reconx_core.export.finite import finite_gaussians, finite_points
 from reconx_core.export.origin import NO_ORIGIN, Origin
 from reconx_core.io.files import write_atomic
 from reconx_core.io.images import to_uint8
@@ -30,7 +31,7 @@ def gaussians_to_ply(gaussians: Gaussians, origin: Origin = NO_ORIGIN) -> bytes:
     """
     n = len(gaussians)
     columns = {f"f_dc_{i}": gaussians.sh[:, 0, i] for i in range(3)}
-    columns |= {f"f_rest_{i}": c for i, c in enumerate(gaussians.sh[:, 1:].mT.reshape(n, -1).unbind(-1))}
+    columns |= {f"f_rest_{i}": c for i, c in enumerate(gaussians.sh[:, 1:].mT.flatten(1).unbind(-1))}
     columns |= {"opacity": gaussians.logit_opacities}
     columns |= {f"scale_{i}": gaussians.log_scales[:, i] for i in range(3)}
     columns |= {f"rot_{i}": gaussians.quats[:, i] for i in range(4)}
@@ -44,7 +45,9 @@ def gaussians_from_ply(data: bytes) -> Gaussians:
     vertex = _vertices(data)
     rest = sum(name.startswith("f_rest_") for name in vertex.dtype.names or ())
     dc = _columns(vertex, [f"f_dc_{i}" for i in range(3)])[:, None]
-    higher = _columns(vertex, [f"f_rest_{i}" for i in range(rest)]).reshape(len(dc), 3, -1).mT
+    if rest % 3:
+        raise ValueError(f"it has {rest} properties f_rest, which is no multiple of 3")
+    higher = _columns(vertex, [f"f_rest_{i}" for i in range(rest)]).reshape(len(dc), 3, rest // 3).mT
     return Gaussians(
         means=_columns(vertex, ["x", "y", "z"]),
         quats=_columns(vertex, [f"rot_{i}" for i in range(4)]),
@@ -73,17 +76,26 @@ def points_from_ply(data: bytes) -> PointCloud:
 
 
 def write_ply(path: Path, scene: Gaussians | PointCloud, origin: Origin = NO_ORIGIN) -> None:
-    """Write Gaussians or points atomically; ``origin`` as in the functions above. Raises OSError if that fails."""
-    data = gaussians_to_ply(scene, origin) if isinstance(scene, Gaussians) else points_to_ply(scene, origin)
-    write_atomic(path, data)
+    """Write Gaussians or points atomically, without those that no viewer can show (:mod:`reconx_core.export.finite`).
+
+    ``origin`` as in the functions above. Raises OSError if the file cannot be written.
+    """
+    label = f"the scene for {path}"
+    if isinstance(scene, Gaussians):
+        write_atomic(path, gaussians_to_ply(finite_gaussians(scene, label), origin))
+    else:
+        write_atomic(path, points_to_ply(finite_points(scene, label), origin))
 
 
 def read_ply(path: Path) -> Gaussians:
-    """Gaussians from a file. Raises UserError if it is missing or holds none."""
+    """Gaussians from a file, without those that cannot be shown. Raises UserError if it is missing or holds none."""
     try:
-        return gaussians_from_ply(path.read_bytes())
+        gaussians = gaussians_from_ply(path.read_bytes())
+        if not len(gaussians):
+            raise ValueError("it holds none")
     except (OSError, ValueError, PlyParseError) as error:
         raise UserError(f"{path} is no PLY of Gaussians: {error}.") from None
+    return finite_gaussians(gaussians, str(path))
 
 
 def read_origin(path: Path) -> Origin:
@@ -116,5 +128,6 @@ def _columns(vertex: np.ndarray, names: list[str]) -> Float[Tensor, "n c"]:
     missing = [name for name in names if name not in (vertex.dtype.names or ())]
     if missing:
         raise ValueError(f"it has no property {missing[0]}")
-    columns = [np.asarray(vertex[name], dtype=np.float32) for name in names]
+    with np.errstate(over="ignore"):  # doubles too large become infinite, and are left out as such
+        columns = [np.asarray(vertex[name], dtype=np.float32) for name in names]
     return torch.from_numpy(np.stack(columns, -1) if columns else np.zeros((len(vertex), 0), np.float32))

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from reconx_core.errors import UserError
+from reconx_core.export.finite import finite_gaussians
 from reconx_core.io.files import write_atomic
 from reconx_core.io.images import to_uint8
 from reconx_core.rasterize.conventions import SH_0
@@ -25,7 +26,8 @@ def gaussians_to_splat(gaussians: Gaussians) -> bytes:
     """Records from the most to the least visible (volume times opacity), so that a page shows the scene while it loads."""
     g = gaussians.detach()
     opacity = g.logit_opacities.sigmoid()
-    order = torch.argsort(g.log_scales.sum(-1).exp() * opacity, descending=True, stable=True)
+    visible = g.log_scales.sum(-1) + F.logsigmoid(g.logit_opacities)  # logarithms, since the volume may overflow
+    order = torch.argsort(visible, descending=True, stable=True)
     records = np.empty(len(g), dtype=_RECORD)
     records["position"] = g.means[order].cpu().numpy()
     records["scale"] = g.log_scales[order].exp().cpu().numpy()
@@ -44,7 +46,7 @@ def gaussians_from_splat(data: bytes) -> Gaussians:
     return Gaussians(
         means=torch.from_numpy(records["position"].copy()),
         quats=F.normalize((torch.from_numpy(records["rotation"].astype(np.float32)) - 128) / 128, dim=-1),
-        log_scales=torch.from_numpy(records["scale"].copy()).log(),
+        log_scales=torch.from_numpy(records["scale"].copy()).log(),  # NaN of a negative one
         # half a quantisation step inside [0, 1], so that the logits of 0 and 1 stay finite
         logit_opacities=torch.logit(rgba[:, 3].clamp(0.5 / 255, 1 - 0.5 / 255)),
         sh=(rgba[:, None, :3] - 0.5) / SH_0,
@@ -52,13 +54,16 @@ def gaussians_from_splat(data: bytes) -> Gaussians:
 
 
 def write_splat(path: Path, gaussians: Gaussians) -> None:
-    """Write Gaussians atomically. Raises OSError if the file cannot be written."""
-    write_atomic(path, gaussians_to_splat(gaussians))
+    """Write Gaussians atomically, without those that no viewer can show. Raises OSError if the file cannot be written."""
+    write_atomic(path, gaussians_to_splat(finite_gaussians(gaussians, f"the scene for {path}")))
 
 
 def read_splat(path: Path) -> Gaussians:
-    """Gaussians from a file. Raises UserError if it is missing or not a .splat."""
+    """Gaussians from a file, without those that cannot be shown. Raises UserError if it is missing or not a .splat."""
     try:
-        return gaussians_from_splat(path.read_bytes())
+        gaussians = gaussians_from_splat(path.read_bytes())
+        if not len(gaussians):
+            raise ValueError("it holds no Gaussians")
     except (OSError, ValueError) as error:
         raise UserError(f"{path} is no .splat file: {error}.") from None
+    return finite_gaussians(gaussians, str(path))

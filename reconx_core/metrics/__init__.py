@@ -52,6 +52,8 @@ def score_scene(
         results += _score_targets(gaussians, targets, target_cameras, 0 if posed else settings.refine_steps)
     scores = [score for score, _ in results]
     summary = summarise(scores) | {"gaussians": float(len(gaussians)), "registered": len(kept) / len(views.inputs())}
+    if pointmaps.camera_confidence is not None:
+        summary["camera_confidence"] = pointmaps.camera_confidence
     if truth is not None and views.protocol != "posed":
         summary |= pose_errors(cameras, truth)
     # Pictures with refined cameras come later and replace the unrefined ones of the same views.

@@ -11,6 +11,7 @@ import jinja2
 from PIL import Image
 
 from reconx_core.io.files import explain_disk, write_atomic
+from reconx_core.names import shown
 
 PAGE_BYTES = 15_000_000  # budget for the pictures and videos inside a page, in base64, which adds a third
 PANEL_WIDTH = 640  # pixels
@@ -32,7 +33,7 @@ def write_page(path: Path, html: str) -> None:
         UserError: the folder cannot be written or the disk is full.
     """
     try:
-        write_atomic(path, html.encode())
+        write_atomic(path, shown(html).encode())
     except OSError as error:
         raise explain_disk(error, path.parent) from error
 

@@ -42,6 +42,7 @@ COLUMNS = {
     "auc_20": ("AUC@20°", "{:.3f}", "↑", "view pairs by the larger angle error, area under the curve"),
     "auc_30": ("AUC@30°", "{:.3f}", "↑", "view pairs by the larger angle error, area under the curve"),
     "registered": ("Placed", "{:.0%}", "", "share of the input photos whose camera was found"),
+    "camera_confidence": ("Cameras", "{:.2f}", "", "confidence in the estimated cameras; below 0.5 they may be wrong"),
     "gaussians": ("Gaussians", "{:,.0f}", "", "number of Gaussians in the scene"),
 }
 HEADLINES = ("psnr", "ssim", "lpips", "photo_psnr", "photo_ssim", "auc_30")

@@ -9,7 +9,7 @@ import yaml
 from pydantic import Field, ValidationError
 
 from reconx_core.errors import UserError
-from reconx_core.settings import Section
+from reconx_core.settings import Section, read_yaml
 
 RENAMED = {"vary": "augment", "kept_clips": "clip_cache"}  # earlier names: accepted in YAML files, -S and checkpoints
 
@@ -96,9 +96,9 @@ def load_train_settings(path: Path, overrides: dict[str, Any]) -> TrainSettings:
         UserError: the file is unreadable, a key is unknown, or a value is out of range.
     """
     try:
-        base = yaml.safe_load(path.read_text()) or {}
+        base = read_yaml(path.read_text(encoding="utf-8-sig")) or {}
         return TrainSettings.model_validate({**current_names(base), **current_names(overrides)})
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"Cannot read the training settings in {path}: {error}") from None
     except ValidationError as error:
         first = error.errors()[0]

@@ -97,6 +97,30 @@ def test_grey_and_palette_pictures_are_photos_too(reconx, real_views, tmp_path):
     assert outcome.code == 0, outcome.err
 
 
+def test_names_that_are_not_utf8_go_through_everything(reconx, real_views, tmp_path, monkeypatch):
+    """Photos, scenes, the run's folder and the store, through Prefect, records, report and MLflow."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    folder = tmp_path / os.fsdecode(b"\xfcbung")
+    for scene in (b"caf\xe9", b"broken \xe9"):
+        for name in (b"a\xe9.png", b"a\xe8.png", b"c.png"):
+            write_photo(folder / os.fsdecode(scene) / os.fsdecode(name), seed=sum(name))
+    (folder / os.fsdecode(b"broken \xe9") / "c.png").unlink()
+    (folder / os.fsdecode(b"broken \xe9") / os.fsdecode(b"a\xe9.png")).write_bytes(b"no picture")
+    out = tmp_path / "runs" / os.fsdecode(b"l\xe4ufe")
+    outcome = reconx("evaluate", folder, "-o", out, "--store", folder / "store")
+    assert outcome.code == 1, outcome.err
+    record = json.loads((out / "run.json").read_text())
+    assert set(record["scenes"]) == {"caf\ufffd", "broken \ufffd"}
+    assert record["scenes"]["caf\ufffd"]["error"] is None
+    assert "broken \ufffd" in record["scenes"]["broken \ufffd"]["error"]
+    assert "a\ufffd" in outcome.out
+    assert (out / "caf\ufffd" / "cameras" / "images" / "a\ufffd_2.png").exists()
+    assert "caf\ufffd" in (out / "report.html").read_text()
+    assert "MLflow did not take" not in outcome.out
+    assert "failed in views" in outcome.out
+    assert reconx("status", out, "--store", folder / "store").code == 0
+
+
 @pytest.mark.parametrize(
     ("setting", "expected"),
     [

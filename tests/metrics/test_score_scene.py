@@ -60,6 +60,16 @@ def test_posed(gaussians):
     torch.testing.assert_close(pictures[0].panels["confidence"][0], confidence_colours(torch.linspace(0, 1, 96)[None])[0])
 
 
+def test_confidence_in_estimated_cameras_is_among_the_scores(gaussians):
+    cameras = make_cameras()
+    given = make_pointmaps(cameras[::2])
+    estimated = dataclasses.replace(given, camera_confidence=0.25)
+    views = make_views(gaussians, cameras)
+    for pointmaps, wanted in ((given, None), (estimated, 0.25)):
+        scores, _ = score_scene(gaussians, views, torch.arange(3), pointmaps, MetricsSettings(), torch.Generator())
+        assert scores.summary.get("camera_confidence") == wanted
+
+
 def test_perfect_scene_scores_perfectly(gaussians):
     cameras = make_cameras()
     scores, _ = score(gaussians, make_views(gaussians, cameras), cameras[::2])

@@ -10,18 +10,14 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from reconx_core.geometry.transforms import resize_cameras, size_for, transform, unproject
+from reconx_core.geometry.transforms import resize_cameras, size_for, unproject
 from reconx_core.io.images import resize_images
 from reconx_core.pointcloud.global_alignment.graph import pair_graph, view_distance
 from reconx_core.pointcloud.sfm.solve import Sfm, solve_cameras
 from reconx_core.pointcloud.stereo.dense import Scene, estimate_depth
+from reconx_core.pointcloud.stereo.ranges import depth_ranges
 from reconx_core.settings import PointcloudSettings
 from reconx_core.types import Cameras, Pointmaps, Views
-
-NEAR_MARGIN, FAR_MARGIN = 0.7, 2.0  # factors on the nearest and farthest feature point's depth that bound the depth search
-AXES_APART = 3.0  # baselines at which depth is searched if the optical axes do not meet in front of a camera
-WIDE = 8.0  # factor around the depth that the cameras' geometry suggests
-FEWEST_POINTS = 12  # a view that observes fewer points takes its depth range from all points
 
 
 @dataclass(frozen=True)
@@ -50,7 +46,7 @@ def stereo_scene(views: Views, sfm: Sfm, settings: PointcloudSettings) -> tuple[
     weights = pair_weights(sfm)
     pairs = pair_graph(n, settings.graph, weights)
     sources = [_sources(view, pairs, weights)[: settings.sources] for view in range(n)]
-    near, far = depth_ranges(sfm)
+    near, far = depth_ranges(sfm.cameras, sfm.sparse, sfm.observations)
     scene = Scene(
         images=resize_images(views.images, *size), cameras=resize_cameras(sfm.cameras, *size),
         sources=sources, near=near, far=far, planes=settings.planes,
@@ -74,50 +70,14 @@ def _sources(view: int, pairs: list[tuple[int, int]], weights: dict[tuple[int, i
     return [p[0] if p[1] == view else p[1] for p in mine]
 
 
-def depth_ranges(sfm: Sfm) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
-    """Nearest and farthest depth of every view: a margin beyond the feature points that it observes.
-
-    A view that observes few takes those of all views; where they are few, too, the geometry of the cameras decides.
-    """
-    wide = ranges_from_cameras(sfm.cameras)
-    depth = transform(sfm.cameras.world_to_cam, sfm.sparse.xyz.expand(len(sfm.cameras), -1, -1))[..., 2]
-    near, far = [], []
-    for view, (z, seen) in enumerate(zip(depth, sfm.observations)):
-        own = z[seen & (z > 0)]
-        own = own if len(own) >= FEWEST_POINTS else z[z > 0]
-        if len(own) < FEWEST_POINTS:
-            near.append(float(wide[0][view]))
-            far.append(float(wide[1][view]))
-            continue
-        low, high = torch.quantile(own, own.new_tensor([0.005, 0.995])).tolist()
-        near.append(NEAR_MARGIN * low)
-        far.append(FAR_MARGIN * high)
-    return torch.tensor(near), torch.tensor(far)
-
-
-def ranges_from_cameras(cameras: Cameras) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
-    """Wide depth ranges from posed cameras alone, around the point nearest to all optical axes.
-
-    Where that point is not clearly in front of a camera (parallel or diverging views), around some baselines.
-    """
-    pose = cameras.cam_to_world.double()
-    centres, forward = pose[:, :3, 3], pose[:, :3, 2]
-    across = torch.eye(3, dtype=pose.dtype) - forward[:, :, None] * forward[:, None]
-    middle = torch.linalg.lstsq(across.sum(0), (across @ centres[:, :, None]).sum(0)).solution[:, 0]
-    depth = ((middle - centres) * forward).sum(-1)
-    distance = torch.cdist(centres, centres)
-    baseline = distance.masked_fill(distance == 0, torch.inf).amin(1)
-    baseline = torch.where(baseline.isfinite(), baseline, 1.0)
-    depth = torch.where(depth > 0.5 * baseline, depth, AXES_APART * baseline)
-    return (depth / WIDE).float(), (depth * WIDE).float()
-
-
 def lift(depth: Float[Tensor, "n h w"], confidence: Float[Tensor, "n h w"], masks: Tensor, sfm: Sfm) -> Pointmaps:
     """Pointmaps at image resolution; masked pixels have confidence 0."""
     height, width = masks.shape[1:]
     depth = upsample_depth(depth, height, width)
     confidence = F.interpolate(confidence[:, None], (height, width), mode="nearest-exact")[:, 0]
-    return Pointmaps(unproject(depth, sfm.cameras), torch.where(masks, confidence, 0.0), sfm.cameras, sfm.sparse)
+    return Pointmaps(
+        unproject(depth, sfm.cameras), torch.where(masks, confidence, 0.0), sfm.cameras, sfm.sparse, sfm.camera_confidence
+    )
 
 
 def upsample_depth(depth: Float[Tensor, "n h w"], height: int, width: int) -> Float[Tensor, "n h w"]:

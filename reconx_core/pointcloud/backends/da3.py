@@ -75,7 +75,9 @@ class Da3:
         # The maps are already consistent: the closed-form start aligns them to the known cameras, without optimisation.
         aligned = align(*star_pairs(*predicted), views, held, window, iterations=0, shared_focal=False)
         pointmaps = lift(aligned, views, held, window)
-        return pointmaps if sfm is None else replace(pointmaps, sparse=sfm.sparse), torch.arange(len(views))
+        if sfm is not None:
+            pointmaps = replace(pointmaps, sparse=sfm.sparse, camera_confidence=sfm.camera_confidence)
+        return pointmaps, torch.arange(len(views))
 
 
 @torch.inference_mode()

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float64
 
 from reconx_core.pointcloud.global_alignment.graph import nearest_pairs
-from reconx_core.pointcloud.sfm.focal import EXIF_SPREAD, FOCAL_RANGE, FocalPrior, map_estimate
+from reconx_core.pointcloud.sfm.focal import EXIF_SPREAD, FOCAL_RANGE, FocalPrior, map_estimate, pose_uncertainty
 from reconx_core.pointcloud.sfm.mapper import (
     Pair,
     Problem,
@@ -28,6 +28,7 @@ from reconx_core.pointcloud.sfm.matching import Features, Matches, add_tilted, e
 from reconx_core.pointcloud.sfm.solve import (
     Sfm,
     group_lenses,
+    judge,
     map_threads,
     match_error,
     match_pairs,
@@ -63,7 +64,8 @@ def adjust_cameras(views: Views, approximate: Cameras, generator: torch.Generato
     found = _adjust(problem, poses, intrinsics, priors)
     if found is None or not _is_better(problem, poses, intrinsics, found):
         return None
-    return to_canonical(to_sfm(views, None, problem, found))
+    uncertainty = 0.0 if priors is None else pose_uncertainty(problem, found, priors)
+    return judge(views, to_canonical(to_sfm(views, None, problem, found)), uncertainty)
 
 
 def find_matches(views: Views, pairs: list[Pair], seed: int) -> tuple[list[Features], dict[Pair, Matches]]:

@@ -19,6 +19,8 @@ STARTS = (1.0, 0.65, 1.5, 2.3)  # initial focals, relative to the prior's
 FOCAL_RANGE = (0.25, 4.0)  # range of focal / long side; a refinement that ends outside has failed
 FINE = 0.06  # step of the log-focal in the search around the refined focal
 COARSE = (-0.5, -0.25, 0.0, 0.25, 0.5)  # steps of the log-focal if the matches hardly constrain it
+POSTERIOR = (0.2, 0.4, 0.6, 0.8)  # steps of the log-focal, either way, over which poses are compared: clearly other lenses
+IMPOSSIBLE = 8.0  # negative log-posterior above the best from which a focal counts for nothing
 # Errors of matches are correlated by effects that the pinhole model ignores (distortion, rolling shutter): this many matches
 # carry the information of one independent match.
 REDUNDANT = 2.0
@@ -99,6 +101,43 @@ def map_estimate(problem: Problem, best: pycolmap.Reconstruction, priors: list[F
         coarse = min(COARSE, key=cost)
         step = coarse + _vertex(cost, coarse)
     return best if abs(step) < 0.003 else _adjusted(problem, best, step)
+
+
+def pose_uncertainty(problem: Problem, reconstruction: pycolmap.Reconstruction, priors: list[FocalPrior]) -> float:
+    """How far the unknown focals leave the poses open: degrees, root mean square over the focals' posterior.
+
+    The poses are adjusted to each focal of a grid; what counts is the largest change of a relative rotation.
+    """
+    costs, angles = [_posterior_cost(problem, reconstruction, reconstruction, priors, 0.0)], [0.0]
+    for side in (-1, 1):
+        for step in POSTERIOR:
+            adjusted = _adjusted(problem, reconstruction, side * step)
+            cost = _posterior_cost(problem, reconstruction, adjusted, priors, side * step)
+            if not cost < min(costs) + IMPOSSIBLE:  # also if it is no number
+                break
+            costs.append(cost)
+            angles.append(_largest_rotation(reconstruction, adjusted))
+    weights = np.exp(min(costs) - np.array(costs))
+    return float(np.sqrt((weights * np.square(angles)).sum() / weights.sum()))
+
+
+def _posterior_cost(
+    problem: Problem, best: pycolmap.Reconstruction, adjusted: pycolmap.Reconstruction, priors: list[FocalPrior], step: float
+) -> float:
+    """Negative log-posterior of the focals of ``best`` times exp(step), to which ``adjusted`` is the solution."""
+    count = adjusted.compute_num_observations()
+    likelihood = _negative_log_likelihood(problem, adjusted, count) if count else math.inf
+    return likelihood + _negative_log_prior(best, priors, step)
+
+
+def _largest_rotation(one: pycolmap.Reconstruction, two: pycolmap.Reconstruction) -> float:
+    """Largest angle in degrees between the relative rotations of two images in two reconstructions."""
+    ids = sorted(set(one.reg_image_ids()) & set(two.reg_image_ids()))
+    rotations = [np.stack([r.image(i).cam_from_world().rotation.matrix() for i in ids]) for r in (one, two)]
+    change = np.einsum("nji,njk->nik", *rotations)  # to be the same for all images if only the world turned
+    relative = np.einsum("nij,mkj->nmik", change, change)
+    cosine = (np.trace(relative, axis1=-2, axis2=-1) - 1) / 2
+    return float(np.rad2deg(np.arccos(np.clip(cosine, -1, 1)).max()))
 
 
 def _vertex(cost: Callable[[float], float], centre: float) -> float:

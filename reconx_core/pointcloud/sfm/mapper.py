@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import pycolmap
-from jaxtyping import Float64
+from jaxtyping import Bool, Float64, Int64
+from scipy.sparse.csgraph import connected_components, minimum_spanning_tree
 from scipy.spatial import cKDTree
 
 from reconx_core.pointcloud.sfm.matching import Matches
@@ -19,6 +20,7 @@ Pair = tuple[int, int]
 MIN_ANGLE = 0.05  # degrees; points with less parallax are excluded; those with little carry little weight but do no harm
 MIN_NEIGHBOUR_ANGLE = 1.0  # degrees; with less parallax the baseline to a photo is unreliable
 MAX_ANGLE = 80.0  # degrees between two views of a point: SIFT matches from farther apart are spurious
+MIN_LINK = 16  # minimum number of points that join two groups of photos: fewer wrong matches can agree by chance
 MIN_START = 8  # minimum number of points of an initial pair and of a registered photo
 
 
@@ -191,6 +193,49 @@ def drop_wide_angle_images(problem: Problem, reconstruction: pycolmap.Reconstruc
     for image_id in sorted(set(reconstruction.reg_image_ids()) - {view + 1 for view in problem.fixed_poses}):
         if nearest_angle(reconstruction, image_id) > MAX_ANGLE:
             reconstruction.deregister_frame(image_id)
+
+
+def drop_weakly_linked_images(problem: Problem, reconstruction: pycolmap.Reconstruction) -> None:
+    """Deregister the smaller one of two groups of photos that fewer than MIN_LINK points join: how they lie is an accident.
+
+    Two photos are never separated, nor photos whose poses are given.
+    """
+    while len(reconstruction.reg_image_ids()) > 2 and not problem.fixed_poses:
+        link, group = weakest_link(reconstruction)
+        if link >= MIN_LINK:
+            return
+        for image_id in sorted(group):
+            reconstruction.deregister_frame(image_id)
+
+
+def weakest_link(reconstruction: pycolmap.Reconstruction) -> tuple[int, set[int]]:
+    """(number of points, image ids of the smaller group): the two groups of photos that the fewest points join.
+
+    Tried are the groups that fall apart where the tree of the strongest links is cut, not all.
+    """
+    ids = sorted(reconstruction.reg_image_ids())
+    seen = np.zeros((len(ids), max(reconstruction.point3D_ids(), default=0) + 1), bool)
+    for row, image_id in enumerate(ids):
+        for point in reconstruction.image(image_id).get_observation_points2D():
+            seen[row, point.point3D_id] = True
+    best = (len(seen[0]) + 1, set[int]())
+    for group in _cuts(seen.astype(np.int64) @ seen.T.astype(np.int64)):
+        joint = int((seen[group].any(0) & seen[~group].any(0)).sum())
+        best = min(best, (joint, {i for i, inside in zip(ids, group) if inside}), key=lambda found: found[0])
+    return best
+
+
+def _cuts(shared: Int64[np.ndarray, "n n"]) -> list[Bool[np.ndarray, " n"]]:
+    """The smaller side of each cut of the spanning tree of the largest numbers of shared points."""
+    tree = minimum_spanning_tree(-(shared + 1)).toarray() != 0  # one more: 0 would be no edge
+    sides = []
+    for i, j in np.argwhere(tree):
+        rest = tree.copy()
+        rest[i, j] = False
+        _, label = connected_components(rest, directed=False)
+        side = label == label[i]
+        sides.append(min(side, ~side, key=lambda one: (one.sum(), shared[one].sum())))
+    return sides
 
 
 def nearest_angle(reconstruction: pycolmap.Reconstruction, image_id: int) -> float:

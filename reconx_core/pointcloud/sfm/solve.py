@@ -20,8 +20,9 @@ from torch import Tensor
 from reconx_core.errors import UserError
 from reconx_core.geometry.transforms import transform
 from reconx_core.pointcloud.global_alignment.graph import nearest_pairs
-from reconx_core.pointcloud.sfm.focal import FocalPrior, focal_prior, solve_focals
-from reconx_core.pointcloud.sfm.mapper import Problem, drop_wide_angle_images, reconstruct
+from reconx_core.pointcloud.sfm.evidence import judge_cameras
+from reconx_core.pointcloud.sfm.focal import FocalPrior, focal_prior, pose_uncertainty, solve_focals
+from reconx_core.pointcloud.sfm.mapper import Problem, drop_weakly_linked_images, drop_wide_angle_images, reconstruct
 from reconx_core.pointcloud.sfm.matching import Features, Matches, add_tilted, extract_features, match_features, verify_matches
 from reconx_core.types import Cameras, PointCloud, Views
 
@@ -34,6 +35,7 @@ SAME_LENS = 1.03  # maximum ratio of the focals, or of the sizes, of photos that
 class Solution(NamedTuple):
     problem: Problem
     reconstruction: pycolmap.Reconstruction
+    priors: list[FocalPrior] | None  # None if the focals are known
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ class Sfm:
     observations: Bool[Tensor, "n p"]  # registered view x point
     pairs: Int[Tensor, "e 2"]  # matched pairs, indices into the registered views
     inlier_counts: Int[Tensor, " e"]
+    camera_confidence: float | None = None  # [0, 1]; None of known cameras
 
 
 def require_two(views: Views) -> None:
@@ -61,7 +64,8 @@ def solve_cameras(views: Views, fixed: Cameras | None, generator: torch.Generato
     """Estimate the cameras of the input views. ``fixed``: known cameras of all or of the first views.
 
     Raises:
-        UserError: fewer than two photos, or not all cameras known and no two photos that overlap.
+        UserError: fewer than two photos; or, unless all cameras are known, no two photos that overlap, or cameras that
+            what the photos show contradicts. Warns if it hardly supports them.
     """
     require_two(views)
     seed = int(torch.randint(2**31 - 1, (), generator=generator))
@@ -79,9 +83,22 @@ def solve_cameras(views: Views, fixed: Cameras | None, generator: torch.Generato
         return without_points(fixed)
     if best is None:
         raise UserError(_no_overlap(views))
-    sfm = to_sfm(views, fixed, *best)
+    sfm = to_sfm(views, fixed, best.problem, best.reconstruction)
     _warn_dropped(views, sfm.registered)
-    return sfm if fixed is not None else to_canonical(sfm)
+    if fixed is not None:
+        return sfm
+    uncertainty = 0.0 if best.priors is None else pose_uncertainty(best.problem, best.reconstruction, best.priors)
+    return judge(views, to_canonical(sfm), uncertainty)
+
+
+def judge(views: Views, sfm: Sfm, uncertainty: float) -> Sfm:
+    """The estimated cameras with their confidence; warns or raises UserError as ``judge_cameras`` does.
+
+    ``uncertainty``: degrees by which unknown focals leave the poses open.
+    """
+    seen = views.select(sfm.registered)
+    confidence = judge_cameras(seen, sfm.cameras, sfm.sparse, sfm.observations, uncertainty)
+    return replace(sfm, camera_confidence=confidence)
 
 
 def without_points(fixed: Cameras) -> Sfm:
@@ -120,7 +137,10 @@ def _solve(
     found = reconstruct(problem, known, False) if prior is None else solve_focals(problem, prior)
     if found is not None:
         drop_wide_angle_images(problem, found)
-    return None if found is None or found.num_reg_images() < 2 or found.num_points3D() == 0 else Solution(problem, found)
+        drop_weakly_linked_images(problem, found)
+    if found is None or found.num_reg_images() < 2 or found.num_points3D() == 0:
+        return None
+    return Solution(problem, found, prior)
 
 
 def _weak_views(best: Solution | None, n: int) -> set[int]:

@@ -1,13 +1,21 @@
 """MLflow: a parent per evaluation, a child per scene; and nothing lost when it fails. Also `gc`, which keeps what runs use."""
 
+import io
 import json
+import os
 import shutil
+import socket
+import time
 
 import pytest
+from rich.console import Console
 from standins import write_folder
 
+from flows.runs import tracking
 from flows.runs.garbage import collect_garbage
+from flows.runs.records import search_mlflow
 from flows.runs.tracking import make_client
+from flows.train import Log, resolve_train_settings
 from reconx_core.cache import store
 from reconx_core.cache.lock import in_use
 from reconx_core.errors import UserError
@@ -62,6 +70,84 @@ def test_failing_mlflow_loses_nothing(reconx, tiny, dataset, tmp_path, monkeypat
     assert "MLflow did not take the run" in outcome.out
     assert (out / "run.json").exists()
     assert (out / "attic" / "scene.ply").exists()
+
+
+def a_record(tmp_path):
+    """Of a run without scenes, with its files."""
+    out = tmp_path / "runs" / "first"
+    out.mkdir(parents=True)
+    for name in ("run.json", "settings.yaml", "report.html"):
+        (out / name).write_text("{}")
+    return {"title": "first", "facts": {}, "settings": {}, "scenes": {}}, out
+
+
+def printed_by_track(record, out):
+    console = Console(file=io.StringIO(), width=300)
+    tracking.track(record, out, console)
+    return console.file.getvalue()
+
+
+@pytest.mark.parametrize(
+    "uri", ["http://127.0.0.1:9", "https://no.such.host.invalid", "http://[", "postgresql://me:secret@127.0.0.1:9/db"]
+)
+def test_mlflow_that_is_not_there_is_a_sentence_at_once(tmp_path, monkeypatch, uri):
+    monkeypatch.setattr(tracking, "ANSWER_SECONDS", 1.0)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    record, out = a_record(tmp_path)
+    started = time.monotonic()
+    said = printed_by_track(record, out)
+    assert "MLflow did not take the run" in said
+    assert "are complete" in said
+    assert "secret" not in said
+    assert time.monotonic() - started < 10
+    with pytest.raises(UserError, match="name folders of runs instead"):
+        next(search_mlflow("run_name = 'first'"))
+
+
+def test_server_that_accepts_and_never_answers(tmp_path, monkeypatch):
+    monkeypatch.setattr(tracking, "ANSWER_SECONDS", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        assert "nothing answers" in printed_by_track(*a_record(tmp_path))
+
+
+def test_database_that_cannot_be_opened_is_told_soon(tmp_path, monkeypatch):
+    (tmp_path / "mlflow.db").mkdir()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    started = time.monotonic()
+    assert "MLflow did not take the run" in printed_by_track(*a_record(tmp_path))
+    assert time.monotonic() - started < 10
+
+
+def test_folder_whose_name_mlflow_cannot_hold_is_a_sentence(tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    said = printed_by_track(*a_record(tmp_path / os.fsdecode(b"\xfcbung")))
+    assert "name is not UTF-8" in said
+
+
+def test_experiment_deleted_in_its_page_is_restored(tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    record, out = a_record(tmp_path)
+    assert printed_by_track(record, out) == ""
+    client = make_client(f"sqlite:///{tmp_path}/runs/mlflow.db")
+    experiment = client.get_experiment_by_name("reconx").experiment_id
+    client.delete_experiment(experiment)
+    assert "'reconx' had been deleted in MLflow; it is restored" in printed_by_track(record, out)
+    assert printed_by_track(record, out) == ""
+    assert len(client.search_runs([experiment])) == 3
+
+
+def test_training_goes_on_without_mlflow(tmp_path, monkeypatch):
+    monkeypatch.setattr(tracking, "ANSWER_SECONDS", 1.0)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    console = Console(file=io.StringIO(), width=300)
+    log = Log(tmp_path / "out", resolve_train_settings("tiny", None), console, [])
+    for number in range(20):
+        log.step(number, 1.0)
+    log.finish()
+    said = console.file.getvalue()
+    assert said.count("training goes on without it") == 1
+    assert "step 20 of" in said
 
 
 def test_gc_keeps_what_existing_runs_use(reconx, tiny, photos, tmp_path):

@@ -9,8 +9,9 @@ from exact_scene import draw, relative_error, room, room_depth, room_pointmaps
 from reconx_core import pointcloud
 from reconx_core.errors import UserError
 from reconx_core.geometry.transforms import depth_of, project
-from reconx_core.pointcloud.backends.classical import depth_ranges, lift, upsample_depth
+from reconx_core.pointcloud.backends.classical import lift, upsample_depth
 from reconx_core.pointcloud.sfm.solve import Sfm
+from reconx_core.pointcloud.stereo.ranges import depth_ranges
 from reconx_core.settings import PointcloudSettings
 
 pytestmark = pytest.mark.long
@@ -67,8 +68,12 @@ def test_a_large_cloud_is_thinned_evenly(monkeypatch):
     assert columns.any()  # down to the last rows of the last photo
 
 
+def ranges(sfm):
+    return depth_ranges(sfm.cameras, sfm.sparse, sfm.observations)
+
+
 def test_depth_is_searched_beyond_the_points_that_a_view_sees():
-    near, far = depth_ranges(exact_sfm())
+    near, far = ranges(exact_sfm())
     depth = room_depth()
     assert (near < depth.amin((1, 2))).all()
     assert (far > depth.amax((1, 2))).all()
@@ -112,7 +117,7 @@ def test_a_backend_that_does_not_exist_is_named():
 def test_views_without_enough_points_use_all_of_them():
     sfm = exact_sfm()
     blind = replace(sfm, observations=torch.zeros_like(sfm.observations))
-    near, far = depth_ranges(blind)
+    near, far = ranges(blind)
     assert (near > 0).all()
     assert (far > near).all()
 

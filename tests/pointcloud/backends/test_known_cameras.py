@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 
-from reconx_core.pointcloud.backends.classical import AXES_APART, WIDE, Classical, ranges_from_cameras
+from reconx_core.pointcloud.backends.classical import Classical
 from reconx_core.pointcloud.sfm.solve import solve_cameras
+from reconx_core.pointcloud.stereo.ranges import AXES_APART, WIDE, ranges_from_cameras
 from reconx_core.settings import PointcloudSettings
 from reconx_core.types import Cameras, Views
 

@@ -1,13 +1,22 @@
 """Structure from motion on exact matches of random points."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 from reconx_core.geometry.transforms import project, rigid, so3_exp
-from reconx_core.pointcloud.sfm.mapper import Problem, drop_wide_angle_images, nearest_angle, reconstruct
+from reconx_core.pointcloud.sfm.mapper import (
+    MIN_LINK,
+    Problem,
+    drop_weakly_linked_images,
+    drop_wide_angle_images,
+    nearest_angle,
+    reconstruct,
+    weakest_link,
+)
 
 INTRINSICS = torch.tensor([[300.0, 0, 160], [0, 300, 120], [0, 0, 1]])
 
@@ -43,3 +52,48 @@ def test_a_view_from_an_impossible_side_goes_and_the_others_stay():
 def test_the_angle_is_that_to_the_nearest_view():
     found = reconstruct(on_circle((0, 20, 60)), [INTRINSICS.double().numpy()], False)
     assert [nearest_angle(found, i) for i in (1, 2, 3)] == pytest.approx([20, 20, 40], abs=2)
+
+
+def test_an_image_whose_points_lost_their_other_views_has_no_angle():
+    found = reconstruct(on_circle((0, 20)), [INTRINSICS.double().numpy()], False)
+    for point in found.points3D.values():
+        for element in [e for e in point.track.elements if e.image_id == 2]:
+            point.track.delete_element(element.image_id, element.point2D_idx)
+    assert nearest_angle(found, 1) == 0
+
+
+def two_groups(joint: int):
+    """Views 0 and 1 see the first points, 2, 3 and 4 the others; all see ``joint`` of them."""
+    problem = on_circle((0, 15, 25, 35, 45))
+    first, second = np.arange(25 + joint // 2), np.arange(25 - joint // 2, 60)
+    sees = [first, first, second, second, second]
+    common = {(i, j): np.intersect1d(sees[i], sees[j]) for i, j in problem.matches}
+    found = reconstruct(
+        replace(problem, matches={pair: np.stack([rows] * 2, 1) for pair, rows in common.items()}),
+        [INTRINSICS.double().numpy()],
+        False,
+    )
+    assert found.num_reg_images() == 5
+    return problem, found
+
+
+@pytest.mark.parametrize(("joint", "left"), [(MIN_LINK - 2, [3, 4, 5]), (MIN_LINK + 2, [1, 2, 3, 4, 5])])
+def test_the_smaller_group_goes_if_a_few_points_join_it_to_the_others(joint, left):
+    problem, found = two_groups(joint)
+    assert weakest_link(found) == (joint, {1, 2})
+    drop_weakly_linked_images(problem, found)
+    assert sorted(found.reg_image_ids()) == left
+
+
+def test_given_poses_are_never_dropped():
+    problem, found = two_groups(MIN_LINK - 2)
+    drop_weakly_linked_images(replace(problem, fixed_poses={0: np.eye(4)}), found)
+    assert found.num_reg_images() == 5
+
+
+def test_two_photos_stay_together():
+    problem = on_circle((0, 20))
+    few = {pair: rows[:12] for pair, rows in problem.matches.items()}
+    found = reconstruct(replace(problem, matches=few), [INTRINSICS.double().numpy()], False)
+    drop_weakly_linked_images(problem, found)
+    assert found.num_reg_images() == 2

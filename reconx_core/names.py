@@ -1,0 +1,27 @@
+"""Names of files as they are shown."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+_NOT_UTF8 = re.compile("[\ud800-\udfff]")  # how Python keeps bytes of a file name that are not UTF-8, to open the file by it
+
+
+def shown(name: str) -> str:
+    """The name with U+FFFD for every byte that is not UTF-8: as it is, it can be neither encoded nor printed."""
+    return _NOT_UTF8.sub("\ufffd", name)
+
+
+def unique_shown(names: Iterable[str]) -> list[str]:
+    """The names as they are shown, with a running number where they do not differ."""
+    unique: list[str] = []
+    taken: set[str] = set()
+    for name in map(shown, names):
+        candidate, number = name, 1
+        while candidate in taken:
+            number += 1
+            candidate = f"{name}_{number}"
+        taken.add(candidate)
+        unique.append(candidate)
+    return unique

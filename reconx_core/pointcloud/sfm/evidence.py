@@ -1,0 +1,181 @@
+"""How far estimated cameras can be trusted: what the photos say densely, and how well the focal length is determined."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from reconx_core.errors import UserError
+from reconx_core.geometry.transforms import resize_cameras, size_for, so3_exp
+from reconx_core.io.images import resize_images, resize_mask
+from reconx_core.pointcloud.stereo.consistency import count_support
+from reconx_core.pointcloud.stereo.dense import GOOD_MATCH
+from reconx_core.pointcloud.stereo.planesweep import (
+    OUTSIDE_COST,
+    aggregate_cost,
+    best_depth,
+    inverse_depth_planes,
+    matching_cost,
+)
+from reconx_core.pointcloud.stereo.ranges import depth_ranges
+from reconx_core.types import Cameras, PointCloud, Views
+
+SIZE, PLANES = 200, 48  # long side in pixels and planes of the sweeps
+PARTNERS = 2  # other views with which a view is compared
+# Measured on real sets with known cameras (docs/cameras.md): beyond these limits most cameras were wrong.
+AGREEMENT, CONTRAST, UNCERTAINTY, POINTS = 0.12, 0.15, 2.3, 20
+TURN = 3.0  # degrees
+TRUSTED, REFUSED = 0.5, 0.1  # below the one the user is warned; below the other, by their agreement, there is no result
+TEXTURE = 0.02  # standard deviation of the brightness around a pixel from which its match says something
+
+
+class Evidence(NamedTuple):
+    """What speaks for estimated cameras."""
+
+    agreement: Float[Tensor, " n"]  # per view: share of its textured pixels that stereo with another view confirms
+    chance: Float[Tensor, " n"]  # the same with a camera that is turned on purpose, so that its epipolar lines are wrong
+    uncertainty: float  # degrees by which the unknown focals leave relative rotations open
+    points: int  # feature points of the view that has the fewest
+
+
+class Scene(NamedTuple):
+    """Views and cameras at the size at which they are compared."""
+
+    images: Float[Tensor, "n h w 3"]
+    usable: Bool[Tensor, "n h w"]
+    cameras: Cameras
+    depths: list[Float[Tensor, " d"]]
+
+
+def camera_confidence(evidence: Evidence) -> float:
+    """The weakest of four, each in [0, 1] and 0.5 at its limit. See docs/cameras.md."""
+    return min(_photometric(evidence), 1 / (1 + (evidence.uncertainty / UNCERTAINTY) ** 2), _share(evidence.points, POINTS))
+
+
+def _photometric(evidence: Evidence) -> float:
+    return min(_share(float(evidence.agreement.min()), AGREEMENT), _share(float(_contrast(evidence).min()), CONTRAST))
+
+
+def _contrast(evidence: Evidence) -> Float[Tensor, " n"]:
+    """By how much more of each view agrees than by chance, relative to the latter."""
+    return (evidence.agreement / evidence.chance.clamp(min=1e-3) - 1).clamp(min=0)
+
+
+def _share(value: float, half: float) -> float:
+    """0 at 0, 0.5 at ``half``, toward 1."""
+    return 1 - 0.5 ** (value / half)
+
+
+def judge_cameras(
+    views: Views, cameras: Cameras, points: PointCloud, observations: Bool[Tensor, "n p"], uncertainty: float
+) -> float:
+    """Confidence in [0, 1] of estimated cameras of all ``views``; warns with one sentence below ``TRUSTED``.
+
+    Raises:
+        UserError: the photos contradict the cameras: what they agree on is worth less than ``REFUSED``.
+    """
+    scene = _at_small_size(views, cameras, depth_ranges(cameras, points, observations))
+    agreement, chance = dense_agreement(scene, partners(observations))
+    evidence = Evidence(agreement, chance, uncertainty, int(observations.sum(1).min()))
+    confidence = camera_confidence(evidence)
+    if _photometric(evidence) < REFUSED:
+        raise UserError(f"The cameras of these photos cannot be found: {_reason(views, evidence)}.")
+    if confidence < TRUSTED:
+        reason = _reason(views, evidence)
+        warnings.warn(f"The cameras may be wrong (camera_confidence {confidence:.2f}): {reason}.", stacklevel=3)
+    return confidence
+
+
+def _reason(views: Views, evidence: Evidence) -> str:
+    """What speaks most against the cameras, and what would help."""
+    agreement, contrast = evidence.agreement, _contrast(evidence)
+    weakest, alike = (views.names[int(values.argmin())] for values in (agreement, contrast))
+    reasons = {
+        float(agreement.min()) / AGREEMENT: f"only {float(agreement.min()):.0%} of {weakest} agrees with another photo; "
+        "add photos taken in between",
+        float(contrast.min()) / CONTRAST: f"{alike} agrees with the others hardly better than by chance; add photos in between",
+        evidence.points / POINTS: f"a photo has only {evidence.points} points in common with the others; add photos in between",
+        UNCERTAINTY / max(evidence.uncertainty, 1e-9): "the photos do not determine the focal length, which leaves their "
+        f"directions open by {evidence.uncertainty:.0f} degrees; add photos, or give such as have EXIF data or intrinsics",
+    }
+    return reasons[min(reasons)]
+
+
+def partners(observations: Bool[Tensor, "n p"]) -> list[tuple[int, int]]:
+    """Sorted pairs (i, j), i < j, of every view with the PARTNERS that share the most points with it."""
+    shared = observations.float() @ observations.float().T
+    shared.fill_diagonal_(-1)
+    best = shared.topk(min(PARTNERS, len(shared) - 1), dim=1).indices
+    return sorted({(min(i, j), max(i, j)) for i, row in enumerate(best.tolist()) for j in row})
+
+
+def _at_small_size(views: Views, cameras: Cameras, ranges: tuple[Float[Tensor, " n"], Float[Tensor, " n"]]) -> Scene:
+    height, width = views.masks.shape[1:]
+    size = size_for(min(SIZE, max(height, width)), height, width)
+    images = resize_images(views.images, *size)
+    usable = torch.stack([resize_mask(mask, *size) for mask in views.masks]) & textured(images)
+    depths = [inverse_depth_planes(float(near), float(far), PLANES) for near, far in zip(*ranges)]
+    return Scene(images, usable, resize_cameras(cameras, *size), depths)
+
+
+def dense_agreement(scene: Scene, pairs: list[tuple[int, int]]) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
+    """Per view the share of its textured pixels that agrees with the view of ``pairs`` that it agrees with most, and by chance.
+
+    A pixel agrees if the best plane of a sweep with the other view matches photometrically, and the sweep of the other view
+    finds the same surface there. How much does so by chance, a camera tells that is turned off its epipolar lines.
+    """
+    n = len(scene.images)
+    share = torch.zeros(n, n)
+    for i, j in pairs:
+        share[i, j], share[j, i] = _agreement(scene, scene.cameras[[i, j]], (i, j))
+    agreement, best = share.max(1)
+    chance = torch.zeros(n)
+    for i, j in enumerate(best.tolist()):
+        chance[i] = _agreement(scene, _off_the_lines(scene.cameras[[i, j]]), (i, j))[0]
+    return agreement, chance
+
+
+def _agreement(scene: Scene, cameras: Cameras, pair: tuple[int, int]) -> tuple[float, float]:
+    """Share of the usable pixels of both views of a pair, with these two cameras, that agree."""
+    orders = ((0, 1), (1, 0))
+    swept = [_sweep(scene.images[[pair[a], pair[b]]], cameras[[a, b]], scene.depths[pair[a]]) for a, b in orders]
+    support = count_support(torch.stack([depth for depth, _ in swept]), cameras) > 0
+    good = [confirmed & (match > GOOD_MATCH) & scene.usable[view] for view, (_, match), confirmed in zip(pair, swept, support)]
+    one, other = (float(g.sum() / scene.usable[view].sum().clamp(min=1)) for g, view in zip(good, pair))
+    return one, other
+
+
+def _off_the_lines(cameras: Cameras) -> Cameras:
+    """Two cameras, the second one turned by TURN degrees about the axis that moves its pixels off their epipolar lines."""
+    poses = cameras.cam_to_world.clone()
+    forward, baseline = poses[1, :3, 2], poses[0, :3, 3] - poses[1, :3, 3]
+    across = baseline - (baseline @ forward) * forward
+    # Along the optical axis there is no such direction, and any will do.
+    across = torch.where(across.norm() > 1e-3 * baseline.norm(), across, poses[1, :3, 0])
+    turn = so3_exp(math.radians(TURN) * across / across.norm().clamp(min=1e-12))
+    poses[1, :3, :3] = turn @ poses[1, :3, :3]
+    return replace(cameras, cam_to_world=poses)
+
+
+def textured(images: Float[Tensor, "n h w 3"], radius: int = 3) -> Bool[Tensor, "n h w"]:
+    """Where the brightness varies within a window, so that a match is no accident."""
+    grey = images.mean(-1)[:, None]
+    mean, square = (torch.nn.functional.avg_pool2d(x, 2 * radius + 1, 1, radius) for x in (grey, grey * grey))
+    return ((square - mean * mean).clamp(min=0).sqrt() > TEXTURE)[:, 0]
+
+
+def _sweep(
+    images: Float[Tensor, "2 h w 3"], cameras: Cameras, depths: Float[Tensor, " d"]
+) -> tuple[Float[Tensor, "h w"], Float[Tensor, "h w"]]:
+    """Depth of the first view by a plane sweep with the second, and how well the best plane matches, in [0, 1]."""
+    cost, seen = matching_cost(images[0], images[1], cameras[[0]], cameras[[1]], depths)
+    cost = torch.where(seen, cost, OUTSIDE_COST)
+    depth, index = best_depth(aggregate_cost(cost, images[0]), depths)
+    chosen = cost.gather(0, index.round().long().clamp(0, len(cost) - 1)[None])[0]
+    return depth, (1 - 2 * chosen).clamp(min=0)

@@ -1,0 +1,119 @@
+"""Prefect's server: asked directly whatever the proxy, a sentence where nothing is, and a home that it can use."""
+
+import errno
+import fcntl
+import http.server
+import os
+import threading
+import time
+import urllib.request
+from pathlib import Path
+
+import httpx
+import pytest
+
+from flows.execution import prefect_server as servers
+from flows.execution.reach import ask_local_servers_directly, no_proxies
+from reconx_core.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch):
+    """What is set here is set back."""
+    for name in (
+        "http_proxy",
+        "HTTP_PROXY",
+        "all_proxy",
+        "ALL_PROXY",
+        "no_proxy",
+        "NO_PROXY",
+        "PREFECT_HOME",
+        "PREFECT_API_URL",
+    ):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(urllib.request, "_opener", None)  # has the proxies of its first use
+    for name in servers.ENVIRONMENT:
+        monkeypatch.setenv(name, servers.ENVIRONMENT[name])
+
+
+@pytest.fixture
+def health():
+    """Address of a server that answers every request as Prefect's does that for its health, or with ``health.reply``."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(server.reply)
+
+        def log_message(self, *_): ...
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.reply, server.url = b"true", f"http://127.0.0.1:{server.server_port}/api"
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize("name", ["http_proxy", "HTTP_PROXY"])
+def test_proxy_is_not_asked_for_what_is_here(health, monkeypatch, name):
+    monkeypatch.setenv(name, "http://127.0.0.1:9")
+    assert not servers.answers(health.url)
+    monkeypatch.setenv("NO_PROXY", "intranet, .example.org")
+    ask_local_servers_directly()
+    assert servers.answers(health.url)
+    assert httpx.get(health.url).json() is True
+    assert os.environ["no_proxy"].split(",")[:2] == ["intranet", ".example.org"]
+
+
+def test_socks_proxy_does_no_harm_while_the_server_is_here(health, monkeypatch):
+    monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:9")
+    with no_proxies():
+        assert httpx.get(health.url).json() is True
+    assert os.environ["NO_PROXY"] == "localhost,127.0.0.1,::1"
+
+
+def test_no_proxy_for_anything_stays_so(monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "*")
+    ask_local_servers_directly()
+    assert os.environ["no_proxy"] == os.environ["NO_PROXY"] == "*"
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:9/api", "http://no.such.host.invalid/api", "nonsense", "http://[/api"])
+def test_named_server_that_is_not_there_is_a_sentence(tmp_path, monkeypatch, url):
+    monkeypatch.setattr(servers, "ANSWER_SECONDS", 0.3)
+    started = time.monotonic()
+    monkeypatch.setenv("PREFECT_API_URL", url)
+    with pytest.raises(UserError, match="PREFECT_API_URL"), servers.prefect_server(tmp_path):
+        pass
+    assert time.monotonic() - started < 5
+
+
+def test_other_server_is_none_of_prefects(health, monkeypatch, tmp_path):
+    health.reply = b"<html>Welcome</html>"
+    monkeypatch.setattr(servers, "ANSWER_SECONDS", 0.3)
+    monkeypatch.setenv("PREFECT_API_URL", health.url)
+    with pytest.raises(UserError, match="No Prefect server answers"), servers.prefect_server(tmp_path):
+        pass
+
+
+def test_named_server_is_used(health, monkeypatch, tmp_path):
+    monkeypatch.setenv("PREFECT_API_URL", health.url)
+    with servers.prefect_server(tmp_path):
+        assert os.environ["PREFECT_HOME"] == str(tmp_path / ".prefect")
+        servers.wait_for_server()
+
+
+def test_home_lies_elsewhere_where_the_store_has_no_locks(health, monkeypatch, tmp_path):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    monkeypatch.setenv("PREFECT_API_URL", health.url)
+    with servers.prefect_server(tmp_path):
+        home = Path(os.environ["PREFECT_HOME"])
+        assert home.is_dir()
+        assert tmp_path not in home.parents
+    assert not home.exists()

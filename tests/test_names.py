@@ -1,0 +1,78 @@
+"""Names of files that are not UTF-8: opened by their bytes, shown with replacement characters, never in the way."""
+
+import io
+import os
+import sys
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from flows.cli import print_any_name
+from reconx_core import datasets
+from reconx_core.cache import store
+from reconx_core.errors import UserError
+from reconx_core.names import shown, unique_shown
+from reconx_core.reporting.pages import write_page
+from reconx_core.types import PointCloud
+from tasks.execute import measure, route_warnings
+
+CAFE = os.fsdecode(b"caf\xe9")
+
+
+def write_photo(path, level):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full((8, 8, 3), level, dtype=np.uint8)).save(path)
+
+
+def test_shown_and_unique():
+    assert shown(CAFE) == "caf\ufffd"
+    assert shown("café") == "café"
+    assert unique_shown([CAFE, os.fsdecode(b"caf\xe8"), "a", "a"]) == ["caf\ufffd", "caf\ufffd_2", "a", "a_2"]
+
+
+def test_photos_and_scenes_have_names_that_can_be_shown_and_their_files_are_opened(tmp_path):
+    for scene in (CAFE, os.fsdecode(b"caf\xe8")):
+        for name, level in ((f"{CAFE}.png", 1), (f"{os.fsdecode(b'caf' + bytes([0xE8]))}.png", 2)):
+            write_photo(tmp_path / scene / name, level)
+    scenes = datasets.scene_names(tmp_path)
+    assert [name for name, _ in scenes] == ["caf\ufffd", "caf\ufffd_2"]
+    photos = datasets.read(scenes[0][1]).photos
+    assert [photo.name for photo in photos] == ["caf\ufffd", "caf\ufffd_2"]
+    assert sorted(round(float(photo.load()[0, 0, 0] * 255)) for photo in photos) == [1, 2]
+
+
+def test_sentences_and_notes_can_be_shown():
+    assert str(UserError(f"There is no {CAFE}.")) == "There is no caf\ufffd."
+    noted = []
+    with warnings.catch_warnings():
+        route_warnings(noted.append)
+        code = compile(f"import warnings\nwarnings.warn({CAFE!r})", "reconx_core/x.py", "exec")
+        _, measured = measure(lambda: exec(code, {"__name__": "reconx_core.x"}), noted.append)
+    assert noted == measured["notes"] == ["caf\ufffd"]
+
+
+@pytest.mark.parametrize(("encoding", "printed"), [("utf-8", "caf\ufffd ·\n"), ("ascii", "caf? ?\n"), ("latin-1", "caf? ·\n")])
+def test_any_name_can_be_printed(monkeypatch, encoding, printed):
+    stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding, newline="")
+    monkeypatch.setattr(sys, "stdout", stream)
+    print_any_name()
+    print(f"{CAFE} ·")
+    stream.flush()
+    assert stream.buffer.getvalue().decode(encoding) == printed
+
+
+def test_store_in_such_a_folder(tmp_path):
+    cloud = PointCloud(torch.rand(3, 3), torch.zeros(3, 3), torch.ones(3))
+    reference = store.publish(tmp_path / CAFE, "pointcloud", "key", {}, {"cloud": cloud, "mask": torch.ones(2)}, {})
+    folder = store.find(tmp_path / CAFE, "pointcloud", "key").folder(tmp_path / CAFE)
+    assert reference.folder(tmp_path / CAFE) == folder
+    assert torch.equal(store.load(folder, "cloud").xyz, cloud.xyz)
+    assert torch.equal(store.load(folder, "mask"), torch.ones(2))
+
+
+def test_pages_hold_such_names(tmp_path):
+    write_page(tmp_path / CAFE, f"<p>{CAFE}</p>")
+    assert (tmp_path / CAFE).read_text(encoding="utf-8") == "<p>caf\ufffd</p>"
