@@ -16,7 +16,9 @@ from rich.markup import escape
 
 from reconx_core import export
 from reconx_core.datasets import nerfstudio
+from reconx_core.datasets.poses import relative_to
 from reconx_core.errors import UserError
+from reconx_core.export.origin import NO_ORIGIN, Origin
 from reconx_core.io import video as video_io
 from reconx_core.io.files import require_writable
 from reconx_core.io.images import write_png
@@ -48,27 +50,38 @@ def load_scene(path: Path) -> Gaussians:
     return export.read_splat(path) if path.suffix == ".splat" else export.read_ply(path)
 
 
-def load_cameras(path: Path) -> Cameras:
+def scene_origin(path: Path) -> Origin | None:
+    """Where a scene's zero lies in its dataset's frame; None for formats in which that cannot be noted."""
+    path = path / "scene.ply" if path.is_dir() else path
+    return None if path.suffix == ".splat" else export.read_origin(path)
+
+
+def load_cameras(path: Path, origin: Origin | None = NO_ORIGIN) -> Cameras:
     """Cameras of a nerfstudio ``transforms.json`` as this project writes it (one image size, no distortion).
+
+    They are relative to ``origin``, or if that is unknown (None) to the ``scene_origin`` that the file names.
 
     Raises:
         UserError: no such file, or not of that kind.
     """
     if not path.is_file():
         raise UserError(f"There are no cameras at '{path}'; give a transforms.json with --cameras.")
-    photos = nerfstudio.read(path).photos
+    capture = nerfstudio.read(path)
+    photos = capture.photos
     if any(p.intrinsics is None or p.cam_to_world is None or p.size != photos[0].size for p in photos):
         raise UserError(f"The cameras in {path} need poses, intrinsics and one image size.")
     height, width = photos[0].size  # type: ignore[misc]
-    intrinsics, poses = [p.intrinsics for p in photos], [p.cam_to_world for p in photos]
-    return Cameras(torch.stack(intrinsics), torch.stack(poses), width, height)  # type: ignore[arg-type]
+    intrinsics, poses = [p.intrinsics for p in photos], torch.stack([p.cam_to_world for p in photos])  # type: ignore[misc]
+    noted = nerfstudio.read_json(path).get("scene_origin", NO_ORIGIN) if origin is None else origin
+    poses = relative_to(poses, [zero - own for zero, own in zip(noted, capture.origin)]).float()
+    return Cameras(torch.stack(intrinsics), poses, width, height)  # type: ignore[arg-type]
 
 
 def render(scene: Path, out: Path, cameras: Path | None, frames: int, console: Console) -> None:
     """A clip (``out`` ends in .mp4) or a folder of PNGs along a smooth path through the cameras."""
     beside = (scene if scene.is_dir() else scene.parent) / "cameras" / "transforms.json"
     with notes(console):
-        gaussians, path = load_scene(scene), load_cameras(cameras or beside)
+        gaussians, path = load_scene(scene), load_cameras(cameras or beside, scene_origin(scene))
     require_writable(out.parent if out.suffix == ".mp4" else out)
     with console.status(f"Rendering {frames} frames"):
         images = render_path(gaussians, path, frames)
@@ -87,8 +100,13 @@ def convert(scene: Path, out: Path, console: Console) -> None:
     if out.suffix not in FORMATS:
         raise UserError(f"'{out}' should end in {' or '.join(FORMATS)}.")
     require_writable(out.parent)
-    (export.write_ply if out.suffix == ".ply" else export.write_splat)(out, gaussians)
-    console.print(f"{len(gaussians):,} Gaussians in {out}", soft_wrap=True)
+    origin = scene_origin(scene) or NO_ORIGIN
+    if out.suffix == ".ply":
+        export.write_ply(out, gaussians, origin)
+    else:
+        export.write_splat(out, gaussians)
+    note = f", relative to ({', '.join(map(str, origin))}) in the frame of the given cameras" if any(origin) else ""
+    console.print(f"{len(gaussians):,} Gaussians in {out}{note}", soft_wrap=True)
 
 
 def view(scene: Path, port: int, console: Console) -> None:
@@ -100,7 +118,8 @@ def view(scene: Path, port: int, console: Console) -> None:
     require_viser()
     beside = (scene if scene.is_dir() else scene.parent) / "cameras" / "transforms.json"
     with notes(console):
-        gaussians, cameras = load_scene(scene), load_cameras(beside) if beside.is_file() else None
+        gaussians = load_scene(scene)
+        cameras = load_cameras(beside, scene_origin(scene)) if beside.is_file() else None
     server = show_scene(gaussians, cameras, port)
     console.print(f"The scene is at http://localhost:{server.get_port()}; Ctrl-C ends it.")
     threading.Event().wait()

@@ -19,6 +19,7 @@ from reconx_core import export
 from reconx_core.cache import store
 from reconx_core.cache.code_version import code_version
 from reconx_core.export.cameras import write_cameras
+from reconx_core.export.origin import NO_ORIGIN, Origin
 from reconx_core.io.files import explain_disk, write_atomic, write_json
 from reconx_core.losses.lpips import lpips_missing_reason
 from reconx_core.reporting.numbers import mean_scores
@@ -44,10 +45,11 @@ def write_scene(run: SceneRun, root: Path, out: Path) -> None:
         return
     folder, geometry = run.references["metrics"].folder(root), run.references["pointcloud"].folder(root)
     try:
-        export.write_ply(out / "scene.ply", store.load(run.references["splats"].folder(root), "gaussians"))
+        origin = _origin_of(run.references["views"].folder(root))
+        export.write_ply(out / "scene.ply", store.load(run.references["splats"].folder(root), "gaussians"), origin)
         cameras, cloud = store.load(geometry, "pointmaps").cameras, store.load(geometry, "pointcloud")
         photos = store.load(run.references["views"].folder(root), "views").inputs().select(store.load(geometry, "kept"))
-        write_cameras(out / "cameras", cameras, photos, cloud)
+        write_cameras(out / "cameras", cameras, photos, cloud, origin)
         for name in COPIED:
             _copy(folder / name, out / name)
         for picture in (folder / "pictures").iterdir():
@@ -55,6 +57,15 @@ def write_scene(run: SceneRun, root: Path, out: Path) -> None:
         write_json(out / MADE, {"of": made_of, "files": _stamps(out)})
     except OSError as error:
         raise explain_disk(error, out) from error
+
+
+def _origin_of(views: Path) -> Origin:
+    """Where the scene's zero lies in the frame of its dataset: elsewhere only for cameras far from it."""
+    file = views / "origin.json"
+    if not file.is_file():
+        return NO_ORIGIN
+    x, y, z = json.loads(file.read_text())["origin"]
+    return x, y, z
 
 
 def _made_of(run: SceneRun) -> dict[str, str]:

@@ -21,12 +21,24 @@ from reconx_core.datasets import (
     unfinished,
     video,
 )
-from reconx_core.datasets.capture import Capture, Photo, Split, every_eighth
+from reconx_core.datasets.capture import Capture, Photo, Split, every_eighth, fits
 from reconx_core.errors import UserError
 from reconx_core.io.video import is_video
 from reconx_core.names import shown, unique_shown
 
-__all__ = ["FORMATS", "Capture", "Format", "Photo", "Split", "detect", "every_eighth", "files_of", "read", "scene_names"]
+__all__ = [
+    "FORMATS",
+    "Capture",
+    "Format",
+    "Photo",
+    "Split",
+    "detect",
+    "every_eighth",
+    "files_of",
+    "fits",
+    "read",
+    "scene_names",
+]
 
 
 @dataclass(frozen=True)

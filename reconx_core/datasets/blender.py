@@ -6,6 +6,7 @@ from pathlib import Path
 
 from reconx_core.datasets.capture import Capture, Split
 from reconx_core.datasets.nerfstudio import make_photos, read_frames, require_pictures
+from reconx_core.datasets.poses import make_usable
 
 
 def is_scene(path: Path) -> bool:
@@ -29,4 +30,5 @@ def read(path: Path) -> Capture:
     test = read_frames(path / "transforms_test.json") if (path / "transforms_test.json").is_file() else []
     split = Split(tuple(range(len(train))), tuple(range(len(train), len(train) + len(test))))
     photos = make_photos([*train, *test], path / "transforms_train.json")
-    return Capture(path.resolve().name, photos, {"train": split}, "train" if test else None)
+    capture = Capture(path.resolve().name, photos, {"train": split}, "train" if test else None)
+    return make_usable(capture, path / "transforms_train.json")

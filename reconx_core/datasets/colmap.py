@@ -8,12 +8,12 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from reconx_core.datasets.calibrated import calibrated_photo
 from reconx_core.datasets.capture import Capture, Photo, Split, every_eighth, pinhole
 from reconx_core.datasets.colmap_model import (
     ModelCamera,
@@ -24,8 +24,8 @@ from reconx_core.datasets.colmap_model import (
     read_cameras,
     read_images,
 )
+from reconx_core.datasets.locate import PictureFinder
 from reconx_core.datasets.photos import (
-    PictureFinder,
     files_within,
     find_mask,
     image_folders,
@@ -33,16 +33,18 @@ from reconx_core.datasets.photos import (
     natural_key,
     unique_names,
 )
+from reconx_core.datasets.poses import make_usable
 from reconx_core.errors import UserError
-from reconx_core.io.images import is_image, read_focal, read_image, read_mask
+from reconx_core.io.images import is_image
 
-# index of fx fy cx cy k1 k2 p1 p2 among each model's parameters; None: the value is zero
+# index of fx fy cx cy k1 k2 p1 p2, and of some k3 k4 k5 k6, among each model's parameters; None: the value is zero
 _PARAMETERS: dict[str, tuple[int | None, ...]] = {
     "SIMPLE_PINHOLE": (0, 0, 1, 2, None, None, None, None),
     "PINHOLE": (0, 1, 2, 3, None, None, None, None),
     "SIMPLE_RADIAL": (0, 0, 1, 2, 3, None, None, None),
     "RADIAL": (0, 0, 1, 2, 3, 4, None, None),
     "OPENCV": (0, 1, 2, 3, 4, 5, 6, 7),
+    "FULL_OPENCV": (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11),
 }
 
 
@@ -93,7 +95,7 @@ def read(path: Path) -> Capture:
     photos = (_photo(i, _camera_of(i, cameras, model), file, name) for i, file, name in zip(images, pictures, names))
     splits = {"every_8th": _every_eighth([image.name for image in images])}
     scored = (path / "poses_bounds.npy").is_file()
-    return Capture(path.resolve().name, tuple(photos), splits, "every_8th" if scored else None)
+    return make_usable(Capture(path.resolve().name, tuple(photos), splits, "every_8th" if scored else None), model)
 
 
 def _require_model(path: Path) -> Path:
@@ -179,16 +181,14 @@ def _without_clashes(folder: Path, names: Sequence[str], found: Sequence[Path | 
 
 def _photo(image: ModelImage, camera: ModelCamera, path: Path, name: str) -> Photo:
     fx, fy, cx, cy, *distortion = _opencv_parameters(image, camera)
-    mask = find_mask(path)
-    return Photo(
+    return calibrated_photo(
+        path,
         name,
-        partial(read_image, path, upright=False),
-        None if mask is None else partial(read_mask, mask, upright=False),
-        focal=read_focal(path),
+        find_mask(path),
         intrinsics=pinhole(fx, fy, cx, cy),
         size=(camera.height, camera.width),
-        distortion=(distortion[0], distortion[1], distortion[2], distortion[3]),
-        cam_to_world=torch.linalg.inv(torch.from_numpy(image.world_to_cam)).float(),
+        distortion=tuple(distortion),
+        cam_to_world=torch.linalg.inv(torch.from_numpy(image.world_to_cam)),
     )
 
 

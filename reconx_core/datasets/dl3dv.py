@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from reconx_core.datasets.capture import Capture
+from reconx_core.datasets.locate import PictureFinder, with_slashes
 from reconx_core.datasets.nerfstudio import make_photos, read_frames
 from reconx_core.datasets.photos import image_folders, natural_key
+from reconx_core.datasets.poses import make_usable
 from reconx_core.errors import UserError
 
 _HASH = re.compile(r"[0-9a-f]{64}")
@@ -49,18 +51,17 @@ def read(path: Path) -> Capture:
     """
     folder = _folder(path)
     file = folder / "transforms.json"
-    frames = sorted(read_frames(file), key=lambda frame: natural_key(frame["file_path"]))
+    frames = sorted(read_frames(file), key=lambda frame: natural_key(with_slashes(frame["file_path"])))
     available = _available_frames(path, frames)
-    images = Path(available[0]["file_path"]).parent
-    if images.name != "images" and any("fl_x" in frame and not ("w" in frame and "h" in frame) for frame in available):
+    images = Path(next(iter(available.values()))["file_path"]).parent
+    if images.name != "images" and any(map(_lacks_size, available.values())):
         raise UserError(f"{file} does not give the size (w, h) of the full pictures, so those in {images} have no camera.")
     if len(available) < len(frames):
         problem = f"{len(frames) - len(available)} of {len(frames)} pictures of '{path}' are not in {folder / images}"
         warnings.warn(f"{problem}; they are left out.", stacklevel=2)
-    order = {Path(frame["file_path"]).name: i for i, frame in enumerate(frames)}
-    photos = zip(make_photos(available, file), available)
-    numbered = tuple(replace(photo, number=order[Path(frame["file_path"]).name]) for photo, frame in photos)
-    return Capture(path.absolute().name, numbered)
+    photos = make_photos(list(available.values()), file)
+    numbered = tuple(replace(photo, number=number) for photo, number in zip(photos, available))
+    return make_usable(Capture(path.absolute().name, numbered), file)
 
 
 def _folder(path: Path) -> Path:
@@ -70,17 +71,22 @@ def _folder(path: Path) -> Path:
     return path / "nerfstudio" if (path / "nerfstudio" / "transforms.json").is_file() else path
 
 
-def _available_frames(path: Path, frames: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The frames whose picture is in the largest ``images_N`` that has any. Raises UserError if none has."""
-    folder = _folder(path)
-    versions = ([_with_folder(frame, images) for frame in frames] for images in image_folders(folder))
-    available = next(
-        (kept for version in versions if (kept := [f for f in version if (folder / f["file_path"]).is_file()])), []
-    )
+def _lacks_size(frame: dict[str, Any]) -> bool:
+    """Whether a frame has a focal length in pixels of a picture whose size it does not tell."""
+    return not ("w" in frame and "h" in frame) and ("fl_x" in frame or "fl_y" in frame)
+
+
+def _available_frames(path: Path, frames: list[dict[str, Any]]) -> dict[int, dict[str, Any]]:
+    """By their index, the frames whose picture is in the largest ``images_N`` that has any. Raises UserError if none has."""
+    versions = (_in_folder(frames, images) for images in image_folders(_folder(path)))
+    available = next(filter(None, versions), {})
     if not available:
         raise UserError(f"None of the {len(frames)} pictures of '{path}' is in its images or images_N folder; unpack one.")
     return available
 
 
-def _with_folder(frame: dict[str, Any], images: Path) -> dict[str, Any]:
-    return {**frame, "file_path": f"{images.name}/{Path(frame['file_path']).name}"}
+def _in_folder(frames: list[dict[str, Any]], images: Path) -> dict[int, dict[str, Any]]:
+    finder = PictureFinder()
+    found = {i: finder.at(images / Path(with_slashes(frame["file_path"])).name) for i, frame in enumerate(frames)}
+    there = {i: file.name for i, file in found.items() if file and file.is_file()}
+    return {i: {**frames[i], "file_path": f"{images.name}/{name}"} for i, name in there.items()}

@@ -33,6 +33,7 @@ from torch import Tensor
 
 from reconx_core.datasets.capture import Capture, Photo, Split, pinhole
 from reconx_core.datasets.photos import find_photos, relative_names, unique_names
+from reconx_core.datasets.poses import make_usable
 from reconx_core.errors import UserError
 from reconx_core.io.images import ImageError, read_focal, read_image, read_mask, read_size
 
@@ -56,6 +57,10 @@ class _Camera(NamedTuple):
     intrinsics: Float[np.ndarray, "3 3"]
     world_to_cam: Float[np.ndarray, "3 4"]
     size: tuple[int, int] | None  # (height, width) that the intrinsics refer to; None: that of the scan's pictures
+
+
+class _Unknown(ValueError):
+    """A camera with NaN or infinite numbers."""
 
 
 def is_scene(path: Path) -> bool:
@@ -94,13 +99,18 @@ def read(path: Path) -> Capture:
     _warn_of_gaps(path, pictures, cameras.keys())
     size = _first_size(pictures.values())
     masks = _numbered(_mask_files(path), pictures.keys())
-    fitted = {view: _fit_camera(_read_camera(cameras[view], view), size, f"view {view} of '{path}'") for view in pictures}
+    names = dict(zip(pictures, unique_names(pictures.values())))
+    fitted = {
+        view: _fit_camera(camera, size, f"view {view} of '{path}'")
+        for view in pictures
+        if (camera := _read_camera(cameras[view], view))
+    }
+    _warn_of_unknown(path, pictures, fitted)
     photos = tuple(
-        replace(_photo(pictures[view], name, fitted[view], size, masks.get(view)), number=view)
-        for view, name in zip(pictures, unique_names(pictures.values()))
+        replace(_photo(pictures[view], names[view], fitted[view], size, masks.get(view)), number=view) for view in fitted
     )
-    splits = _splits(list(pictures))
-    return Capture(path.absolute().name, photos, splits, next(iter(splits), None))
+    splits = _splits(list(fitted))
+    return make_usable(Capture(path.absolute().name, photos, splits, next(iter(splits), None)), path)
 
 
 def decompose(projection: Float[np.ndarray, "3 4"]) -> tuple[Float[np.ndarray, "3 3"], Float[np.ndarray, "3 4"]]:
@@ -109,7 +119,8 @@ def decompose(projection: Float[np.ndarray, "3 4"]) -> tuple[Float[np.ndarray, "
     Raises:
         ValueError: the matrix is not a camera's.
     """
-    if projection.shape != (3, 4) or not np.isfinite(projection).all() or np.linalg.matrix_rank(projection[:, :3]) < 3:
+    _require_finite(projection)
+    if projection.shape != (3, 4) or np.linalg.matrix_rank(projection[:, :3]) < 3:
         raise ValueError("a projection matrix should hold 3x4 finite numbers and have full rank")
     # A projection matrix is known up to its sign: take the one that is K times a rotation.
     projection = projection * np.sign(np.linalg.det(projection[:, :3]))
@@ -151,17 +162,24 @@ def _camera_files(path: Path) -> dict[int, Path]:
     return _in_folder(source)
 
 
-def _read_camera(file: Path, view: int) -> _Camera:
-    """Raises UserError if the file is damaged."""
+def _read_camera(file: Path, view: int) -> _Camera | None:
+    """None if the camera has numbers that are not finite: it is unknown. Raises UserError if the file is damaged."""
     size = _SIZES.get(file.parent.name)
     try:
         if file.suffix == ".npz":
             return _Camera(*decompose(_load_archive(file)[f"world_mat_{view}"][:3].astype(np.float64)), None)
         if _CALIBRATION.fullmatch(file.name):
-            return _Camera(*decompose(np.loadtxt(file)), size)
-        return _Camera(*_parse_mvsnet(file.read_text(errors="replace")), size)
+            return _Camera(*decompose(np.loadtxt(file, encoding="utf-8-sig")), size)
+        return _Camera(*_parse_mvsnet(file.read_text(encoding="utf-8-sig", errors="replace")), size)
+    except _Unknown:
+        return None
     except (OSError, ValueError, IndexError) as error:
         raise UserError(f"The camera of view {view} in {file} is damaged ({error}); fetch it again.") from None
+
+
+def _require_finite(*matrices: np.ndarray) -> None:
+    if not all(np.isfinite(matrix).all() for matrix in matrices):
+        raise _Unknown("its projection matrix holds numbers that are not finite")
 
 
 def _load_archive(file: Path) -> Mapping[str, np.ndarray]:
@@ -183,6 +201,7 @@ def _parse_mvsnet(text: str) -> tuple[Float[np.ndarray, "3 3"], Float[np.ndarray
     extrinsic, intrinsic = words.index("extrinsic") + 1, words.index("intrinsic") + 1
     world_to_cam = np.array(words[extrinsic : extrinsic + 16], dtype=np.float64).reshape(4, 4)[:3]
     intrinsics = np.array(words[intrinsic : intrinsic + 9], dtype=np.float64).reshape(3, 3)
+    _require_finite(world_to_cam, intrinsics)
     rotation = world_to_cam[:, :3]
     if not np.allclose(rotation @ rotation.T, np.eye(3), atol=1e-3) or np.linalg.det(rotation) < 0:
         raise ValueError("its extrinsic is no rotation and translation")
@@ -247,6 +266,18 @@ def _warn_of_gaps(path: Path, pictures: Mapping[int, Path], views: Set[int]) -> 
         warnings.warn(f"{unknown} pictures of '{path}' have no camera; they are left out.", stacklevel=3)
 
 
+def _warn_of_unknown(path: Path, pictures: Mapping[int, Path], fitted: Mapping[int, _Camera]) -> None:
+    """Warn of cameras that are not finite. Raises UserError if no other is there."""
+    unknown = [view for view in pictures if view not in fitted]
+    if not fitted:
+        raise UserError(f"The cameras of all views of '{path}' hold numbers that are not finite; fetch them again.")
+    if unknown:
+        problem = (
+            f"The cameras of {len(unknown)} of {len(pictures)} views of '{path}', such as view {unknown[0]}, are not finite"
+        )
+        warnings.warn(f"{problem}; these views are left out.", stacklevel=3)
+
+
 def _first_size(pictures: Iterable[Path]) -> tuple[int, int] | None:
     """(height, width) of the first readable picture; all pictures of a scan have one size."""
     for picture in pictures:
@@ -302,7 +333,7 @@ def _photo(file: Path, name: str, camera: _Camera, picture: tuple[int, int] | No
         focal=read_focal(file),
         intrinsics=pinhole(fx, fy, cx, cy),
         size=camera.size,
-        cam_to_world=torch.from_numpy(np.linalg.inv(world_to_cam)).float(),
+        cam_to_world=torch.from_numpy(np.linalg.inv(world_to_cam)),
         load_object_mask=None if mask is None else partial(_read_object_mask, mask, cropped),
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+import math
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +11,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from reconx_core.datasets import colmap
+from reconx_core.datasets.calibrated import calibrated_photo
 from reconx_core.datasets.capture import Capture, Photo, Split, every_eighth, pinhole
 from reconx_core.datasets.photos import find_mask, find_photos, image_folders, unique_names
+from reconx_core.datasets.poses import make_usable
 from reconx_core.errors import UserError
-from reconx_core.io.images import read_focal, read_image, read_mask
 
 
 def is_scene(path: Path) -> bool:
@@ -36,11 +37,9 @@ def read(path: Path) -> Capture:
     _require_complete_model(path)
     poses, heights, widths, focals = _load(path / "poses_bounds.npy")
     files = _find_images(path, len(poses))
-    photos = tuple(
-        _photo(file, name, pose, (round(float(h)), round(float(w))), float(f))
-        for file, name, pose, h, w, f in zip(files, unique_names(files), poses, heights, widths, focals)
-    )
-    return Capture(path.resolve().name, photos, _splits(len(photos)), "every_8th")
+    cameras = zip(files, unique_names(files), poses, heights.tolist(), widths.tolist(), focals.tolist())
+    photos = tuple(_photo(file, name, pose, h, w, f) for file, name, pose, h, w, f in cameras)
+    return make_usable(Capture(path.resolve().name, photos, _splits(len(photos)), "every_8th"), path / "poses_bounds.npy")
 
 
 def check(path: Path) -> None:
@@ -69,10 +68,10 @@ def _load(file: Path) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         array = np.load(file, allow_pickle=False)
     except (OSError, ValueError) as error:
         raise UserError(f"Cannot read {file}: {error}.") from None
-    if array.ndim != 2 or array.shape[1] != 17 or not np.isfinite(array).all():
-        raise UserError(f"{file} should hold n rows of 17 numbers (LLFF), but has shape {array.shape}.")
-    matrices = torch.from_numpy(array[:, :15].reshape(-1, 3, 5)).float()
-    height, width, focal = matrices[:, :, 4].unbind(-1)
+    if array.ndim != 2 or array.shape[1] != 17 or array.dtype.kind not in "fiu" or not np.isfinite(array[:, :15]).any():
+        raise UserError(f"{file} should hold n rows of 17 numbers (LLFF), but has shape {array.shape} of {array.dtype}.")
+    matrices = torch.from_numpy(array[:, :15].astype(np.float64).reshape(-1, 3, 5))
+    height, width, focal = matrices[:, :, 4].float().unbind(-1)
     return opencv_from_llff(matrices[:, :, :4]), height, width, focal
 
 
@@ -85,17 +84,11 @@ def _find_images(path: Path, count: int) -> list[Path]:
     raise UserError(f"'{path}' has {count} poses, but neither images nor any images_N folder has as many photos.")
 
 
-def _photo(file: Path, name: str, pose: Tensor, size: tuple[int, int], focal: float) -> Photo:
-    mask = find_mask(file)
-    return Photo(
-        name,
-        partial(read_image, file, upright=False),
-        None if mask is None else partial(read_mask, mask, upright=False),
-        focal=read_focal(file),
-        intrinsics=pinhole(focal, focal, size[1] / 2, size[0] / 2),
-        size=size,
-        cam_to_world=pose,
-    )
+def _photo(file: Path, name: str, pose: Tensor, height: float, width: float, focal: float) -> Photo:
+    if not all(map(math.isfinite, (height, width, focal))):
+        return calibrated_photo(file, name, find_mask(file), None, None, None)
+    size = (round(height), round(width))
+    return calibrated_photo(file, name, find_mask(file), pinhole(focal, focal, size[1] / 2, size[0] / 2), size, pose)
 
 
 def _splits(count: int) -> dict[str, Split]:

@@ -8,19 +8,25 @@ from __future__ import annotations
 
 import json
 import math
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from reconx_core.datasets.capture import Capture, Photo, Split, opencv_from_opengl, pinhole
+from reconx_core.datasets.calibrated import calibrated_photo, upright_size
+from reconx_core.datasets.capture import DISTORTION, Capture, Photo, Split, opencv_from_opengl, pinhole
+from reconx_core.datasets.locate import PictureFinder, find_pictures, with_slashes
 from reconx_core.datasets.photos import files_within, find_mask, natural_key, unique_names
+from reconx_core.datasets.poses import make_usable
 from reconx_core.errors import UserError
-from reconx_core.io.images import SUFFIXES, ImageError, read_focal, read_image, read_mask, read_size
+from reconx_core.io.images import ImageError, read_size
 
-_UNSUPPORTED = ("k3", "k4", "k5", "k6")
-_PINHOLE_MODELS = ("OPENCV", "PINHOLE", "SIMPLE_PINHOLE", "SIMPLE_RADIAL", "RADIAL")
+# nerfstudio's k4 is a polynomial's, OpenCV's a quotient's: only where the model is named is it known which one is meant.
+_QUOTIENT = ("k4", "k5", "k6")
+_QUOTIENT_MODEL = "FULL_OPENCV"
+_NEGLIGIBLE = 1e-6  # moves nothing by a hundredth of a pixel
+_FOCALS = ("fl_x", "fl_y", "camera_angle_x", "camera_angle_y", "x_fov", "y_fov")
+_PINHOLE_MODELS = ("OPENCV", "PINHOLE", "SIMPLE_PINHOLE", "SIMPLE_RADIAL", "RADIAL", _QUOTIENT_MODEL)
 
 
 def is_scene(path: Path) -> bool:
@@ -37,10 +43,10 @@ def read(path: Path) -> Capture:
     file = _file(path)
     frames = read_frames(file)
     # Files list frames in any order. The names give capture order, which the video stage needs to pair neighbouring views.
-    order = sorted(range(len(frames)), key=lambda i: natural_key(frames[i]["file_path"]))
+    order = sorted(range(len(frames)), key=lambda i: natural_key(with_slashes(frames[i]["file_path"])))
     photos = make_photos([frames[i] for i in order], file)
     splits = _splits(file.with_name("split.json"), order) | _file_splits([frames[i] for i in order])
-    return Capture(file.parent.resolve().name, photos, splits, _default(splits))
+    return make_usable(Capture(file.parent.resolve().name, photos, splits, _default(splits)), file)
 
 
 def check(path: Path) -> None:
@@ -51,7 +57,9 @@ def check(path: Path) -> None:
 def require_pictures(file: Path) -> None:
     """Raises UserError if ``file`` is malformed or none of the pictures that it lists is there."""
     frames = read_frames(file)
-    if not any(_find(file.parent, frame["file_path"]).is_file() for frame in frames):
+    finder = PictureFinder()
+    found = (finder.find(file.parent, frame["file_path"], file.parent / "images") for frame in frames)
+    if not any(picture and picture.is_file() for picture in found):
         raise UserError(f"None of the {len(frames)} pictures that {file} lists is there; fetch them, too.")
 
 
@@ -64,21 +72,31 @@ def read_frames(file: Path) -> list[dict[str, Any]]:
     """The file's frames, each with the top-level entries as defaults. Raises UserError if there are none."""
     meta = read_json(file)
     frames = meta.pop("frames", None) if isinstance(meta, dict) else None
-    if not frames or any("file_path" not in frame for frame in frames):
+    if not frames or not isinstance(frames, list) or not all(map(_is_frame, frames)):
         raise UserError(f"{file} lists no frames with a 'file_path'; is it a nerfstudio transforms.json?")
     return [{**meta, **frame} for frame in frames]
 
 
+def _is_frame(frame: Any) -> bool:
+    return isinstance(frame, dict) and isinstance(frame.get("file_path"), str)
+
+
 def make_photos(frames: list[dict[str, Any]], file: Path) -> tuple[Photo, ...]:
-    """Photos of frames whose paths are relative to ``file``; raises UserError for cameras that are not supported."""
-    paths = [_find(file.parent, frame["file_path"]) for frame in frames]
-    return tuple(_photo(frame, path, name, file) for frame, path, name in zip(frames, paths, unique_names(paths)))
+    """Photos of frames whose paths are relative to ``file``, with poses for :func:`make_usable`.
+
+    Raises:
+        UserError: a camera is not supported.
+    """
+    finder = PictureFinder()
+    paths = find_pictures(finder, file.parent, [frame["file_path"] for frame in frames])
+    masks = [_mask(frame, path, file.parent, finder) for frame, path in zip(frames, paths)]
+    return tuple(_photo(*about, file) for about in zip(frames, paths, unique_names(paths), masks))
 
 
 def read_json(file: Path) -> Any:
-    """Parsed JSON. Raises UserError with the file's name if it is missing or malformed."""
+    """Parsed JSON in UTF-8, 16 or 32. Raises UserError with the file's name if it is missing or malformed."""
     try:
-        return json.loads(file.read_text())
+        return json.loads(file.read_bytes())  # bytes, because json then heeds a byte-order mark, as Windows writes one
     except (OSError, ValueError) as error:
         raise UserError(f"Cannot read {file}: {error}.") from None
 
@@ -87,27 +105,25 @@ def _file(path: Path) -> Path:
     return path / "transforms.json" if path.is_dir() else path
 
 
-def _find(folder: Path, file_path: str) -> Path:
-    path = folder / file_path
-    if path.suffix.lower() in SUFFIXES:
-        return path
-    found = (path.with_name(path.name + suffix) for suffix in (".png", ".jpg", ".jpeg", ".JPG", ".PNG", ".heic"))
-    return next((p for p in found if p.is_file()), path)
+def _mask(frame: dict[str, Any], picture: Path, folder: Path, finder: PictureFinder) -> Path | None:
+    """The mask that the frame names, found or not, or the one that lies with its picture."""
+    name = frame.get("mask_path")
+    if not name:
+        return find_mask(picture)
+    return finder.find(folder, name, folder / "images") or folder / with_slashes(name)
 
 
-def _photo(frame: dict[str, Any], path: Path, name: str, file: Path) -> Photo:
+def _photo(frame: dict[str, Any], path: Path, name: str, mask: Path | None, file: Path) -> Photo:
     _check_model(frame, file)
-    mask = file.parent / frame["mask_path"] if "mask_path" in frame else find_mask(path)
     pose = frame.get("transform_matrix")
-    intrinsics, size = _intrinsics(frame, path)
-    return Photo(
+    intrinsics, size = _intrinsics(frame, path, file)
+    return calibrated_photo(
+        path,
         name,
-        partial(read_image, path, upright=False),
-        None if mask is None else partial(read_mask, mask, upright=False),
-        focal=read_focal(path),
+        mask,
         intrinsics=intrinsics,
         size=size,
-        distortion=tuple(float(frame.get(key, 0.0)) for key in ("k1", "k2", "p1", "p2")),  # type: ignore[arg-type]
+        distortion=_distortion(frame, file),
         cam_to_world=None if pose is None else opencv_from_opengl(_matrix(pose, file)),
     )
 
@@ -118,38 +134,79 @@ def _check_model(frame: dict[str, Any], file: Path) -> None:
         raise UserError(
             f"{file} has a fisheye or other camera model ({model}); undistort the images to PINHOLE or OPENCV first."
         )
-    extra = [key for key in _UNSUPPORTED if frame.get(key)]
-    if extra:
+    used = [key for key in _QUOTIENT if abs(_number(frame, key, file) or 0.0) > _NEGLIGIBLE]
+    if used and model != _QUOTIENT_MODEL:
         raise UserError(
-            f"{file} uses the distortion {', '.join(extra)}; only k1 k2 p1 p2 are supported: undistort the images first."
+            f"{file} uses the distortion {', '.join(used)}; only k1 k2 k3 p1 p2 are supported: undistort the images first."
         )
 
 
-def _intrinsics(frame: dict[str, Any], path: Path) -> tuple[torch.Tensor | None, tuple[int, int] | None]:
-    has_angle = "camera_angle_x" in frame
-    if "fl_x" not in frame and not has_angle:
+def _distortion(frame: dict[str, Any], file: Path) -> tuple[float, ...]:
+    """OpenCV's coefficients: four, and more only where they are used."""
+    values = tuple(_number(frame, key, file) or 0.0 for key in DISTORTION)
+    if frame.get("camera_model") == _QUOTIENT_MODEL and any(values[5:]):
+        return values
+    return values[:5] if values[4] else values[:4]
+
+
+def _intrinsics(frame: dict[str, Any], path: Path, file: Path) -> tuple[torch.Tensor | None, tuple[int, int] | None]:
+    """From a focal length or an angle of view, of either axis; the other axis is taken to have the same focal length.
+
+    None where neither is given, or a number is not finite: a program that failed on a frame leaves such.
+    """
+    known = (_number(frame, key, file) for key in (*_FOCALS, "cx", "cy", "w", "h", *DISTORTION))
+    if not all(value is None or math.isfinite(value) for value in known):
         return None, None
-    if "w" in frame and "h" in frame:
-        width, height = float(frame["w"]), float(frame["h"])
-    else:
-        try:
-            height, width = read_size(path)
-        except ImageError:  # reported by name when the photo itself is loaded
-            return None, None
-    fx = float(frame["fl_x"]) if "fl_x" in frame else 0.5 * width / math.tan(0.5 * float(frame["camera_angle_x"]))
-    fy = float(frame.get("fl_y", fx))
-    matrix = pinhole(fx, fy, float(frame.get("cx", width / 2)), float(frame.get("cy", height / 2)))
+    if not any(_number(frame, key, file) for key in _FOCALS):
+        return None, None
+    size = _calibrated_size(frame, path, file)
+    if size is None:
+        return None, None
+    height, width = size
+    fx, fy = _focal(frame, "x", width, file), _focal(frame, "y", height, file)
+    cx, cy = _number(frame, "cx", file), _number(frame, "cy", file)
+    focals = fx or fy or math.nan, fy or fx or math.nan
+    matrix = pinhole(*focals, width / 2 if cx is None else cx, height / 2 if cy is None else cy)
     return matrix, (round(height), round(width))
 
 
-def _matrix(rows: Any, file: Path) -> torch.Tensor:
+def _focal(frame: dict[str, Any], axis: str, length: float, file: Path) -> float | None:
+    """The focal length in pixels along an axis; ``x_fov`` is instant-ngp's, in degrees."""
+    degrees = _number(frame, f"{axis}_fov", file)
+    angle = _number(frame, f"camera_angle_{axis}", file) or (degrees and math.radians(degrees))
+    return _number(frame, f"fl_{axis}", file) or (0.5 * length / math.tan(0.5 * angle) if angle else None)
+
+
+def _calibrated_size(frame: dict[str, Any], path: Path, file: Path) -> tuple[float, float] | None:
+    """(height, width) that the camera is for: as stated, or the picture's; None if that cannot be read."""
+    width, height = _number(frame, "w", file), _number(frame, "h", file)
+    if width and height:
+        return height, width
     try:
-        matrix = torch.tensor(rows, dtype=torch.float32)
+        return upright_size(path, _number(frame, "cx", file), _number(frame, "cy", file)) or read_size(path)
+    except ImageError:  # reported by name when the photo itself is loaded
+        return None
+
+
+def _number(frame: dict[str, Any], key: str, file: Path) -> float | None:
+    """An entry of a frame; None where it is missing or null. Raises UserError if it is no number."""
+    value = frame.get(key)
+    try:
+        return None if value is None else float(value)
+    except (TypeError, ValueError):
+        raise UserError(f"{file} has {key} = {value!r}, which is no number.") from None
+
+
+def _matrix(rows: Any, file: Path) -> torch.Tensor:
+    """In float64; null, which JavaScript writes for NaN and infinity, counts as NaN."""
+    try:
+        numbers = [[math.nan if value is None else value for value in row] for row in rows]
+        matrix = torch.tensor(numbers, dtype=torch.float64)
     except (TypeError, ValueError):
         matrix = torch.zeros(0)
     if matrix.shape == (3, 4):
-        matrix = torch.cat([matrix, torch.tensor([[0.0, 0.0, 0.0, 1.0]])])
-    if matrix.shape != (4, 4) or not matrix.isfinite().all():
+        matrix = torch.cat([matrix, matrix.new_tensor([[0.0, 0.0, 0.0, 1.0]])])
+    if matrix.shape != (4, 4):
         raise UserError(f"{file} has a transform_matrix that is not 4x4 numbers.")
     return matrix
 
@@ -186,7 +243,8 @@ def _file_splits(frames: list[dict[str, Any]]) -> dict[str, Split]:
         return {}
     held_out = listed.get("test_filenames") or listed.get("val_filenames") or []
     parts = [
-        tuple(i for i, f in enumerate(frames) if f["file_path"] in names) for names in (listed["train_filenames"], held_out)
+        tuple(i for i, f in enumerate(frames) if with_slashes(f["file_path"]) in set(map(with_slashes, names)))
+        for names in (listed["train_filenames"], held_out)
     ]
     return {"filenames": Split(*parts)}
 

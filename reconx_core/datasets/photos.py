@@ -9,7 +9,6 @@ import os
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -85,32 +84,6 @@ def describe_unread(path: Path) -> str:
     return " ".join(sentences)
 
 
-@dataclass
-class PictureFinder:
-    """Finds the pictures that a file lists by names of another machine or after a conversion; remembers folders' contents."""
-
-    listings: dict[Path, dict[tuple[str, str], list[Path]]] = field(default_factory=dict)
-
-    def find(self, folder: Path, name: str) -> Path | None:
-        """The picture ``name`` of a folder.
-
-        Backslashes may separate folders, folders that are not there are left out, and capitals and the suffix may differ, where
-        that leaves one picture only. A link to nothing is found.
-        """
-        plain = folder / name
-        if os.path.lexists(plain):
-            return plain
-        relative = Path(name.replace("\\", "/"))
-        places = dict.fromkeys((folder / relative.parent, folder))
-        return next((found for place in places if (found := self._named_like(place, relative))), None)
-
-    def _named_like(self, folder: Path, wanted: Path) -> Path | None:
-        if folder not in self.listings:
-            self.listings[folder] = _by_likeness(folder)
-        alike = (self.listings[folder].get(key, []) for key in _likenesses(wanted))
-        return next((found[0] for found in alike if len(found) == 1), None)
-
-
 def unique_names(paths: Iterable[Path]) -> list[str]:
     """Stems as they are shown, with a running number where they do not differ."""
     return unique_shown(path.stem for path in paths)
@@ -167,19 +140,6 @@ def _named_as_photos(folder: Path) -> list[Path]:
 def _places(path: Path) -> list[Path]:
     """The folder itself and those in it where photos usually are."""
     return [path, *(place for name in _PLACES if (place := path / name).is_dir())]
-
-
-def _by_likeness(folder: Path) -> dict[tuple[str, str], list[Path]]:
-    listing: dict[tuple[str, str], list[Path]] = {}
-    for picture in filter(is_image, folder.iterdir() if folder.is_dir() else ()):
-        for key in _likenesses(picture):
-            listing.setdefault(key, []).append(picture)
-    return listing
-
-
-def _likenesses(picture: Path) -> tuple[tuple[str, str], ...]:
-    """What two names may have in common, most first."""
-    return ("name", picture.name), ("capitals", picture.name.lower()), ("stem", picture.stem.lower())
 
 
 def _folder_of_photos(path: Path) -> Path:

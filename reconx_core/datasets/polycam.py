@@ -5,13 +5,16 @@ A file per picture holds ARKit's camera to world (OpenGL axes, y up) as ``t_00``
 
 from __future__ import annotations
 
+import math
 import warnings
 from pathlib import Path
 from typing import Any
 
 from reconx_core.datasets.capture import Capture
+from reconx_core.datasets.locate import PictureFinder
 from reconx_core.datasets.nerfstudio import make_photos, read_json
-from reconx_core.datasets.photos import PictureFinder, find_photos, natural_key
+from reconx_core.datasets.photos import find_photos, natural_key
+from reconx_core.datasets.poses import make_usable
 from reconx_core.errors import UserError
 
 _INTRINSICS = {"fl_x": "fx", "fl_y": "fy", "cx": "cx", "cy": "cy", "w": "width", "h": "height"}
@@ -38,7 +41,7 @@ def read(path: Path) -> Capture:
     _tell_choice(path, cameras, images)
     _tell_missing(path, "pictures", "cameras", len(find_photos(images)) - len(frames))
     _tell_missing(path, "cameras", "pictures", len(_camera_files(cameras)) - len(frames))
-    return Capture(path.resolve().name, make_photos(frames, cameras))
+    return make_usable(Capture(path.resolve().name, make_photos(frames, cameras)), cameras)
 
 
 def _tell_choice(path: Path, cameras: Path, images: Path) -> None:
@@ -83,8 +86,13 @@ def _read_frames(cameras: Path, images: Path) -> list[dict[str, Any]]:
 def _frame(file: Path, picture: str) -> dict[str, Any]:
     camera = read_json(file)
     try:
-        pose = [[float(camera[f"t_{row}{column}"]) for column in range(4)] for row in range(3)]
+        pose = [[_number_or_nan(camera[f"t_{row}{column}"]) for column in range(4)] for row in range(3)]
         intrinsics = {key: float(camera[theirs]) for key, theirs in _INTRINSICS.items()}
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{file} is no camera of Polycam's: it lacks the number {error}.") from None
     return {"file_path": picture, "transform_matrix": [*pose, [0.0, 0.0, 0.0, 1.0]], **intrinsics}
+
+
+def _number_or_nan(value: Any) -> float:
+    """Null, which JavaScript writes for NaN and infinity, counts as NaN."""
+    return math.nan if value is None else float(value)

@@ -26,6 +26,7 @@ from torch import Tensor
 from reconx_core.datasets.capture import Capture, Photo, Split, pinhole
 from reconx_core.datasets.nerfstudio import read_json
 from reconx_core.datasets.photos import find_photos
+from reconx_core.datasets.poses import make_usable
 from reconx_core.errors import UserError
 from reconx_core.geometry.transforms import rigid
 from reconx_core.io.images import ImageError, is_image, read_image, read_size
@@ -109,7 +110,7 @@ def read(path: Path) -> Capture:
     photos = tuple(_read_chunk(path) if camera_file is None else _read_frames(path, camera_file))
     if not photos:
         raise UserError(f"The scene '{path}' has no frames; fetch its pictures or choose another scene.")
-    return Capture(path.absolute().name, photos)
+    return make_usable(Capture(path.absolute().name, photos), camera_file or path)
 
 
 def read_index(file: Path) -> dict[str, Split]:
@@ -252,7 +253,7 @@ def _lists_cameras(file: Path) -> bool:
     """Whether a text file is a camera file (a URL, then a camera per line) and not, say, notes beside photos."""
     if not file.is_file():
         return False
-    with file.open(errors="replace") as lines:
+    with file.open(encoding="utf-8-sig", errors="replace") as lines:
         return lines.readline().startswith("http") and len(lines.readline().split()) == 19
 
 
@@ -273,7 +274,8 @@ def _read_frames(folder: Path, file: Path) -> Iterator[Photo]:
 
 def _read_cameras(file: Path) -> tuple[list[int], Float[Tensor, "n 18"]]:
     """Timestamps (microseconds) and cameras."""
-    rows = [line.split() for line in file.read_text(errors="replace").splitlines()[1:] if line.strip()]
+    lines = file.read_text(encoding="utf-8-sig", errors="replace").splitlines()
+    rows = [line.split() for line in lines[1:] if line.strip()]
     try:
         return [int(row[0]) for row in rows], torch.tensor([list(map(float, row[1:])) for row in rows], dtype=torch.float64)
     except ValueError:
@@ -296,17 +298,21 @@ def _photos(
     _check_cameras(cameras, label)
     world_to_cam = cameras[:, 6:].double().reshape(-1, 3, 4)
     rotation = world_to_cam[:, :, :3].transpose(1, 2)
-    poses = rigid(rotation, -(rotation @ world_to_cam[:, :, 3:])[..., 0]).float()
-    for name, load, camera, pose in zip(names, loads, cameras.tolist(), poses):
-        yield Photo(name, load, intrinsics=_intrinsics(camera, size), size=size, cam_to_world=pose)
+    poses = rigid(rotation, -(rotation @ world_to_cam[:, :, 3:])[..., 0])
+    known = cameras.isfinite().all(1).tolist()
+    for name, load, camera, pose, is_known in zip(names, loads, cameras.tolist(), poses, known):
+        intrinsics = _intrinsics(camera, size) if is_known else None
+        yield Photo(name, load, intrinsics=intrinsics, size=size, cam_to_world=pose if is_known else None)
 
 
 def _check_cameras(cameras: Float[Tensor, "n 18"], label: str) -> None:
-    if cameras.ndim != 2 or cameras.shape[1] != 18 or not cameras.isfinite().all():
+    """Raises UserError unless these are cameras; some may be unknown, with numbers that are not finite."""
+    if cameras.ndim != 2 or cameras.shape[1] != 18 or (len(cameras) and not cameras.isfinite().all(1).any()):
         raise UserError(f"The cameras of {label} should be 18 finite numbers each, but have shape {tuple(cameras.shape)}.")
     rotation = cameras[:, 6:].double().reshape(-1, 3, 4)[:, :, :3]
     error = (rotation @ rotation.transpose(1, 2) - torch.eye(3, dtype=torch.float64)).abs().amax((1, 2))
     wrong = (error > 1e-2) | (torch.linalg.det(rotation) < 0) | (cameras[:, :2] <= 0).any(1)
+    wrong &= cameras.isfinite().all(1)
     if wrong.any():
         raise UserError(f"Camera {int(wrong.nonzero()[0])} of {label} has no rotation or no focal length; leave the scene out.")
 

@@ -8,6 +8,7 @@ from reconx_core.export.ply import (
     gaussians_to_ply,
     points_from_ply,
     points_to_ply,
+    read_origin,
     read_ply,
     write_ply,
 )
@@ -21,6 +22,7 @@ __all__ = [
     "gaussians_to_splat",
     "points_from_ply",
     "points_to_ply",
+    "read_origin",
     "read_ply",
     "read_splat",
     "to_reconstruction",

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from PIL import ExifTags, Image
 
-from reconx_core.datasets.capture import Capture, Photo
+from reconx_core.datasets.capture import DISTORTION, Capture, Photo
 from reconx_core.export.nerfstudio import frame
 from reconx_core.io.files import write_atomic, write_json
 from reconx_core.io.images import encode
@@ -25,10 +25,14 @@ def write_photos(capture: Capture, folder: Path, format: Literal["JPEG", "PNG"] 
         options: dict[str, Any] = {} if format == "PNG" else {"quality": 95, "exif": _exif(photo, image.shape[1])}
         write_atomic(path, encode(image, format, **options))
     if cameras:
-        write_json(folder / "transforms.json", {"camera_model": "OPENCV", "frames": _frames(capture, paths)})
+        write_json(folder / "transforms.json", {"camera_model": _camera_model(capture), "frames": _frames(capture, paths)})
         splits = {name: {"train": list(s.inputs), "test": list(s.targets)} for name, s in capture.splits.items()}
         write_json(folder / "split.json", splits)
     return paths
+
+
+def _camera_model(capture: Capture) -> str:
+    return "FULL_OPENCV" if any(len(photo.distortion) > 5 for photo in capture.photos) else "OPENCV"
 
 
 def _frames(capture: Capture, paths: list[Path]) -> list[dict[str, Any]]:
@@ -37,7 +41,7 @@ def _frames(capture: Capture, paths: list[Path]) -> list[dict[str, Any]]:
         if photo.intrinsics is None or photo.cam_to_world is None or photo.size is None:
             raise ValueError(f"Photo.intrinsics, cam_to_world and size: expected of {photo.name}, got None")
         calibrated = frame(f"images/{path.name}", photo.intrinsics, photo.cam_to_world, photo.size)
-        frames.append(calibrated | dict(zip(("k1", "k2", "p1", "p2"), photo.distortion)))
+        frames.append(calibrated | dict(zip(DISTORTION, photo.distortion)))
     return frames
 
 

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from reconx_core.datasets.capture import opencv_from_opengl
+from reconx_core.export.origin import NO_ORIGIN, Origin, in_given_frame
 from reconx_core.types import Cameras
 
 
@@ -21,8 +22,16 @@ def frame(
     return {"file_path": file_path, **calibration, "transform_matrix": opencv_from_opengl(cam_to_world).tolist()}
 
 
-def cameras_to_transforms(cameras: Cameras, file_paths: Sequence[str], points: str | None = None) -> dict[str, Any]:
-    """The content of ``transforms.json``; ``points`` is the path of a PLY, relative to it."""
+def cameras_to_transforms(
+    cameras: Cameras, file_paths: Sequence[str], points: str | None = None, origin: Origin = NO_ORIGIN
+) -> dict[str, Any]:
+    """The content of ``transforms.json``; ``points`` is the path of a PLY, relative to it.
+
+    ``origin``: where the cameras' zero lies in the frame that is written. It is noted as ``scene_origin`` if it is not zero.
+    """
     size = (cameras.height, cameras.width)
-    frames = [frame(f, k, c, size) for f, k, c in zip(file_paths, cameras.intrinsics, cameras.cam_to_world, strict=True)]
-    return {"camera_model": "OPENCV"} | ({} if points is None else {"ply_file_path": points}) | {"frames": frames}
+    poses = in_given_frame(cameras.cam_to_world, origin)
+    frames = [frame(f, k, c, size) for f, k, c in zip(file_paths, cameras.intrinsics, poses, strict=True)]
+    about = {} if points is None else {"ply_file_path": points}
+    noted = {"scene_origin": list(origin)} if any(origin) else {}
+    return {"camera_model": "OPENCV"} | about | noted | {"frames": frames}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -13,15 +14,20 @@ from torch import Tensor
 
 from reconx_core.errors import UserError
 from reconx_core.export.finite import finite_gaussians, finite_points
+from reconx_core.export.origin import NO_ORIGIN, Origin
 from reconx_core.io.files import write_atomic
 from reconx_core.io.images import to_uint8
 from reconx_core.types import Gaussians, PointCloud
 
+_ORIGIN = "reconx_origin"
 
-def gaussians_to_ply(gaussians: Gaussians) -> bytes:
+
+def gaussians_to_ply(gaussians: Gaussians, origin: Origin = NO_ORIGIN) -> bytes:
     """All parameters unchanged: means, log scales, logit opacities, wxyz quaternions; lossless.
 
-    ``f_rest`` is channel-major: all higher coefficients of red, then of green, then of blue.
+    ``f_rest`` is channel-major: all higher coefficients of red, then of green, then of blue. ``origin``: where the Gaussians'
+    zero lies in their dataset's frame. It is only noted, in a comment: viewers compute in single precision, which would tear
+    a scene in coordinates as large as that.
     """
     n = len(gaussians)
     columns = {f"f_dc_{i}": gaussians.sh[:, 0, i] for i in range(3)}
@@ -31,7 +37,7 @@ def gaussians_to_ply(gaussians: Gaussians) -> bytes:
     columns |= {f"rot_{i}": gaussians.quats[:, i] for i in range(4)}
     normals = {name: torch.zeros(n) for name in ("nx", "ny", "nz")}
     position = {name: gaussians.means[:, i] for i, name in enumerate("xyz")}
-    return _to_bytes({name: c.detach().cpu().numpy() for name, c in (position | normals | columns).items()})
+    return _to_bytes({name: c.detach().cpu().numpy() for name, c in (position | normals | columns).items()}, origin)
 
 
 def gaussians_from_ply(data: bytes) -> Gaussians:
@@ -51,10 +57,12 @@ def gaussians_from_ply(data: bytes) -> Gaussians:
     )
 
 
-def points_to_ply(cloud: PointCloud) -> bytes:
-    """Points with 8-bit colours and their confidence."""
+def points_to_ply(cloud: PointCloud, origin: Origin = NO_ORIGIN) -> bytes:
+    """Points with 8-bit colours and their confidence; with an ``origin`` they are moved by it, in double precision."""
     rgb = to_uint8(cloud.rgb)
-    columns = {name: cloud.xyz[:, i].cpu().numpy() for i, name in enumerate("xyz")}
+    xyz = cloud.xyz.cpu().numpy()
+    xyz = xyz + np.array(origin) if any(origin) else xyz
+    columns = {name: xyz[:, i] for i, name in enumerate("xyz")}
     columns |= {name: rgb[:, i] for i, name in enumerate(("red", "green", "blue"))}
     return _to_bytes(columns | {"confidence": cloud.confidence.cpu().numpy()})
 
@@ -67,15 +75,16 @@ def points_from_ply(data: bytes) -> PointCloud:
     return PointCloud(xyz, rgb, _columns(vertex, ["confidence"])[:, 0] if known else torch.ones(len(xyz)))
 
 
-def write_ply(path: Path, scene: Gaussians | PointCloud) -> None:
+def write_ply(path: Path, scene: Gaussians | PointCloud, origin: Origin = NO_ORIGIN) -> None:
     """Write Gaussians or points atomically, without those that no viewer can show (:mod:`reconx_core.export.finite`).
 
-    Raises OSError if the file cannot be written.
+    ``origin`` as in the functions above. Raises OSError if the file cannot be written.
     """
+    label = f"the scene for {path}"
     if isinstance(scene, Gaussians):
-        write_atomic(path, gaussians_to_ply(finite_gaussians(scene, f"the scene for {path}")))
+        write_atomic(path, gaussians_to_ply(finite_gaussians(scene, label), origin))
     else:
-        write_atomic(path, points_to_ply(finite_points(scene, f"the scene for {path}")))
+        write_atomic(path, points_to_ply(finite_points(scene, label), origin))
 
 
 def read_ply(path: Path) -> Gaussians:
@@ -89,13 +98,22 @@ def read_ply(path: Path) -> Gaussians:
     return finite_gaussians(gaussians, str(path))
 
 
-def _to_bytes(columns: dict[str, np.ndarray]) -> bytes:
+def read_origin(path: Path) -> Origin:
+    """Where the zero of a PLY's Gaussians lies in their dataset's frame, as :func:`write_ply` notes it."""
+    with path.open("rb") as file:
+        lines = list(itertools.takewhile(lambda line: line.strip() != b"end_header", itertools.islice(file, 500)))
+    noted = [line.decode(errors="replace").split()[2:] for line in lines if line.startswith(f"comment {_ORIGIN} ".encode())]
+    return (float(noted[0][0]), float(noted[0][1]), float(noted[0][2])) if noted else NO_ORIGIN
+
+
+def _to_bytes(columns: dict[str, np.ndarray], origin: Origin = NO_ORIGIN) -> bytes:
     length = len(next(iter(columns.values())))
     table = np.empty(length, dtype=[(name, column.dtype.newbyteorder("<")) for name, column in columns.items()])
     for name, column in columns.items():
         table[name] = column
     buffer = io.BytesIO()
-    PlyData([PlyElement.describe(table, "vertex")], byte_order="<").write(buffer)
+    comments = [f"{_ORIGIN} {' '.join(map(repr, origin))}"] if any(origin) else []
+    PlyData([PlyElement.describe(table, "vertex")], byte_order="<", comments=comments).write(buffer)
     return buffer.getvalue()
 
 

@@ -100,6 +100,15 @@ def read_focal(path: Path) -> float:
         return math.nan
 
 
+def read_turn(path: Path) -> Image.Transpose | None:
+    """How the stored picture must be turned to be upright; None for not at all, or where the file or its EXIF is damaged."""
+    try:
+        with _opened(path) as picture:
+            return turn_of(picture)
+    except Exception:  # reported when the picture itself is loaded
+        return None
+
+
 def require_pinhole(path: Path) -> None:
     """Raises ImageError if the file says that the picture is a panorama or of a fisheye lens."""
     with _errors_of(path), _opened(path) as picture:

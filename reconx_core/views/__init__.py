@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from reconx_core.datasets import Capture, Photo, Split, read, scene_names
+from reconx_core.datasets import Capture, Photo, Split, fits, read, scene_names
 from reconx_core.errors import UserError
 from reconx_core.geometry.transforms import size_for
 from reconx_core.io.images import ImageError, resize, resize_mask
@@ -21,6 +21,7 @@ from reconx_core.settings import ViewsSettings
 from reconx_core.types import CameraProtocol, Cameras, Views
 from reconx_core.views.copies import without_copies
 from reconx_core.views.projection import describe_projection
+from reconx_core.views.protocol import leave_out_uncalibrated, leave_out_unposed, resolve_protocol
 from reconx_core.views.splits import is_rule, split_by_rule
 from reconx_core.views.undistort import undistort
 
@@ -43,8 +44,10 @@ class _View:
 def load_views(source: str | Path, settings: ViewsSettings) -> Views:
     """The scene at ``source`` in any known format.
 
-    Inputs come first, in capture order, then the targets. Photos that cannot be read, panoramas, and copies of another input
-    are left out with a warning. Photos of several sizes are centred on a common canvas, masked out beyond their borders.
+    Inputs come first, in capture order, then the targets. Photos that cannot be read, panoramas, copies of another input, and
+    photos without a camera where most have one are left out with a warning. Photos of several sizes are centred on a common
+    canvas, masked out beyond their borders. Cameras are relative to the capture's origin, which is (0, 0, 0) unless they lie
+    too far away for float32.
 
     Raises:
         UserError: nothing readable there, fewer than two different usable input photos, no such split, or a protocol that needs
@@ -57,13 +60,16 @@ def views_of(capture: Capture, settings: ViewsSettings) -> Views:
     """As :func:`load_views`, of a scene whose dataset has been read already."""
     inputs, targets = select_photos(capture, settings)
     loaded, problems = _load_all(capture.photos, (*inputs, *targets), settings)
-    usable, targets = [i for i in inputs if i in loaded], [i for i in targets if i in loaded]
+    uncalibrated = leave_out_uncalibrated(capture.photos, list(loaded), settings.protocol)
+    usable, targets = ([i for i in part if i in loaded and i not in uncalibrated] for part in (inputs, targets))
     inputs = without_copies(capture.name, capture.photos, usable, {i: loaded[i].pixels for i in usable})
     if len(inputs) < 2:
         count = f"'{capture.name}' has {len(inputs)} usable input photo(s); at least two photos of the same place are needed."
         raise UserError(" ".join([count, *problems[:1]]))
     order = [*inputs, *targets]
     protocol = resolve_protocol([capture.photos[i] for i in order], settings.protocol)
+    if protocol == "posed" and any(capture.origin):
+        _tell_origin(capture)
     is_target = torch.tensor([False] * len(inputs) + [True] * len(targets))
     chosen = [loaded[i] for i in inputs] + [_restrict_to_object(loaded[i], settings.mask) for i in targets]
     return _assemble(chosen, tuple(capture.photos[i].name for i in order), is_target, protocol)
@@ -84,8 +90,17 @@ def select_photos(capture: Capture, settings: ViewsSettings) -> tuple[list[int],
     # Published splits may list a view as input and as target (575 of RealEstate10K's 6,474 do); they are used as listed.
     if not name.startswith("views:") and (leaked := set(inputs) & set(targets)):
         raise UserError(f"'{capture.name}': split '{name}' has photo {min(leaked)} among its inputs and its targets.")
+    unposed = leave_out_unposed(capture.photos, [*inputs, *targets], settings.protocol)
+    inputs, targets = (tuple(i for i in part if i not in unposed) for part in (inputs, targets))
     kept = thin([capture.photos[i].sharpness for i in inputs], settings.max_inputs)
     return [inputs[k] for k in kept], list(targets)
+
+
+def _tell_origin(capture: Capture) -> None:
+    """Warn of cameras that are not used in the dataset's own frame."""
+    point = ", ".join(f"{value:.12g}" for value in capture.origin)
+    problem = f"The cameras of '{capture.name}' lie too far from zero for single precision, so ({point}) is subtracted"
+    warnings.warn(f"{problem}: scene.ply is relative to that point, cameras/ is in the given frame.", stacklevel=1)
 
 
 def _numbers(capture: Capture) -> list[int]:
@@ -120,19 +135,6 @@ def thin(sharpness: Sequence[float], most: int) -> list[int]:
         return [round(k * (count - 1) / (most - 1)) for k in range(most)]
     windows = [range(k * count // most, (k + 1) * count // most) for k in range(most)]
     return [max(window, key=lambda i: sharpness[i]) for window in windows]
-
-
-def resolve_protocol(photos: Sequence[Photo], wanted: str) -> CameraProtocol:
-    """Which part of the cameras may be used: what every photo has, or less if the user restricts it."""
-    intrinsics = all(p.intrinsics is not None for p in photos)
-    posed = intrinsics and all(p.cam_to_world is not None for p in photos)
-    available: CameraProtocol = "posed" if posed else "intrinsics" if intrinsics else "unposed"
-    ranks: tuple[CameraProtocol, ...] = ("unposed", "intrinsics", "posed")
-    if wanted == "auto":
-        return available
-    if ranks.index(wanted) > ranks.index(available):  # type: ignore[arg-type]
-        raise UserError(f"views.protocol={wanted} needs cameras that this dataset does not give; it allows '{available}'.")
-    return wanted  # type: ignore[return-value]
 
 
 def _load_all(photos: Sequence[Photo], indices: Sequence[int], settings: ViewsSettings) -> tuple[dict[int, _View], list[str]]:
@@ -218,7 +220,7 @@ def _restrict_to_object(view: _View, mask: str) -> _View:
 
 def _check_aspect(photo: Photo, stored: Sequence[int], calibrated: Sequence[int]) -> None:
     """Raises UserError for intrinsics of another crop or orientation, which would silently distort the scene."""
-    if abs(stored[0] * calibrated[1] / (stored[1] * calibrated[0]) - 1) > 0.02:
+    if not fits(stored, calibrated):
         sizes = f"{stored[1]}x{stored[0]}, but its camera is for {calibrated[1]}x{calibrated[0]}"
         raise UserError(f"Photo '{photo.name}' is {sizes}; use the photos that the cameras were computed from.")
 

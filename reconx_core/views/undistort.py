@@ -1,4 +1,4 @@
-"""Removal of lens distortion (OPENCV model: two radial and two tangential coefficients)."""
+"""Removal of lens distortion (OpenCV's model: radial, as a polynomial or a quotient of two, and tangential)."""
 
 from __future__ import annotations
 
@@ -10,19 +10,22 @@ from torch import Tensor
 from reconx_core.geometry.transforms import camera_rays
 
 
-def distort(xy: Float[Tensor, "*n 2"], coefficients: tuple[float, float, float, float]) -> Float[Tensor, "*n 2"]:
-    """Where an ideal point of the z = 1 plane appears through the lens."""
-    k1, k2, p1, p2 = coefficients
+def distort(xy: Float[Tensor, "*n 2"], coefficients: tuple[float, ...]) -> Float[Tensor, "*n 2"]:
+    """Where an ideal point of the z = 1 plane appears through a lens with k1 k2 p1 p2 and, if there are more, k3 k4 k5 k6."""
+    k1, k2, p1, p2, *more = coefficients
     x, y = xy.unbind(-1)
     r2 = x * x + y * y
     radial = 1 + k1 * r2 + k2 * r2 * r2
+    if any(more):
+        k3, k4, k5, k6 = (*more, 0.0, 0.0, 0.0)[:4]
+        radial = (radial + k3 * r2**3) / (1 + k4 * r2 + k5 * r2**2 + k6 * r2**3)
     xd = x * radial + 2 * p1 * x * y + p2 * (r2 + 2 * x * x)
     yd = y * radial + p1 * (r2 + 2 * y * y) + 2 * p2 * x * y
     return torch.stack([xd, yd], -1)
 
 
 def undistort(
-    image: Float[Tensor, "h w 3"], intrinsics: Float[Tensor, "3 3"], coefficients: tuple[float, float, float, float]
+    image: Float[Tensor, "h w 3"], intrinsics: Float[Tensor, "3 3"], coefficients: tuple[float, ...]
 ) -> tuple[Float[Tensor, "h w 3"], Bool[Tensor, "h w"]]:
     """The picture as a pinhole camera with the same intrinsics would have taken it, and a mask of the pixels that it covers."""
     height, width = image.shape[:2]

@@ -47,6 +47,7 @@ def one_camera_model(folder, model: str, parameters: list[float]) -> None:
         ("SIMPLE_RADIAL", [9, 8, 6, 0.1], (9, 9, 0.1, 0, 0, 0)),
         ("RADIAL", [9, 8, 6, 0.1, 0.2], (9, 9, 0.1, 0.2, 0, 0)),
         ("OPENCV", [9, 10, 8, 6, 0.1, 0.2, 0.3, 0.4], (9, 10, 0.1, 0.2, 0.3, 0.4)),
+        ("FULL_OPENCV", [9, 10, 8, 6, 1, 2, 3, 4, 5, 6, 7, 8], (9, 10, 1, 2, 3, 4, 5, 6, 7, 8)),
     ],
 )
 def test_camera_models(tmp_path, model, parameters, expected):

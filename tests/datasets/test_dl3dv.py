@@ -50,6 +50,26 @@ def test_the_camera_is_for_the_full_picture_and_the_reduced_one_is_read(tmp_path
     torch.testing.assert_close(views.cameras.intrinsics[0], torch.tensor([[25.0, 0, 16], [0, 25.25, 12], [0, 0, 1]]))
 
 
+def test_links_to_full_pictures_that_were_not_fetched_are_passed_over(tmp_path):
+    scene = write(tmp_path / HASH)
+    (scene / "images").mkdir()
+    for name in names(4):
+        (scene / "images" / name).symlink_to(tmp_path / "annex" / name)
+    assert [p.load().shape for p in read(scene).photos] == [(24, 32, 3)] * 4
+
+
+@pytest.mark.parametrize("place", ["images\\{}", "C:\\data\\images\\{}", "/home/me/images/{}"])
+def test_paths_of_other_machines(tmp_path, place):
+    scene = write(tmp_path / HASH)
+    content = json.loads((scene / "transforms.json").read_text())
+    for frame, name in zip(content["frames"], reversed(names(4))):
+        frame["file_path"] = place.format(name.replace(".png", ".JPG"))  # as converted pictures are, too
+    (scene / "transforms.json").write_text(json.dumps(content), encoding="utf-8-sig")
+    photos = read(scene).photos
+    assert [(p.name, p.number) for p in photos] == [(name[:-4], i) for i, name in enumerate(names(4))]
+    assert [p.cam_to_world[0, 3].item() for p in photos] == [0, 1, 2, 3]
+
+
 @pytest.mark.parametrize(
     ("images", "width"), [(("images_8", "images_2"), 64), (("images_4", "images", "images_8"), 128), (("images_8",), 16)]
 )

@@ -233,6 +233,13 @@ def test_damaged_camera_files_are_named(tmp_path, text):
         read(tmp_path / "Rectified" / "scan1_train")
 
 
+def test_camera_files_with_a_byte_order_mark(tmp_path):
+    write_rectified(tmp_path)
+    for file in (tmp_path / "Cameras").glob("*.txt"):
+        file.write_text(file.read_text(), encoding="utf-8-sig")
+    assert read(tmp_path / "Rectified" / "scan1_train").photos[0].cam_to_world is not None
+
+
 @pytest.mark.parametrize("layout", ["archive", "cams", "calibration"])
 def test_a_real_scan_reads_the_same_from_each_layout(tmp_path, real_data, layout):
     source = real_data / "posed" / "dtu_scan118"

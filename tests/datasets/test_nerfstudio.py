@@ -1,5 +1,6 @@
 import json
 import math
+import warnings
 
 import pytest
 import torch
@@ -108,7 +109,6 @@ def test_intrinsics_without_poses(tmp_path):
     [
         ({"camera_model": "OPENCV_FISHEYE"}, "fisheye"),
         ({"is_fisheye": True}, "fisheye"),
-        ({"k3": 0.1}, "k3"),
         ({"k4": -1}, "k4"),
     ],
 )
@@ -154,3 +154,111 @@ def test_synthetic_nerf_scenes(tmp_path):
     assert views.is_target.tolist() == [False] * 3 + [True] * 2
     assert len(set(views.names)) == 5
     assert views.cameras.intrinsics[0, 0, 0] == pytest.approx(8)
+
+
+def at(folder, names, file_paths, **top):
+    """A scene whose pictures lie at ``names``, while its file says that they are at ``file_paths``."""
+    write_greys(folder, names)
+    (folder / "transforms.json").write_text(json.dumps({"fl_x": 10, **top, "frames": [frame(p) for p in file_paths]}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "file_paths",
+    [
+        ["images\\a.png", "images\\b.png"],
+        [".\\images\\a", ".\\images\\b"],
+        ["/home/me/scan/images/a.png", "/home/me/scan/images/b.png"],
+        ["C:\\Users\\me\\scan\\images\\a.png", "C:\\Users\\me\\scan\\images\\b.png"],
+        ["/mnt/photos/a.png", "/mnt/photos/b.png"],  # they were not in `images` there
+        ["../scan/images/a.png", "../scan/images/b.png"],
+        ["images/a.jpg", "images/b.jpg"],  # converted since
+        ["images/A.PNG", "images/B.PNG"],
+    ],
+)
+def test_pictures_are_found_by_paths_of_other_machines(tmp_path, file_paths):
+    at(tmp_path, ["images/a.png", "images/b.png"], file_paths)
+    nerfstudio.check(tmp_path)
+    with warnings.catch_warnings(action="ignore"):
+        photos = nerfstudio.read(tmp_path).photos
+    assert [p.name for p in photos] == ["a", "b"]
+    assert photos[0].load().mean() < photos[1].load().mean()
+
+
+def test_where_pictures_were_found_is_said(tmp_path):
+    at(tmp_path, ["images/a.png", "b.png"], ["/home/me/a.png", "b.png"])
+    with pytest.warns(UserWarning, match=r"1 of 2 pictures are not where .*\(/home/me/a\.png\).*images' are used"):
+        nerfstudio.read(tmp_path)
+
+
+def test_the_longest_part_of_a_path_that_leads_to_a_picture_counts(tmp_path):
+    at(tmp_path, ["left/0.png", "right/0.png"], ["/data/left/0.png", "/data/right/0.png"])
+    with pytest.warns(UserWarning, match="2 of 2"):
+        left, right = nerfstudio.read(tmp_path).photos
+    assert left.load().mean() < right.load().mean()
+
+
+def test_one_picture_is_never_taken_for_two_frames(tmp_path):
+    at(tmp_path, ["images/0.png"], ["/data/left/0.png", "/data/right/0.png"])
+    for photo in nerfstudio.read(tmp_path).photos:
+        with pytest.raises(UserError, match="There is no picture"):
+            photo.load()
+
+
+def test_masks_splits_and_synthetic_scenes_with_backslashes(tmp_path):
+    write_greys(tmp_path, ["images/a.png", "images/b.png", "m/a.png"])
+    frames = [frame("images\\a.png", mask_path="m\\a.png"), frame("images\\b.png")]
+    lists = {"train_filenames": ["images/a.png"], "test_filenames": ["images\\b.png"]}
+    (tmp_path / "transforms.json").write_text(json.dumps({"fl_x": 10, **lists, "frames": frames}))
+    capture = nerfstudio.read(tmp_path)
+    assert capture.photos[0].load_mask().shape == (12, 16)
+    assert dict(capture.splits) == {"filenames": ((0,), (1,))}
+    (tmp_path / "transforms.json").rename(tmp_path / "transforms_train.json")
+    assert detect(tmp_path).name == "blender"
+    assert [p.load().shape for p in detect(tmp_path).read(tmp_path).photos] == [(12, 16, 3)] * 2
+
+
+@pytest.mark.parametrize(
+    ("given", "focals"),
+    [
+        ({"fl_y": 9}, (9, 9)),
+        ({"camera_angle_y": math.pi / 2}, (6, 6)),
+        ({"camera_angle_x": math.pi / 2, "camera_angle_y": math.pi / 2}, (8, 6)),
+        ({"fl_x": 7, "camera_angle_y": math.pi / 2}, (7, 6)),
+        ({"fl_x": None, "fl_y": 9}, (9, 9)),
+        ({"x_fov": 90}, (8, 8)),
+        ({"fl_x": "7.5"}, (7.5, 7.5)),
+    ],
+)
+def test_intrinsics_come_from_what_is_there(tmp_path, given, focals):
+    write(tmp_path, [frame("a.png")], **given)
+    intrinsics = nerfstudio.read(tmp_path).photos[0].intrinsics
+    torch.testing.assert_close(intrinsics.diagonal(), torch.tensor([*focals, 1.0]))
+    assert intrinsics[:2, 2].tolist() == [8, 6]
+
+
+def test_what_is_no_number_is_named(tmp_path):
+    write(tmp_path, [frame("a.png")], fl_x="long")
+    with pytest.raises(UserError, match=r"transforms\.json has fl_x = 'long'"):
+        nerfstudio.read(tmp_path)
+
+
+def test_the_third_radial_coefficient_is_used(tmp_path):
+    write(tmp_path, [frame("a.png"), frame("b.png", k3=0.01)], fl_x=10, w=16, h=12, k4=1e-9)
+    assert [p.distortion for p in nerfstudio.read(tmp_path).photos] == [(0, 0, 0, 0), (0, 0, 0, 0, 0.01)]
+    assert len(load_views(tmp_path, ViewsSettings())) == 2
+
+
+def test_a_quotient_of_polynomials_is_read_where_the_model_is_named(tmp_path):
+    write(tmp_path, [frame("a.png")], fl_x=10, w=16, h=12, camera_model="FULL_OPENCV", k1=0.1, k6=0.2)
+    assert nerfstudio.read(tmp_path).photos[0].distortion == (0.1, 0, 0, 0, 0, 0, 0, 0.2)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_byte_order_marks_of_windows(tmp_path, encoding):
+    write(tmp_path, [frame("ä.png"), frame("b.png")], fl_x=10, w=16, h=12)
+    for file, text in ((tmp_path / "transforms.json", None), (tmp_path / "split.json", '{"train_1": [0], "test": [1]}')):
+        file.write_text(text or json.dumps(json.loads(file.read_text()), ensure_ascii=False), encoding=encoding)
+    capture = nerfstudio.read(tmp_path)
+    assert [p.name for p in capture.photos] == ["b", "ä"]
+    assert dict(capture.splits) == {"train_1": ((1,), (0,))}

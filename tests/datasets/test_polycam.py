@@ -65,3 +65,16 @@ def test_without_cameras_the_photos_are_used(tmp_path):
         file.unlink()
     with pytest.warns(UserWarning, match=r"photos in keyframes/images are used; .*thumbnail\.jpg"):
         assert len(read(tmp_path).photos) == 5
+
+
+def test_scaled_axes_are_normalised_and_unknown_poses_left_open(tmp_path):
+    hall = write_export(tmp_path)
+    cameras = tmp_path / "keyframes" / "cameras"
+    camera = json.loads((cameras / "100.json").read_text())
+    rotation = {key: 2 * value for key, value in camera.items() if key.startswith("t_") and not key.endswith("3")}
+    (cameras / "100.json").write_text(json.dumps(camera | rotation))
+    (cameras / "101.json").write_text(json.dumps(camera | {"t_03": None}))
+    with pytest.warns(UserWarning, match=r"1 of 5 poses in .*cameras have scaled axes \(by 2\)"):
+        scaled, unknown, *_ = read(tmp_path).photos
+    torch.testing.assert_close(scaled.cam_to_world, hall.photos[0].cam_to_world, atol=2e-6, rtol=0)
+    assert unknown.cam_to_world is None

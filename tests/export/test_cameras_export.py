@@ -1,9 +1,11 @@
 """The exported camera folder opens as a COLMAP scene and as a nerfstudio scene, with the same cameras and pictures."""
 
+import numpy as np
 import pycolmap
 import pytest
 import torch
 from export_scene import some_cameras, some_points
+from plyfile import PlyData
 
 from reconx_core.datasets import colmap, nerfstudio
 from reconx_core.export import points_from_ply, write_cameras, write_colmap
@@ -49,6 +51,32 @@ def test_points_stand_in_both(tmp_path, photos):
     order = sorted(model.points3D)
     torch.testing.assert_close(torch.tensor([model.points3D[i].xyz.tolist() for i in order]), points.xyz)
     assert [model.points3D[i].color.tolist() for i in order] == (points.rgb * 255).round().int().tolist()
+
+
+UTM = (5e5, 5.4e6, 120.0)
+
+
+@pytest.mark.parametrize("read", [colmap.read, nerfstudio.read])
+def test_cameras_are_in_the_given_frame_to_the_last_micrometre(tmp_path, photos, read):
+    write_cameras(tmp_path, some_cameras(), photos, some_points(), UTM)
+    back = read(tmp_path)
+    for i, photo in enumerate(back.photos):
+        in_frame = photo.cam_to_world.double()
+        in_frame[:3, 3] += torch.tensor(back.origin, dtype=torch.float64)
+        expected = some_cameras().cam_to_world[i].double()
+        expected[:3, 3] += torch.tensor(UTM, dtype=torch.float64)
+        torch.testing.assert_close(in_frame, expected, atol=1e-6, rtol=0)
+    assert back.origin == UTM
+
+
+def test_points_in_the_given_frame_are_in_double_precision(tmp_path, photos):
+    points = some_points()
+    write_cameras(tmp_path, some_cameras(), photos, points, UTM)
+    expected = points.xyz.double().numpy() + np.array(UTM)
+    vertex = PlyData.read(tmp_path / "points.ply")["vertex"].data
+    np.testing.assert_array_equal(np.stack([vertex[k] for k in "xyz"], -1), expected)
+    model = pycolmap.Reconstruction(str(tmp_path / "sparse" / "0"))
+    np.testing.assert_array_equal([model.points3D[i].xyz for i in sorted(model.points3D)], expected)
 
 
 @pytest.mark.parametrize("text", [False, True])

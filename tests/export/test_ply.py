@@ -9,7 +9,7 @@ from export_scene import render, some_gaussians, some_points
 from plyfile import PlyData
 
 from reconx_core.errors import UserError
-from reconx_core.export import gaussians_to_ply, points_from_ply, points_to_ply, read_ply, write_ply
+from reconx_core.export import gaussians_to_ply, points_from_ply, points_to_ply, read_origin, read_ply, write_ply
 
 
 @pytest.mark.parametrize("degree", [0, 1, 2, 3])
@@ -41,6 +41,15 @@ def test_layout_is_inrias():
 
 def test_bytes_depend_on_the_scene_alone():
     assert gaussians_to_ply(some_gaussians(1)) == gaussians_to_ply(some_gaussians(1))
+
+
+def test_an_origin_is_noted_and_changes_no_gaussian(tmp_path):
+    scene, origin = some_gaussians(0), (5e5, 5.4e6, 120.25)
+    write_ply(tmp_path / "far.ply", scene, origin)
+    write_ply(tmp_path / "near.ply", scene)
+    assert (read_origin(tmp_path / "far.ply"), read_origin(tmp_path / "near.ply")) == (origin, (0, 0, 0))
+    assert torch.equal(read_ply(tmp_path / "far.ply").means, scene.means)
+    assert b"comment" not in (tmp_path / "near.ply").read_bytes()[:200]
 
 
 def test_points_round_trip():

@@ -59,3 +59,26 @@ def test_distort_is_the_opencv_model(x, y, k1, k2, p1, p2):
     ]
     got = distort(torch.tensor([x, y], dtype=torch.float64), (k1, k2, p1, p2)).tolist()
     assert all(math.isclose(a, b, abs_tol=1e-12) for a, b in zip(got, expected))
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.floats(-0.7, 0.7), st.floats(-0.7, 0.7), *[st.floats(-0.1, 0.1)] * 6)
+def test_further_coefficients_are_those_of_opencv(x, y, k1, k2, k3, k4, k5, k6):
+    r2 = x * x + y * y
+    polynomial = 1 + k1 * r2 + k2 * r2**2 + k3 * r2**3
+    point = torch.tensor([x, y], dtype=torch.float64)
+    for more, radial in (((k3,), polynomial), ((k3, k4, k5, k6), polynomial / (1 + k4 * r2 + k5 * r2**2 + k6 * r2**3))):
+        got = distort(point, (k1, k2, 0.0, 0.0, *more)).tolist()
+        assert all(math.isclose(a, b * radial, abs_tol=1e-12) for a, b in zip(got, (x, y)))
+
+
+def test_the_third_radial_coefficient_alone_is_undone():
+    intrinsics = pinhole(90.0, 95.0, 66.0, 47.0)
+    rays = camera_rays(intrinsics, 100, 130)[..., :2]
+    coefficients = (0.0, 0.0, 0.0, 0.0, 0.3)
+    through_lens = scene(inverse(rays, coefficients))
+    undone, inside = undistort(through_lens, intrinsics, coefficients)
+    assert (undone - scene(rays))[inside].abs().max() < 0.015  # bilinear
+    assert (through_lens - scene(rays)).abs().max() > 0.1
+    negligible, _ = undistort(scene(rays), intrinsics, (0.0, 0.0, 0.0, 0.0, 1e-9))
+    assert (negligible - scene(rays)).abs().max() < 1e-4

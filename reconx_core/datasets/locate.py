@@ -1,0 +1,98 @@
+"""Where the pictures are that a file of cameras lists: as written, or as close to it as is unambiguous."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+from reconx_core.io.images import is_image, is_unread_picture
+
+_OMITTED = (".png", ".jpg", ".jpeg", ".JPG", ".PNG", ".heic")  # suffixes that files of cameras may leave out, likely ones first
+
+
+def with_slashes(file_path: str) -> str:
+    """A path as Windows writes it with the separators of all other systems."""
+    return file_path.replace("\\", "/")
+
+
+@dataclass
+class PictureFinder:
+    """Finds the pictures that a file lists by names of another machine or after a conversion; remembers folders' contents."""
+
+    listings: dict[Path, dict[tuple[str, str], list[Path]]] = field(default_factory=dict)
+
+    def find(self, folder: Path, name: str, *others: Path) -> Path | None:
+        """The picture ``name`` of a folder, as written, or else where :meth:`find_near` finds it in this or other folders."""
+        return self.find_written(folder, name) or self.find_near(name, folder, *others)
+
+    def find_written(self, folder: Path, name: str) -> Path | None:
+        """The picture at the place that ``name`` gives; backslashes may separate its parts."""
+        return self.at(folder / name) or self.at(folder / with_slashes(name))
+
+    def find_near(self, name: str, *folders: Path) -> Path | None:
+        """The picture at the last parts of ``name``, as many as lead to one, in the first of the folders that has it."""
+        return next(filter(None, map(self.at, _places(name, folders))), None)
+
+    def at(self, path: Path) -> Path | None:
+        """The picture at a path, whose capitals may differ, and which may lack its suffix or have that of another format.
+
+        None unless exactly one fits. A link to nothing is found, so that its loss is noticed.
+        """
+        if os.path.lexists(path) and not path.is_dir():
+            return path
+        if path.parent not in self.listings:
+            self.listings[path.parent] = _by_likeness(path.parent)
+        alike = (self.listings[path.parent].get(key, []) for key in _wanted(path))
+        return next((found[0] for found in alike if len(found) == 1), None)
+
+
+def find_pictures(finder: PictureFinder, folder: Path, file_paths: Sequence[str]) -> list[Path]:
+    """The picture of each path. Those that are not there keep the path as written, so that it can be named.
+
+    Paths are relative to ``folder``. If a whole path leads nowhere (it is of another machine), its last parts are tried, in
+    ``folder`` and in ``folder/images``; a warning says so.
+    """
+    written = [finder.find_written(folder, path) for path in file_paths]
+    near = [None if there else finder.find_near(path, folder, folder / "images") for there, path in zip(written, file_paths)]
+    taken = Counter(found for found in (*dict.fromkeys(written), *near) if found)
+    # A picture that two different paths lead to is that of one of them at most, and which one is unknown.
+    near = [found if found and taken[found] == 1 else None for found in near]
+    _warn_of_moved(folder, file_paths, near)
+    return [a or b or folder / with_slashes(path) for a, b, path in zip(written, near, file_paths)]
+
+
+def _places(name: str, folders: Sequence[Path]) -> Iterator[Path]:
+    parts = [part for part in PurePosixPath(with_slashes(name)).parts if part not in ("/", "..")]
+    return (folder.joinpath(*parts[start:]) for start in range(len(parts)) for folder in folders)
+
+
+def _by_likeness(folder: Path) -> dict[tuple[str, str], list[Path]]:
+    listing: dict[tuple[str, str], list[Path]] = {}
+    for picture in filter(is_image, folder.iterdir() if folder.is_dir() else ()):
+        for key in _likenesses(picture.name, picture.stem):
+            listing.setdefault(key, []).append(picture)
+    return listing
+
+
+def _wanted(path: Path) -> tuple[tuple[str, str], ...]:
+    """What the picture that is meant by a path may be listed as, the surest first."""
+    if is_image(path) or is_unread_picture(path):
+        return _likenesses(path.name, path.stem)
+    return *(("name", path.name + suffix) for suffix in _OMITTED), *_likenesses(path.name, path.name)
+
+
+def _likenesses(name: str, stem: str) -> tuple[tuple[str, str], ...]:
+    """What two pictures' names may have in common, most first."""
+    return ("name", name), ("capitals", name.lower()), ("stem", stem), ("stem's capitals", stem.lower())
+
+
+def _warn_of_moved(folder: Path, file_paths: Sequence[str], near: Sequence[Path | None]) -> None:
+    moved = [(path, found) for path, found in zip(file_paths, near) if found]
+    if moved:
+        path, found = moved[0]
+        problem = f"{len(moved)} of {len(file_paths)} pictures are not where the cameras' file says ({path})"
+        warnings.warn(f"{problem}; those of the same names in '{found.parent}' are used.", stacklevel=3)

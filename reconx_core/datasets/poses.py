@@ -1,0 +1,105 @@
+"""Poses as files give them, made fit for use: rigid, finite, in single precision, and near the origin."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from reconx_core.datasets.capture import Capture
+from reconx_core.errors import UserError
+
+# Cameras farther from the origin than this many times their own spread are moved. At this ratio single precision still keeps
+# positions to 6e-5 of the spread, about a hundredth of a pixel; in UTM or ECEF coordinates the ratio is 10^4 and more.
+_FAR = 1000.0
+_AS_GIVEN = 1e-3  # deviations of a rotation that come from few decimals: such matrices are used as they are
+_SHEARED = 2e-2  # deviations from right angles that are no longer rounding
+
+
+def make_usable(capture: Capture, source: Path) -> Capture:
+    """The capture with its poses, which readers give in float64, made rigid and float32, relative to ``Capture.origin``.
+
+    A pose with NaN or infinite numbers becomes None. Scaled axes, as Blender, Unreal and Metashape export them, are normalised,
+    with a warning. The origin is (0, 0, 0) unless the cameras lie too far from it for single precision.
+
+    Raises:
+        UserError: a pose has no rotation but a shear or a mirror image; ``source`` and the photo are named.
+    """
+    given = [None if p.cam_to_world is None else p.cam_to_world.double() for p in capture.photos]
+    poses = [_make_rigid(pose, f"'{photo.name}' in {source}") for pose, photo in zip(given, capture.photos)]
+    _warn_of_scale(given, poses, source)
+    origin = _find_origin([pose[:3, 3] for pose in poses if pose is not None])
+    moved = [None if pose is None else relative_to(pose, origin).float() for pose in poses]
+    photos = tuple(replace(photo, cam_to_world=pose) for photo, pose in zip(capture.photos, moved))
+    return replace(capture, photos=photos, origin=origin)
+
+
+def relative_to(cam_to_world: Float[Tensor, "*n 4 4"], origin: Sequence[float]) -> Float[Tensor, "*n 4 4"]:
+    """The same cameras in float64, in a frame of the same axes with its zero at ``origin``."""
+    moved = cam_to_world.double().clone()
+    moved[..., :3, 3] -= torch.tensor(origin, dtype=torch.float64)
+    return moved
+
+
+def _make_rigid(pose: Float[Tensor, "4 4"] | None, label: str) -> Float[Tensor, "4 4"] | None:
+    if pose is None or not pose.float().isfinite().all():
+        return None
+    pose = _affine(pose, label)
+    lengths = pose[:3, :3].norm(dim=0)
+    rotation = pose[:3, :3] / lengths.clamp(min=1e-30)
+    error = float((rotation.mT @ rotation - torch.eye(3, dtype=pose.dtype)).abs().max())
+    if error > _SHEARED:
+        raise UserError(f"The pose of {label} has no rotation: its axes are sheared; export the cameras without a shear.")
+    if torch.linalg.det(rotation) < 0:
+        raise UserError(f"The pose of {label} is a mirror image; export the cameras in right-handed coordinates.")
+    if error < _AS_GIVEN and _scale_error(pose) < _AS_GIVEN:
+        return pose
+    u, _, vt = torch.linalg.svd(rotation)
+    return torch.cat([torch.cat([u @ vt, pose[:3, 3:]], 1), pose[3:]])
+
+
+def _affine(pose: Float[Tensor, "4 4"], label: str) -> Float[Tensor, "4 4"]:
+    """The pose with 0 0 0 1 as its last row, which holds for matrices that are scaled as a whole."""
+    if pose[3].tolist() == [0, 0, 0, 1]:
+        return pose
+    if pose[3, :3].any() or pose[3, 3] == 0:
+        raise UserError(f"The pose of {label} should have 0 0 0 1 as its last row; is the matrix transposed?")
+    return pose / pose[3, 3]
+
+
+def _scale_error(pose: Float[Tensor, "4 4"]) -> float:
+    return float((pose[:3, :3].norm(dim=0) - 1).abs().max())
+
+
+def _warn_of_scale(
+    given: Sequence[Float[Tensor, "4 4"] | None], poses: Sequence[Float[Tensor, "4 4"] | None], source: Path
+) -> None:
+    scaled = [g for g, pose in zip(given, poses) if g is not None and pose is not None and _scale_error(g) >= _AS_GIVEN]
+    if scaled:
+        example = float(scaled[0][:3, 0].norm())
+        problem = f"{len(scaled)} of {len(given)} poses in {source} have scaled axes (by {example:.4g})"
+        warnings.warn(f"{problem}; they are normalised, and the positions are used as given.", stacklevel=3)
+
+
+def _find_origin(positions: Sequence[Float[Tensor, " 3"]]) -> tuple[float, float, float]:
+    """A round point amid the cameras if they lie far from zero, else zero. Medians: one stray camera should not decide."""
+    if not positions:
+        return 0.0, 0.0, 0.0
+    points = torch.stack(list(positions)).numpy()
+    centre = np.median(points, axis=0)
+    distances = np.linalg.norm(points - centre, axis=1)
+    spread = float(np.median(distances)) or float(distances.max())
+    if not np.linalg.norm(centre) > _FAR * spread > 0:
+        return 0.0, 0.0, 0.0
+    # Rounded to a power of ten above the spread, so that people can type the point, and a scene whose program added a round
+    # offset is computed from the same numbers as without it. What remains, at most 90 times the spread, costs no precision.
+    step = 10.0 ** (1 + math.ceil(math.log10(spread)))
+    x, y, z = (round(float(c) / step) * step for c in centre)
+    return x, y, z

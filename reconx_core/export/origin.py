@@ -1,0 +1,19 @@
+"""Scenes that are computed near zero because their cameras lie far from it: back into the dataset's frame."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+Origin = tuple[float, float, float]  # where the zero of a scene lies in its dataset's frame; the axes are the same
+NO_ORIGIN: Origin = (0.0, 0.0, 0.0)
+
+
+def in_given_frame(cam_to_world: Float[Tensor, "n 4 4"], origin: Origin) -> Float[Tensor, "n 4 4"]:
+    """Poses in the dataset's frame, in float64 if that lies elsewhere."""
+    if not any(origin):
+        return cam_to_world
+    moved = cam_to_world.double().clone()
+    moved[:, :3, 3] += torch.tensor(origin, dtype=torch.float64, device=moved.device)
+    return moved

@@ -1,0 +1,62 @@
+"""Which photos' cameras are known, and which part of them the reconstruction may use."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+
+from reconx_core.datasets import Photo
+from reconx_core.errors import UserError
+from reconx_core.types import CameraProtocol
+
+_RANKS: tuple[CameraProtocol, ...] = ("unposed", "intrinsics", "posed")
+
+
+def leave_out_unposed(photos: Sequence[Photo], chosen: Sequence[int], wanted: str) -> set[int]:
+    """Those of the ``chosen`` photos that have no usable pose although most have one; a warning names them.
+
+    None are left out where cameras are estimated anyway: because ``wanted`` says so, or because most poses are unknown, which a
+    warning tells.
+    """
+    unposed = [i for i in chosen if photos[i].cam_to_world is None]
+    if wanted not in ("auto", "posed") or not unposed or len(unposed) == len(chosen):
+        return set()
+    if wanted == "auto" and 2 * len(unposed) > len(chosen):
+        problem = f"Only {len(chosen) - len(unposed)} of {len(chosen)} photos have a usable pose"
+        warnings.warn(f"{problem}, so no pose is used, and all are estimated from the photos.", stacklevel=1)
+        return set()
+    _warn_of(photos, unposed, "usable pose", len(chosen))
+    return set(unposed)
+
+
+def leave_out_uncalibrated(photos: Sequence[Photo], chosen: Sequence[int], wanted: str) -> set[int]:
+    """As :func:`leave_out_unposed`, of photos without intrinsics."""
+    unknown = [i for i in chosen if photos[i].intrinsics is None]
+    if wanted == "unposed" or not unknown:
+        return set()
+    if len(unknown) == len(chosen) or (wanted == "auto" and 2 * len(unknown) > len(chosen)):
+        if wanted == "auto" and any(photos[i].cam_to_world is not None for i in chosen):
+            problem = f"{len(unknown)} of {len(chosen)} photos have a pose, but no focal length or angle of view"
+            warnings.warn(f"{problem}, so no camera is used, and all are estimated from the photos.", stacklevel=1)
+        return set()
+    _warn_of(photos, unknown, "focal length or angle of view", len(chosen))
+    return set(unknown)
+
+
+def resolve_protocol(photos: Sequence[Photo], wanted: str) -> CameraProtocol:
+    """Which part of the cameras may be used: what every photo has, or less if the user restricts it."""
+    intrinsics = all(p.intrinsics is not None for p in photos)
+    posed = intrinsics and all(p.cam_to_world is not None for p in photos)
+    available: CameraProtocol = "posed" if posed else "intrinsics" if intrinsics else "unposed"
+    if wanted == "auto":
+        return available
+    if _RANKS.index(wanted) > _RANKS.index(available):  # type: ignore[arg-type]
+        raise UserError(f"views.protocol={wanted} needs cameras that this dataset does not give; it allows '{available}'.")
+    return wanted  # type: ignore[return-value]
+
+
+def _warn_of(photos: Sequence[Photo], left_out: Sequence[int], lack: str, total: int) -> None:
+    names = ", ".join(f"'{photos[i].name}'" for i in left_out[:8])
+    more = f" and {len(left_out) - 8} more" if len(left_out) > 8 else ""
+    problem = f"{len(left_out)} of {total} photos have no {lack} in the dataset"
+    warnings.warn(f"{problem} ({names}{more}); they are left out, and the others' cameras are used as given.", stacklevel=1)

@@ -1,0 +1,76 @@
+"""A scene whose cameras lie far from zero: scene.ply is relative to an origin, and its cameras are in their given frame."""
+
+import io
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from rich.console import Console
+
+from flows import scene
+from flows.runs.results import _origin_of
+from reconx_core import datasets, export
+from reconx_core.export.dataset import write_photos
+from reconx_core.settings import Settings
+from reconx_core.types import Cameras, Gaussians, PointCloud, Views
+from tasks import views
+
+UTM = (5e5, 5.4e6, 120.0)
+HALL = "procedural:hall?seed=1&views=3&width=32&height=24"
+
+
+def some_cameras() -> Cameras:
+    poses = torch.eye(4).repeat(2, 1, 1)
+    poses[1, 0, 3] = 0.25
+    return Cameras(torch.tensor([[30.0, 0, 16], [0, 30, 12], [0, 0, 1]]).repeat(2, 1, 1), poses, 32, 24)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """What `reconx reconstruct` leaves of such a scene."""
+    gaussians = Gaussians(torch.rand(5, 3), torch.rand(5, 4), torch.zeros(5, 3), torch.zeros(5), torch.zeros(5, 1, 3))
+    export.write_ply(tmp_path / "scene.ply", gaussians, UTM)
+    masks = torch.ones(2, 24, 32, dtype=torch.bool)
+    photos = Views(torch.rand(2, 24, 32, 3), masks, ("a", "b"), masks[:, 0, 0] & False, None, torch.full((2,), torch.nan))
+    cloud = PointCloud(torch.rand(3, 3), torch.rand(3, 3), torch.ones(3))
+    export.write_cameras(tmp_path / "cameras", some_cameras(), photos, cloud, UTM)
+    return tmp_path
+
+
+def convert(source, target):
+    said = io.StringIO()
+    scene.convert(source, target, Console(file=said, width=500))
+    return said.getvalue()
+
+
+def test_cameras_meet_the_scene_of_each_format(folder):
+    assert "relative to (500000.0, 5400000.0, 120.0)" in convert(folder, folder / "scene.splat")
+    convert(folder / "scene.ply", folder / "copy.ply")
+    for name in ("", "scene.ply", "copy.ply", "scene.splat"):
+        cameras = scene.load_cameras(folder / "cameras" / "transforms.json", scene.scene_origin(folder / name))
+        torch.testing.assert_close(cameras.cam_to_world, some_cameras().cam_to_world)
+
+
+def test_a_scene_near_zero_is_as_before(tmp_path):
+    write_photos(datasets.read(Path(HALL)), tmp_path, "PNG")
+    expected = torch.stack([photo.cam_to_world for photo in datasets.read(tmp_path).photos])
+    for origin in (None, (0.0, 0.0, 0.0)):
+        assert torch.equal(scene.load_cameras(tmp_path / "transforms.json", origin).cam_to_world, expected)
+
+
+@pytest.mark.parametrize(("protocol", "origin"), [("auto", UTM), ("unposed", (0, 0, 0))])
+def test_the_views_stage_hands_the_origin_on_where_poses_are_used(tmp_path, recwarn, protocol, origin):
+    write_photos(datasets.read(Path(HALL)), tmp_path, "PNG")
+    content = json.loads((tmp_path / "transforms.json").read_text())
+    for frame in content["frames"]:
+        for row, offset in zip(frame["transform_matrix"], UTM):
+            row[3] += offset
+    (tmp_path / "transforms.json").write_text(json.dumps(content))
+    job = SimpleNamespace(source=tmp_path, settings=Settings.model_validate({"views": {"protocol": protocol}}))
+    results = views.run(job, None)
+    for name in results.keys() & {"origin.json"}:
+        (tmp_path / name).write_bytes(results[name])
+    assert _origin_of(tmp_path) == origin
+    assert any("(500000, 5400000, 120) is subtracted" in str(w.message) for w in recwarn) == (protocol == "auto")
