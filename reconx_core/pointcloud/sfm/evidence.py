@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import warnings
 from dataclasses import replace
@@ -10,6 +11,7 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from reconx_core.errors import UserError
 from reconx_core.geometry.transforms import resize_cameras, size_for, so3_exp
@@ -28,9 +30,11 @@ from reconx_core.types import Cameras, PointCloud, Views
 
 SIZE, PLANES = 200, 48  # long side in pixels and planes of the sweeps
 PARTNERS = 2  # other views with which a view is compared
+PARALLAX = 3.0  # degrees between the rays of two views to a point from which stereo is sure of its depth
 # Measured on real sets with known cameras (docs/cameras.md): beyond these limits most cameras were wrong.
 AGREEMENT, CONTRAST, UNCERTAINTY, POINTS = 0.12, 0.15, 2.3, 20
-TURN = 3.0  # degrees
+CLEAR = 0.3  # agreement above which that by chance is not asked for; smooth pictures reach 0.27
+TURN = 3.0  # degrees by which cameras are turned for the agreement by chance
 TRUSTED, REFUSED = 0.5, 0.1  # below the one the user is warned; below the other, by their agreement, there is no result
 TEXTURE = 0.02  # standard deviation of the brightness around a pixel from which its match says something
 
@@ -39,7 +43,7 @@ class Evidence(NamedTuple):
     """What speaks for estimated cameras."""
 
     agreement: Float[Tensor, " n"]  # per view: share of its textured pixels that stereo with another view confirms
-    chance: Float[Tensor, " n"]  # the same with a camera that is turned on purpose, so that its epipolar lines are wrong
+    contrast: Float[Tensor, " n"]  # by how much more agrees than by chance, relative to the latter; inf where that is clear
     uncertainty: float  # degrees by which the unknown focals leave relative rotations open
     points: int  # feature points of the view that has the fewest
 
@@ -55,16 +59,18 @@ class Scene(NamedTuple):
 
 def camera_confidence(evidence: Evidence) -> float:
     """The weakest of four, each in [0, 1] and 0.5 at its limit. See docs/cameras.md."""
-    return min(_photometric(evidence), 1 / (1 + (evidence.uncertainty / UNCERTAINTY) ** 2), _share(evidence.points, POINTS))
+    return min(
+        _share(float(evidence.agreement.min()), AGREEMENT),
+        _share(float(evidence.contrast.min()), CONTRAST),
+        1 / (1 + (evidence.uncertainty / UNCERTAINTY) ** 2),
+        _share(evidence.points, POINTS),
+    )
 
 
-def _photometric(evidence: Evidence) -> float:
-    return min(_share(float(evidence.agreement.min()), AGREEMENT), _share(float(_contrast(evidence).min()), CONTRAST))
-
-
-def _contrast(evidence: Evidence) -> Float[Tensor, " n"]:
-    """By how much more of each view agrees than by chance, relative to the latter."""
-    return (evidence.agreement / evidence.chance.clamp(min=1e-3) - 1).clamp(min=0)
+def _contradicted(evidence: Evidence) -> bool:
+    """Whether a view agrees with no other, or none agrees better than by chance."""
+    least, best = float(evidence.agreement.min()), float(evidence.contrast.max())
+    return min(_share(least, AGREEMENT), _share(best, CONTRAST)) < REFUSED
 
 
 def _share(value: float, half: float) -> float:
@@ -81,10 +87,10 @@ def judge_cameras(
         UserError: the photos contradict the cameras: what they agree on is worth less than ``REFUSED``.
     """
     scene = _at_small_size(views, cameras, depth_ranges(cameras, points, observations))
-    agreement, chance = dense_agreement(scene, partners(observations))
-    evidence = Evidence(agreement, chance, uncertainty, int(observations.sum(1).min()))
+    agreement, contrast = dense_agreement(scene, partners(cameras, points, observations))
+    evidence = Evidence(agreement, contrast, uncertainty, int(observations.sum(1).min()))
     confidence = camera_confidence(evidence)
-    if _photometric(evidence) < REFUSED:
+    if _contradicted(evidence):
         raise UserError(f"The cameras of these photos cannot be found: {_reason(views, evidence)}.")
     if confidence < TRUSTED:
         reason = _reason(views, evidence)
@@ -94,7 +100,7 @@ def judge_cameras(
 
 def _reason(views: Views, evidence: Evidence) -> str:
     """What speaks most against the cameras, and what would help."""
-    agreement, contrast = evidence.agreement, _contrast(evidence)
+    agreement, contrast = evidence.agreement, evidence.contrast
     weakest, alike = (views.names[int(values.argmin())] for values in (agreement, contrast))
     reasons = {
         float(agreement.min()) / AGREEMENT: f"only {float(agreement.min()):.0%} of {weakest} agrees with another photo; "
@@ -107,11 +113,18 @@ def _reason(views: Views, evidence: Evidence) -> str:
     return reasons[min(reasons)]
 
 
-def partners(observations: Bool[Tensor, "n p"]) -> list[tuple[int, int]]:
-    """Sorted pairs (i, j), i < j, of every view with the PARTNERS that share the most points with it."""
-    shared = observations.float() @ observations.float().T
-    shared.fill_diagonal_(-1)
-    best = shared.topk(min(PARTNERS, len(shared) - 1), dim=1).indices
+def partners(cameras: Cameras, points: PointCloud, observations: Bool[Tensor, "n p"]) -> list[tuple[int, int]]:
+    """Sorted pairs (i, j), i < j, of every view with the PARTNERS that share the most points with it, of enough parallax.
+
+    From nearly the same place stereo finds no depth, right cameras or not: points count less below PARALLAX.
+    """
+    rays = normalize(points.xyz - cameras.cam_to_world[:, None, :3, 3], dim=-1)
+    weight = torch.full((len(cameras), len(cameras)), -1.0)
+    for i, j in itertools.permutations(range(len(cameras)), 2):
+        both = observations[i] & observations[j]
+        angle = torch.rad2deg(torch.arccos((rays[i, both] * rays[j, both]).sum(-1).clamp(-1, 1)))
+        weight[i, j] = (angle / PARALLAX).clamp(max=1).sum()
+    best = weight.topk(min(PARTNERS, len(cameras) - 1), dim=1).indices
     return sorted({(min(i, j), max(i, j)) for i, row in enumerate(best.tolist()) for j in row})
 
 
@@ -125,20 +138,22 @@ def _at_small_size(views: Views, cameras: Cameras, ranges: tuple[Float[Tensor, "
 
 
 def dense_agreement(scene: Scene, pairs: list[tuple[int, int]]) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
-    """Per view the share of its textured pixels that agrees with the view of ``pairs`` that it agrees with most, and by chance.
+    """Per view the share of its textured pixels that agrees with the view of ``pairs`` that it agrees with most; its contrast.
 
     A pixel agrees if the best plane of a sweep with the other view matches photometrically, and the sweep of the other view
-    finds the same surface there. How much does so by chance, a camera tells that is turned off its epipolar lines.
+    finds the same surface there. How much does so by chance, cameras tell that are turned off their epipolar lines.
     """
     n = len(scene.images)
     share = torch.zeros(n, n)
     for i, j in pairs:
         share[i, j], share[j, i] = _agreement(scene, scene.cameras[[i, j]], (i, j))
-    agreement, best = share.max(1)
-    chance = torch.zeros(n)
-    for i, j in enumerate(best.tolist()):
-        chance[i] = _agreement(scene, _off_the_lines(scene.cameras[[i, j]]), (i, j))[0]
-    return agreement, chance
+    agreement, contrast = share.amax(1), torch.full((n,), torch.inf)
+    for view in (agreement < CLEAR).nonzero()[:, 0].tolist():
+        others = sorted({i + j - view for i, j in pairs if view in (i, j)})
+        turned = [(other, turn) for other in others for turn in (TURN, -TURN)]
+        chance = sum(_agreement(scene, _off_the_lines(scene.cameras[[view, o]], turn), (view, o))[0] for o, turn in turned) / 2
+        contrast[view] = max(float(share[view, others].sum()) / max(chance, 1e-3) - 1, 0.0)
+    return agreement, contrast
 
 
 def _agreement(scene: Scene, cameras: Cameras, pair: tuple[int, int]) -> tuple[float, float]:
@@ -151,14 +166,14 @@ def _agreement(scene: Scene, cameras: Cameras, pair: tuple[int, int]) -> tuple[f
     return one, other
 
 
-def _off_the_lines(cameras: Cameras) -> Cameras:
-    """Two cameras, the second one turned by TURN degrees about the axis that moves its pixels off their epipolar lines."""
+def _off_the_lines(cameras: Cameras, degrees: float) -> Cameras:
+    """Two cameras, the second one turned by ``degrees`` about the axis that moves its pixels off their epipolar lines."""
     poses = cameras.cam_to_world.clone()
     forward, baseline = poses[1, :3, 2], poses[0, :3, 3] - poses[1, :3, 3]
     across = baseline - (baseline @ forward) * forward
     # Along the optical axis there is no such direction, and any will do.
     across = torch.where(across.norm() > 1e-3 * baseline.norm(), across, poses[1, :3, 0])
-    turn = so3_exp(math.radians(TURN) * across / across.norm().clamp(min=1e-12))
+    turn = so3_exp(math.radians(degrees) * across / across.norm().clamp(min=1e-12))
     poses[1, :3, :3] = turn @ poses[1, :3, :3]
     return replace(cameras, cam_to_world=poses)
 

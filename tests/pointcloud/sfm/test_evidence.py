@@ -28,22 +28,29 @@ from reconx_core.types import Cameras, PointCloud
 from reconx_core.views import load_views
 
 
-def confidence(agreement=1.0, chance=0.01, uncertainty=0.0, points=1000):
-    return camera_confidence(Evidence(torch.tensor([1.0, agreement]), torch.tensor([0.1, chance]), uncertainty, points))
+def confidence(agreement=1.0, contrast=10.0, uncertainty=0.0, points=1000):
+    return camera_confidence(Evidence(torch.tensor([1.0, agreement]), torch.tensor([9.0, contrast]), uncertainty, points))
 
 
 def test_each_of_four_halves_the_confidence_at_its_limit_and_the_weakest_decides():
     assert confidence() > 0.99
     assert confidence(agreement=AGREEMENT) == pytest.approx(0.5)
-    assert confidence(agreement=(1 + CONTRAST) * 0.5, chance=0.5) == pytest.approx(0.5, abs=1e-6)
+    assert confidence(contrast=CONTRAST) == pytest.approx(0.5, abs=1e-6)
     assert confidence(uncertainty=UNCERTAINTY) == pytest.approx(0.5)
     assert confidence(points=POINTS) == pytest.approx(0.5)
     assert confidence(agreement=AGREEMENT, points=POINTS // 2) == confidence(points=POINTS // 2) < 0.5
 
 
-def test_every_view_is_compared_with_those_that_share_most_with_it():
-    seen = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0], [0, 1, 1, 0], [0, 0, 0, 1]], dtype=torch.bool)
-    assert partners(seen) == [(0, 1), (0, 2), (0, 3), (1, 2), (1, 3)]
+def test_every_view_is_compared_with_those_that_share_most_with_it_from_elsewhere():
+    """Views 0 and 1 are in one place, where stereo finds no depth; 2 and 3 are elsewhere."""
+    poses = torch.eye(4).repeat(4, 1, 1)
+    poses[:, 0, 3] = torch.tensor([0.0, 0.001, 1.0, 2.0])
+    cameras = Cameras(torch.eye(3).repeat(4, 1, 1), poses, 8, 8)
+    cloud = PointCloud(torch.tensor([[0.0, 0.0, 5.0]]).repeat(9, 1), torch.zeros(9, 3), torch.ones(9))
+    seen = torch.ones(4, 9, dtype=torch.bool)
+    assert partners(cameras, cloud, seen) == [(0, 2), (0, 3), (1, 2), (1, 3), (2, 3)]
+    seen[3, 1:] = False
+    assert (0, 1) not in partners(cameras, cloud, seen)
 
 
 @pytest.fixture(scope="module")
