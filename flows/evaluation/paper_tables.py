@@ -106,6 +106,8 @@ def method_label(settings: dict[str, Any], ignored: Iterable[str] = ()) -> str:
     found = []
     for path in sorted(PRESETS.glob("*.yaml")):
         preset = _method(load_settings(path).model_dump(mode="json"))
+        if preset["pointcloud.backend"] == "auto":  # a table says where a network was used
+            preset["pointcloud.backend"] = "classical"
         differing = [key for key, value in method.items() if key not in ignored and (key, value) not in preset.items()]
         found.append((len(differing), path.stem, differing))
     _, name, keys = min(found)

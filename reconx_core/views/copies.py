@@ -17,7 +17,8 @@ def without_copies(name: str, photos: Sequence[Photo], inputs: Sequence[int], pi
     Raises:
         UserError: the inputs of scene ``name`` are copies of one picture.
     """
-    if len(inputs) > 1 and len({pixels[i] for i in inputs}) == 1:
+    alike = len({pixels[i] for i in inputs}) == 1 and not any(_differ(photos[inputs[0]], photos[i]) for i in inputs)
+    if len(inputs) > 1 and alike:
         listed = _listed([photos[i].name for i in inputs])
         raise UserError(f"The photos of '{name}' are copies of one picture: {listed}; give photos from at least two places.")
     kept: list[int] = []

@@ -251,7 +251,7 @@ def test_infinite_score():
 
 def test_every_score_has_a_column():
     views = [ViewScore("a", 1.0, 1.0, 1.0, r, t) for r, t in ((False, False), (False, True), (True, True))]
-    expected = set(summarise(views)) | {"gaussians", "registered", "rotation_error", "translation_error"}
+    expected = set(summarise(views)) | {"gaussians", "registered", "rotation_error", "translation_error", "camera_confidence"}
     assert expected | {f"auc_{t}" for t in AUC_THRESHOLDS} == set(COLUMNS)
 
 

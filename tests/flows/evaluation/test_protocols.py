@@ -1,6 +1,7 @@
 """Protocols: published indices read as they are, rules, crops and masks; seeds and the ablation on shared stages."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from flows.evaluation.protocols import PROTOCOLS, load_protocol, plan_protocol, 
 from flows.evaluation.published import load_published
 from reconx_core.datasets import Capture, Photo, Split
 from reconx_core.errors import UserError
+from reconx_core.geometry.transforms import rigid
 from reconx_core.settings import Settings, ViewsSettings
 from reconx_core.views import views_of
 
@@ -157,8 +159,11 @@ def test_the_ablation_is_seven_runs_on_shared_stages(reconx, tiny, dataset, tmp_
 def capture(height, width, object_mask=None):
     shades = torch.linspace(0, 1, width).expand(height, width)[..., None].repeat(1, 1, 3)
     intrinsics = torch.tensor([[width, 0, width / 2], [0, width, height / 2], [0, 0, 1.0]])
-    photo = Photo("a", lambda: shades, intrinsics=intrinsics, cam_to_world=torch.eye(4), load_object_mask=object_mask)
-    return Capture("scene", (photo,) * 3, {"train_2": Split((0, 1), (2,))})
+    photos = [
+        Photo("a", lambda: shades, intrinsics=intrinsics, cam_to_world=pose, load_object_mask=object_mask)
+        for pose in rigid(torch.eye(3).expand(3, 3, 3), torch.tensor([[0.0, 0, 0], [1, 0, 0], [2, 0, 0]]))
+    ]
+    return Capture("scene", tuple(photos), {"train_2": Split((0, 1), (2,))})
 
 
 @pytest.mark.parametrize(("height", "width"), [(60, 100), (100, 60), (40, 40), (24, 50)])
@@ -190,7 +195,7 @@ def test_a_published_target_may_be_an_input():
 
 
 def test_a_frame_that_is_missing_is_named():
-    photos = tuple(Photo("a", lambda: torch.zeros(8, 8, 3), number=number) for number in (0, 1, 3, 4))
+    photos = tuple(Photo("a", partial(torch.full, (8, 8, 3), number / 4), number=number) for number in (0, 1, 3, 4))
     scene = Capture("scene", photos)
     assert len(views_of(scene, ViewsSettings(split="views:0,3:4"))) == 3
     with pytest.raises(UserError, match="'scene' lacks frame 2, which its split needs"):

@@ -1,6 +1,5 @@
 """Photos of a procedural room, whose cameras are exact: they must come back from the pixels alone."""
 
-import warnings
 from dataclasses import replace
 from functools import cache
 
@@ -179,8 +178,9 @@ def test_one_photo_is_refused():
 
 def test_real_photos_without_their_cameras(real_data):
     views = load_views(real_data / "posed" / "fountain_p11", ViewsSettings(split="train_3", size=400)).inputs()
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
+    # A facade at this size fits focals up to twice as long nearly as well, and that is said.
+    with pytest.warns(UserWarning, match="do not determine the focal length"):
         sfm = solve(unposed(views))
     errors = pose_errors(sfm.cameras, views.cameras)
+    assert 0 < sfm.camera_confidence < 0.5
     assert errors["auc_10"] > 0.8
