@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
+FEW = 8  # names in a sentence
 _NOT_UTF8 = re.compile("[\ud800-\udfff]")  # how Python keeps bytes of a file name that are not UTF-8, to open the file by it
 
 
 def shown(name: str) -> str:
     """The name with U+FFFD for every byte that is not UTF-8: as it is, it can be neither encoded nor printed."""
     return _NOT_UTF8.sub("\ufffd", name)
+
+
+def abbreviate(names: Sequence[str]) -> str:
+    """The first names, and how many more there are."""
+    return ", ".join(names[:FEW]) + (f" and {len(names) - FEW} more" if len(names) > FEW else "")
 
 
 def unique_shown(names: Iterable[str]) -> list[str]:

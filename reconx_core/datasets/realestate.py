@@ -30,6 +30,7 @@ from reconx_core.datasets.poses import make_usable
 from reconx_core.errors import UserError
 from reconx_core.geometry.transforms import rigid
 from reconx_core.io.images import ImageError, is_image, read_image, read_size
+from reconx_core.names import abbreviate
 
 _INDEX = "index.json"
 _SPLITS = ("test", "train", "val")
@@ -63,11 +64,11 @@ def scenes(folder: Path) -> list[tuple[str, Path]]:
     broken = [chunk for chunk in chunks if chunk not in complete]
     if not complete:
         raise UserError(
-            f"None of the {len(chunks)} chunks in '{folder}' can be read; download them ({_abbreviate(broken)}) again."
+            f"None of the {len(chunks)} chunks in '{folder}' can be read; download them ({abbreviate(broken)}) again."
         )
     if broken:
         problem = f"{len(broken)} of {len(chunks)} chunks in '{folder}' are missing or half downloaded"
-        warnings.warn(f"{problem}: {_abbreviate(broken)}. Their scenes are left out.", stacklevel=2)
+        warnings.warn(f"{problem}: {abbreviate(broken)}. Their scenes are left out.", stacklevel=2)
     return [(key, folder / key) for key, chunk in index.items() if chunk in complete]
 
 
@@ -84,7 +85,7 @@ def warn_of_missing_frames(dataset: Path) -> None:
     files = sorted((dataset / "cameras" if separate else dataset).glob("*.txt"))
     missing = [file.stem for file in files if not (frames / file.stem).is_dir() and _lists_cameras(file)]
     if missing:
-        problem = f"{len(missing)} of the {len(files)} camera files in '{dataset}' have no frames: {_abbreviate(missing)}"
+        problem = f"{len(missing)} of the {len(files)} camera files in '{dataset}' have no frames: {abbreviate(missing)}"
         warnings.warn(f"{problem}. Their scenes are left out.", stacklevel=2)
 
 
@@ -138,10 +139,6 @@ def _only(entry: Any) -> Any:
 
 def _indices(values: Iterable[int]) -> tuple[int, ...]:
     return tuple(map(operator.index, values))
-
-
-def _abbreviate(names: Sequence[str]) -> str:
-    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 
 def _holds_chunks(folder: Path) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from reconx_core.datasets import Photo
 from reconx_core.errors import UserError
+from reconx_core.names import abbreviate
 
 
 def without_copies(name: str, photos: Sequence[Photo], inputs: Sequence[int], pixels: Mapping[int, bytes]) -> list[int]:
@@ -19,7 +20,7 @@ def without_copies(name: str, photos: Sequence[Photo], inputs: Sequence[int], pi
     """
     alike = len({pixels[i] for i in inputs}) == 1 and not any(_differ(photos[inputs[0]], photos[i]) for i in inputs)
     if len(inputs) > 1 and alike:
-        listed = _listed([photos[i].name for i in inputs])
+        listed = abbreviate([photos[i].name for i in inputs])
         raise UserError(f"The photos of '{name}' are copies of one picture: {listed}; give photos from at least two places.")
     kept: list[int] = []
     for i in inputs:
@@ -36,8 +37,3 @@ def _differ(first: Photo, second: Photo) -> bool:
     """Whether both photos have a known camera, and not the same."""
     a, b = first.cam_to_world, second.cam_to_world
     return a is not None and b is not None and not bool((a == b).all())
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
-    return ", ".join(names[:8]) + more

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from reconx_core.datasets import Photo
 from reconx_core.errors import UserError
+from reconx_core.names import abbreviate
 from reconx_core.types import CameraProtocol
 
 _RANKS: tuple[CameraProtocol, ...] = ("unposed", "intrinsics", "posed")
@@ -56,7 +57,6 @@ def resolve_protocol(photos: Sequence[Photo], wanted: str) -> CameraProtocol:
 
 
 def _warn_of(photos: Sequence[Photo], left_out: Sequence[int], lack: str, total: int) -> None:
-    names = ", ".join(f"'{photos[i].name}'" for i in left_out[:8])
-    more = f" and {len(left_out) - 8} more" if len(left_out) > 8 else ""
+    names = abbreviate([f"'{photos[i].name}'" for i in left_out])
     problem = f"{len(left_out)} of {total} photos have no {lack} in the dataset"
-    warnings.warn(f"{problem} ({names}{more}); they are left out, and the others' cameras are used as given.", stacklevel=1)
+    warnings.warn(f"{problem} ({names}); they are left out, and the others' cameras are used as given.", stacklevel=1)

@@ -23,6 +23,7 @@ from reconx_core.pointcloud.sfm.mapper import (
     mapper_options,
     matched_pixels,
     register_fixed,
+    to_rigid,
 )
 from reconx_core.pointcloud.sfm.matching import Features, Matches, add_tilted, extract_features
 from reconx_core.pointcloud.sfm.solve import (
@@ -144,7 +145,7 @@ def triangulate_and_adjust(
 def _is_better(
     problem: Problem, poses: Mapping[int, Float64[np.ndarray, "4 4"]], intrinsics: Intrinsics, found: pycolmap.Reconstruction
 ) -> bool:
-    before = {view: (make_camera(intrinsics[problem.lens[view]], problem.size), _rigid(poses[view])) for view in poses}
+    before = {view: (make_camera(intrinsics[problem.lens[view]], problem.size), to_rigid(poses[view])) for view in poses}
     after = {view: (found.camera(problem.lens[view] + 1), found.image(view + 1).cam_from_world()) for view in poses}
     return epipolar_error(problem, after) < epipolar_error(problem, before)
 
@@ -156,7 +157,3 @@ def epipolar_error(problem: Problem, cameras: Mapping[int, tuple[pycolmap.Camera
         (camera1, pose1), (camera2, pose2) = (cameras[view] for view in pair)
         errors.append(sampson_error(pose2 * pose1.inverse(), camera1, camera2, *matched_pixels(problem, pair)))
     return float(np.median(np.concatenate(errors))) if errors else np.inf
-
-
-def _rigid(world_to_cam: Float64[np.ndarray, "4 4"]) -> pycolmap.Rigid3d:
-    return pycolmap.Rigid3d(np.ascontiguousarray(world_to_cam[:3]))

@@ -102,15 +102,26 @@ def _reason(views: Views, evidence: Evidence) -> str:
     """What speaks most against the cameras, and what would help."""
     agreement, contrast = evidence.agreement, evidence.contrast
     weakest, alike = (views.names[int(values.argmin())] for values in (agreement, contrast))
-    reasons = {
-        float(agreement.min()) / AGREEMENT: f"only {float(agreement.min()):.0%} of {weakest} agrees with another photo; "
-        "add photos taken in between",
-        float(contrast.min()) / CONTRAST: f"{alike} agrees with the others hardly better than by chance; add photos in between",
-        evidence.points / POINTS: f"a photo has only {evidence.points} points in common with the others; add photos in between",
-        UNCERTAINTY / max(evidence.uncertainty, 1e-9): "the photos do not determine the focal length, which leaves their "
-        f"directions open by {evidence.uncertainty:.0f} degrees; add photos, or give such as have EXIF data or intrinsics",
-    }
-    return reasons[min(reasons)]
+    reasons = (
+        (
+            float(agreement.min()) / AGREEMENT,
+            f"only {float(agreement.min()):.0%} of {weakest} agrees with another photo; add photos taken in between",
+        ),
+        (
+            float(contrast.min()) / CONTRAST,
+            f"{alike} agrees with the others hardly better than by chance; add photos in between",
+        ),
+        (
+            evidence.points / POINTS,
+            f"a photo has only {evidence.points} points in common with the others; add photos in between",
+        ),
+        (
+            UNCERTAINTY / max(evidence.uncertainty, 1e-9),
+            f"the photos do not determine the focal length, which leaves their directions open by {evidence.uncertainty:.0f} "
+            "degrees; add photos, or give such as have EXIF data or intrinsics",
+        ),
+    )
+    return min(reasons)[1]
 
 
 def partners(cameras: Cameras, points: PointCloud, observations: Bool[Tensor, "n p"]) -> list[tuple[int, int]]:

@@ -120,12 +120,15 @@ def bundle_options(refine_focal: bool) -> pycolmap.BundleAdjustmentOptions:
     return options
 
 
+def to_rigid(world_to_cam: Float64[np.ndarray, "4 4"]) -> pycolmap.Rigid3d:
+    return pycolmap.Rigid3d(np.ascontiguousarray(world_to_cam[:3]))
+
+
 def register_fixed(problem: Problem, reconstruction: pycolmap.Reconstruction, cache: pycolmap.DatabaseCache) -> None:
     """Register the photos with known poses before the mapper starts; it keeps only those fixed."""
     reconstruction.load(cache)
     for view, world_to_cam in problem.fixed_poses.items():
-        pose = pycolmap.Rigid3d(np.ascontiguousarray(world_to_cam[:3]))
-        reconstruction.frame(view + 1).set_cam_from_world(problem.lens[view] + 1, pose)
+        reconstruction.frame(view + 1).set_cam_from_world(problem.lens[view] + 1, to_rigid(world_to_cam))
         reconstruction.register_frame(view + 1)
 
 
