@@ -227,6 +227,7 @@ def _lightmap(
     distance = towards.norm(dim=-1)
     lambert = ((towards * normals).sum(-1) / distance).clamp(min=0)
     origin = (points + 2e-3 * normals).expand_as(towards).reshape(-1, 3)
-    blocked = (first_hit(solids[1:], origin, towards.reshape(-1, 3))[0] < 1).view_as(lambert)
-    glow = (lambert * ~blocked / (0.6 + 0.12 * distance**2)).sum(0) / len(corners)
+    lit = lambert > 0  # what faces away from a lamp needs no ray
+    lit[lit.clone()] = first_hit(solids[1:], origin[lit.view(-1)], towards[lit])[0] >= 1
+    glow = (lambert * lit / (0.6 + 0.12 * distance**2)).sum(0) / len(corners)
     return (0.55 + 0.65 * glow).view(side, side)

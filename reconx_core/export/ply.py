@@ -40,9 +40,9 @@ def gaussians_to_ply(gaussians: Gaussians, origin: Origin = NO_ORIGIN) -> bytes:
     return _to_bytes({name: c.detach().cpu().numpy() for name, c in (position | normals | columns).items()}, origin)
 
 
-def gaussians_from_ply(data: bytes) -> Gaussians:
-    """Inverse of :func:`gaussians_to_ply`. Raises ValueError if properties are missing."""
-    vertex = _vertices(data)
+def gaussians_from_ply(path: Path) -> Gaussians:
+    """The Gaussians of a file that holds :func:`gaussians_to_ply`. Raises ValueError if properties are missing."""
+    vertex = _vertices(path)
     rest = sum(name.startswith("f_rest_") for name in vertex.dtype.names or ())
     dc = _columns(vertex, [f"f_dc_{i}" for i in range(3)])[:, None]
     if rest % 3:
@@ -67,9 +67,9 @@ def points_to_ply(cloud: PointCloud, origin: Origin = NO_ORIGIN) -> bytes:
     return _to_bytes(columns | {"confidence": cloud.confidence.cpu().numpy()})
 
 
-def points_from_ply(data: bytes) -> PointCloud:
-    """Inverse of :func:`points_to_ply`; points from other programs, without confidence, get confidence 1."""
-    vertex = _vertices(data)
+def points_from_ply(path: Path) -> PointCloud:
+    """The points of a file that holds :func:`points_to_ply`; those of other programs, without confidence, get confidence 1."""
+    vertex = _vertices(path)
     xyz, rgb = _columns(vertex, ["x", "y", "z"]), _columns(vertex, ["red", "green", "blue"]) / 255
     known = "confidence" in (vertex.dtype.names or ())
     return PointCloud(xyz, rgb, _columns(vertex, ["confidence"])[:, 0] if known else torch.ones(len(xyz)))
@@ -90,7 +90,7 @@ def write_ply(path: Path, scene: Gaussians | PointCloud, origin: Origin = NO_ORI
 def read_ply(path: Path) -> Gaussians:
     """Gaussians from a file, without those that cannot be shown. Raises UserError if it is missing or holds none."""
     try:
-        gaussians = gaussians_from_ply(path.read_bytes())
+        gaussians = gaussians_from_ply(path)
         if not len(gaussians):
             raise ValueError("it holds none")
     except (OSError, ValueError, PlyParseError) as error:
@@ -117,8 +117,8 @@ def _to_bytes(columns: dict[str, np.ndarray], origin: Origin = NO_ORIGIN) -> byt
     return buffer.getvalue()
 
 
-def _vertices(data: bytes) -> np.ndarray:
-    ply = PlyData.read(io.BytesIO(data))
+def _vertices(path: Path) -> np.ndarray:
+    ply = PlyData.read(str(path))  # from a file, which is mapped: from a stream every row is read on its own
     if "vertex" not in ply:
         raise ValueError("it has no vertices")
     return ply["vertex"].data

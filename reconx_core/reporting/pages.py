@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,16 @@ PANEL_WIDTH = 640  # pixels
 
 def render_page(template: str, **content: Any) -> str:
     """The HTML of a template in ``reconx_core/reporting/templates`` (without its `.html.jinja`)."""
-    environment = jinja2.Environment(
+    return _templates().get_template(f"{template}.html.jinja").render(**content)
+
+
+@cache
+def _templates() -> jinja2.Environment:
+    """One, since it keeps what it compiles: the report's template takes most of a second."""
+    return jinja2.Environment(
         loader=jinja2.PackageLoader("reconx_core.reporting"), autoescape=True, trim_blocks=True, lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )  # fmt: skip
-    return environment.get_template(f"{template}.html.jinja").render(**content)
 
 
 def write_page(path: Path, html: str) -> None:

@@ -46,7 +46,7 @@ def test_it_is_a_scene_again(tmp_path, photos):
 def test_points_stand_in_both(tmp_path, photos):
     points = some_points()
     write_cameras(tmp_path, some_cameras(), photos, points)
-    assert torch.equal(points_from_ply((tmp_path / "points.ply").read_bytes()).xyz, points.xyz)
+    assert torch.equal(points_from_ply(tmp_path / "points.ply").xyz, points.xyz)
     model = pycolmap.Reconstruction(str(tmp_path / "sparse" / "0"))
     order = sorted(model.points3D)
     torch.testing.assert_close(torch.tensor([model.points3D[i].xyz.tolist() for i in order]), points.xyz)

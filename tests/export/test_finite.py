@@ -93,7 +93,7 @@ def test_points_too(tmp_path):
     )  # fmt: skip
     with pytest.warns(UserWarning, match="1 of 50 points"):
         write_cameras(tmp_path, some_cameras(), photos, points)
-    assert len(points_from_ply((tmp_path / "points.ply").read_bytes()).xyz) == 49
+    assert len(points_from_ply(tmp_path / "points.ply").xyz) == 49
 
 
 def test_ply_with_odd_numbers_of_coefficients_is_a_sentence(tmp_path):

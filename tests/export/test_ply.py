@@ -52,9 +52,10 @@ def test_an_origin_is_noted_and_changes_no_gaussian(tmp_path):
     assert b"comment" not in (tmp_path / "near.ply").read_bytes()[:200]
 
 
-def test_points_round_trip():
+def test_points_round_trip(tmp_path):
     points = some_points()
-    back = points_from_ply(points_to_ply(points))
+    (tmp_path / "points.ply").write_bytes(points_to_ply(points))
+    back = points_from_ply(tmp_path / "points.ply")
     assert torch.equal(back.xyz, points.xyz)
     assert torch.equal(back.rgb, points.rgb)
     assert torch.equal(back.confidence, points.confidence)
