@@ -22,6 +22,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from http.client import HTTPException
 from pathlib import Path
 
+from flows.execution.prefect_tables import lay_tables
 from flows.execution.reach import ask_local_servers_directly, is_local, no_proxies, true_within
 from reconx_core.cache.lock import has_locks, lock_file
 from reconx_core.errors import UserError
@@ -33,6 +34,7 @@ ENVIRONMENT = {
     "DO_NOT_TRACK": "1",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false",
+    "PREFECT_SERVER_REGISTER_BLOCKS_ON_START": "false",  # none is used here, and it takes three seconds
     "PREFECT_LOGGING_TO_API_ENABLED": "false",
     "PREFECT_LOGGING_LEVEL": "CRITICAL",  # the command line reports failures, in one sentence
     "DASK_LOGGING__DISTRIBUTED": "critical",  # read when Dask is imported
@@ -142,6 +144,7 @@ def _serve(port: str) -> None:
     with open(Path(os.environ["PREFECT_HOME"]) / "start.lock", "w") as lock:
         # Two servers that create the database's tables at once fail; the kernel drops the lock with its process.
         lock_file(lock, fcntl.LOCK_EX)
+        lay_tables(Path(os.environ["PREFECT_HOME"]) / "prefect.db")
         threading.Thread(target=_unlock_when_up, args=(int(port), lock), daemon=True).start()
         sys.argv = ["prefect", "server", "start", "--no-services", "--no-ui", "--host", "127.0.0.1", "--port", port]
         runpy.run_module("prefect", run_name="__main__")

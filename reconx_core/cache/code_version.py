@@ -9,11 +9,15 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import json
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import cache
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from reconx_core.cache.user_cache import recall, remember
 
 PACKAGE = "reconx_core"
 _ROOT = Path(__file__).parents[2]
@@ -24,19 +28,17 @@ _NO_BEHAVIOUR = {"ctx", "kind", "type_comment", "type_ignores"}
 
 @cache
 def code_version(*modules: str) -> str:
-    """SHA-256 over the syntax trees of ``modules`` and of every module of reconx_core that they reach, at any depth."""
+    """SHA-256 over the syntax trees (their digests) of ``modules`` and of every module of reconx_core that they reach."""
     digest = hashlib.sha256()
     for name in sorted(reachable(modules)):
-        digest.update(f"{name}\0{_parsed(name).skeleton}\0".encode())
+        digest.update(f"{name}\0{_parsed(name).digest}\0".encode())
     return digest.hexdigest()
 
 
 @cache
 def module_versions(*modules: str) -> dict[str, str]:
     """The parts of :func:`code_version`: of every file that counts, by its place in the project, a digest (12 hex digits)."""
-    return {
-        _parsed(name).place: hashlib.sha256(_parsed(name).skeleton.encode()).hexdigest()[:12] for name in reachable(modules)
-    }
+    return {_parsed(name).place: _parsed(name).digest[:12] for name in reachable(modules)}
 
 
 def reachable(modules: tuple[str, ...]) -> set[str]:
@@ -62,7 +64,7 @@ class _Parsed(NamedTuple):
     place: str  # in the project
     imports: list[str]
     imports_at_load: list[str]  # of these all but the late ones
-    skeleton: str
+    digest: str  # of the syntax tree, in hex
 
 
 @cache
@@ -70,10 +72,26 @@ def _parsed(name: str) -> _Parsed:
     """A module that :func:`_locate` finds; read once, for most are reached by every stage."""
     path = _locate(name)
     assert path is not None
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    place, source = path.relative_to(_ROOT).as_posix(), path.read_bytes()
+    # Parsing all modules takes two seconds, so what came of the same text is remembered from one process to the next.
+    entry = f"code/{hashlib.sha256(f'{_own_digest()} {place} '.encode() + source).hexdigest()}.json"
+    with suppress(ValueError, TypeError):
+        return _Parsed(*json.loads(recall(entry) or b"null"))
+    parsed = _parse(name, place, source)
+    remember(entry, json.dumps(parsed).encode())
+    return parsed
+
+
+@cache
+def _own_digest() -> str:
+    return hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
+
+
+def _parse(name: str, place: str, source: bytes) -> _Parsed:
+    tree = ast.parse(source.decode("utf-8"))
+    package = name if place.endswith("/__init__.py") else name.rpartition(".")[0]
     imports, at_load = (_imports(tree, package, late) for late in (True, False))
-    return _Parsed(path.relative_to(_ROOT).as_posix(), imports, at_load, _skeleton(tree))
+    return _Parsed(place, imports, at_load, hashlib.sha256(_skeleton(tree).encode()).hexdigest())
 
 
 def _locate(name: str) -> Path | None:

@@ -199,3 +199,17 @@ def test_of_a_package_that_is_only_passed_through_late_imports_do_not_count(tmp_
     assert reached("passes") == {"a", "a.b", "a.early"}
     assert reached("uses") == {"a", "a.early", "late"}
     assert reached("uses_by_name") == {"a", "a.b", "a.early", "late"}
+
+
+@pytest.mark.parametrize("kept", [b"", b"{", b"null", b"[1]"])
+def test_what_was_remembered_of_a_file_is_what_parsing_it_gives(monkeypatch, tmp_path, kept):
+    from reconx_core.cache import code_version as module
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    parsed = module._parsed.__wrapped__("reconx_core.types")
+    (entry,) = (tmp_path / ".cache" / "reconx" / "code").iterdir()
+    assert module._parsed.__wrapped__("reconx_core.types") == parsed
+    entry.write_bytes(kept)
+    assert module._parsed.__wrapped__("reconx_core.types") == parsed
+    monkeypatch.delenv("HOME")
+    assert module._parsed.__wrapped__("reconx_core.types") == parsed

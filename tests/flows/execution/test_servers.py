@@ -4,15 +4,18 @@ import errno
 import fcntl
 import http.server
 import os
+import sqlite3
 import threading
 import time
 import urllib.request
+from contextlib import closing
 from pathlib import Path
 
 import httpx
 import pytest
 
 from flows.execution import prefect_server as servers
+from flows.execution import prefect_tables
 from flows.execution.reach import ask_local_servers_directly, no_proxies
 from reconx_core.errors import UserError
 
@@ -117,3 +120,26 @@ def test_home_lies_elsewhere_where_the_store_has_no_locks(health, monkeypatch, t
         assert home.is_dir()
         assert tmp_path not in home.parents
     assert not home.exists()
+
+
+def test_prefects_tables_are_made_once(monkeypatch, tmp_path):
+    """The first store waits for the migrations; the next gets what they made, and one that has tables keeps them."""
+
+    from prefect.server import database
+
+    async def migrate(interface):
+        made.append(1)
+        with closing(sqlite3.connect(tmp_path / f"{len(made)}.db")) as tables:
+            tables.execute("create table flow (id)")
+
+    made = []
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(database.PrefectDBInterface, "create_db", migrate)
+    for name in ("1.db", "2.db"):
+        prefect_tables.lay_tables(tmp_path / name)
+        with closing(sqlite3.connect(tmp_path / name)) as tables:
+            assert tables.execute("select name from sqlite_master").fetchall() == [("flow",)]
+    assert made == [1]
+    (tmp_path / "mine.db").write_bytes(b"mine")
+    prefect_tables.lay_tables(tmp_path / "mine.db")
+    assert (tmp_path / "mine.db").read_bytes() == b"mine"
