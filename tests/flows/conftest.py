@@ -1,14 +1,14 @@
 """One Prefect server for all tests here, and a way to run the command line in this process with stand-in stages."""
 
 import os
-import sqlite3
 import sys
-from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 
 import pytest
 import standins
+from fork_server import fork_server
+from mlflow_tables import migrate_once
 
 from flows import cli
 
@@ -40,28 +40,23 @@ def server(tmp_path_factory):
         os.environ["PREFECT_API_URL"] = before
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="session")
+def forks(server, mlflow_tables, tmp_path_factory):
+    """The socket of a fork server that has the stand-ins (see fork_server.py)."""
+    with fork_server(tmp_path_factory.mktemp("forks"), mlflow_tables) as path:
+        yield path
+
+
+@pytest.fixture(scope="session")
 def mlflow_tables(tmp_path_factory):
-    """MLflow's some fifty migrations run once: every further database of a test gets the tables that they made."""
-    from mlflow.store.db import utils
+    return tmp_path_factory.mktemp("mlflow") / "tables.db"
 
-    migrate, kept = utils._initialize_tables, tmp_path_factory.mktemp("mlflow") / "tables.db"
 
-    def initialize(engine):
-        if kept.exists():
-            copy_database(kept, engine.url.database)
-        else:
-            migrate(engine)
-            copy_database(engine.url.database, kept)
-
+@pytest.fixture(scope="session", autouse=True)
+def migrated_once(mlflow_tables):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(utils, "_initialize_tables", initialize)
+        migrate_once(mlflow_tables, patch.setattr)
         yield
-
-
-def copy_database(source, target):
-    with closing(sqlite3.connect(source)) as one, closing(sqlite3.connect(target)) as other:
-        one.backup(other)
 
 
 @pytest.fixture

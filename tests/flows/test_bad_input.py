@@ -2,24 +2,22 @@
 
 import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
 from collections import Counter
 from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
 import pytest
 import standins
+from fork_server import run as start
 from PIL import Image
 from standins import artifact_bytes, write_folder
 
 from reconx_core import views
 from reconx_core.settings import STAGES
 
-SCRIPT = Path(__file__).with_name("standins.py")
 REAL_VIEWS_OF = views.views_of
 
 
@@ -162,19 +160,14 @@ def test_output_that_is_a_file(reconx, tiny, tmp_path, photos):
     assert (tmp_path / "out").read_text() == "mine"
 
 
-def test_full_disk_loses_nothing_and_the_next_run_goes_on(reconx, tiny, tmp_path):
+def test_full_disk_loses_nothing_and_the_next_run_goes_on(reconx, forks, tiny, tmp_path):
     """The kernel refuses every file above 8 KB: what needs one fails and is named, what was made before stays."""
     for name in ("attic", "barn"):
         write_folder(tmp_path / "data" / name)
     log = tmp_path / "log"
     environment = {**os.environ, "RECONX_TEST_LOG": str(log)}
     evaluate = ("evaluate", str(tmp_path / "data"), "-o", str(tmp_path / "out"), "--store")
-    command = [sys.executable, str(SCRIPT), *evaluate, str(tmp_path / "store")]
-
-    def limit():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (8192, resource.RLIM_INFINITY))
-
-    failed = subprocess.run(command, env=environment, preexec_fn=limit, capture_output=True, text=True, timeout=200)
+    failed = start(forks, *evaluate, tmp_path / "store", environment=environment, file_bytes=8192)
     assert failed.returncode == 2, failed.stderr
     assert "is full; free some space" in failed.stderr
     assert "Traceback" not in failed.stderr
@@ -182,7 +175,7 @@ def test_full_disk_loses_nothing_and_the_next_run_goes_on(reconx, tiny, tmp_path
     printed = " ".join(failed.stdout.split())
     for name in ("attic", "barn"):
         assert f"{name} failed in {computed[-1]}: The disk under {tmp_path / 'store'} is full" in printed
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
+    done = start(forks, *evaluate, tmp_path / "store", environment=environment)
     assert done.returncode == 0, done.stderr
     assert Counter(log.read_text().split()) == dict.fromkeys(STAGES, 2) | {computed[-1]: 4}
     assert reconx(*evaluate, tmp_path / "calm").code == 0

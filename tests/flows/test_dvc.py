@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import fork_server
 import pytest
 import yaml
 
@@ -17,13 +18,12 @@ from reconx_core.settings import STAGES, Settings
 from tasks.execute import PARENTS, SECTIONS, SEEDLESS, _modules_of
 
 ROOT = Path(__file__).parents[2]
-SCRIPT = Path(__file__).with_name("standins.py")
 READ = {"video": {"reconx_core/video/reconx-tiny"}}  # what lies in the package and is no code
 
 
 @pytest.fixture
-def project(tmp_path):
-    """A copy of the code and of dvc.yaml, and a `reconx` on the PATH that has stand-in stages."""
+def project(server, mlflow_tables, tmp_path):
+    """A copy of the code and of dvc.yaml, and a `reconx` on the PATH that has stand-in stages and runs that copy."""
     folder = tmp_path / "project"
     for name in ("reconx_core", "tasks", "flows"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -34,13 +34,14 @@ def project(tmp_path):
         subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", *words], cwd=folder, check=True)
     command = tmp_path / "bin" / "reconx"
     command.parent.mkdir()
-    command.write_text(f'#!/bin/sh\nPYTHONPATH={folder} exec {sys.executable} {SCRIPT} "$@"\n')
-    command.chmod(command.stat().st_mode | stat.S_IXUSR)
-    return folder
+    with fork_server.fork_server(tmp_path, mlflow_tables, {**os.environ, "PYTHONPATH": str(folder)}) as socket:
+        command.write_text(f'#!/bin/sh\nexec {sys.executable} {fork_server.__file__} start {socket} "$@"\n')
+        command.chmod(command.stat().st_mode | stat.S_IXUSR)
+        yield folder
 
 
 @pytest.mark.timeout(900)
-def test_repro_runs_only_what_changed(project, server, tmp_path):
+def test_repro_runs_only_what_changed(project, tmp_path):
     log = tmp_path / "computed.log"
     author = {f"GIT_{who}_{what}": "a@b" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
     environment = {**os.environ, **author, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "RECONX_TEST_LOG": str(log)}

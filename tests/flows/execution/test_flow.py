@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import standins
+from fork_server import Started, run
 from processes import alive, children, wait_until
 from standins import artifact_bytes, write_folder
 
@@ -127,21 +128,22 @@ def test_user_error_of_the_only_scene_is_one_sentence_and_code_2(reconx, tiny, t
     assert (outcome.code, outcome.err) == (2, "reconx: This scene is broken; take another one.\n")
 
 
-def test_kill_9_repeats_at_most_the_interrupted_task(server, tiny, photos, tmp_path):
+def test_kill_9_repeats_at_most_the_interrupted_task(forks, tiny, photos, tmp_path):
     """A real process, killed within a stage: the next run goes on there, and the bytes are those of an undisturbed run."""
     log = tmp_path / "killed.log"
     environment = {**os.environ, "RECONX_TEST_LOG": str(log)}
-    command = [sys.executable, str(SCRIPT), "reconstruct", str(photos), "-o", str(tmp_path / "out"), "--store"]
+    command = ["reconstruct", photos, "-o", tmp_path / "out", "--store"]
 
     paused = {**environment, "RECONX_TEST_PAUSE": "confidence"}
-    process = subprocess.Popen([*command, str(tmp_path / "killed")], env=paused, stdout=subprocess.DEVNULL)
+    with open(os.devnull, "r+") as nothing:
+        process = Started(forks, [*command, tmp_path / "killed"], paused, 3 * [nothing.fileno()])
     wait_until(lambda: log.exists() and "confidence" in log.read_text(), process)
     process.send_signal(signal.SIGKILL)
     process.wait()
     log.write_text("")
-    subprocess.run([*command, str(tmp_path / "killed")], env=environment, check=True, stdout=subprocess.DEVNULL)
+    assert run(forks, *command, tmp_path / "killed", environment=environment).returncode == 0
     assert log.read_text().split() == ["confidence", "splats", "metrics"]
-    subprocess.run([*command, str(tmp_path / "calm")], env=environment, check=True, stdout=subprocess.DEVNULL)
+    assert run(forks, *command, tmp_path / "calm", environment=environment).returncode == 0
     assert artifact_bytes(tmp_path / "killed") == artifact_bytes(tmp_path / "calm")
 
 

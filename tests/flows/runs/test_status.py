@@ -4,12 +4,9 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
-import standins
+from fork_server import Started, run
 from processes import wait_until
 from standins import write_folder
 
@@ -19,8 +16,6 @@ from flows.runs.request import read_request, record_request
 from reconx_core import splats
 from reconx_core.settings import STAGES
 from tasks import execute
-
-SCRIPT = Path(standins.__file__)
 
 
 @pytest.fixture
@@ -89,22 +84,14 @@ def test_missing_weights_are_told_although_there_is_no_key(reconx, tiny, status,
     assert any(line.startswith("garden failed in video: ") for line in lines)
 
 
-def test_a_run_before_during_and_after_kill_9(server, reconx, tiny, status, data, tmp_path):
+def test_a_run_before_during_and_after_kill_9(forks, reconx, tiny, status, data, tmp_path):
     """A real process. What status and gc find of it is what it had finished."""
     log = tmp_path / "killed.log"
-    command = [
-        sys.executable,
-        str(SCRIPT),
-        "evaluate",
-        str(data),
-        "-o",
-        str(tmp_path / "out"),
-        "--store",
-        str(tmp_path / "store"),
-    ]
+    command = ["evaluate", data, "-o", tmp_path / "out", "--store", tmp_path / "store"]
     environment = {**os.environ, "RECONX_TEST_LOG": str(log)}
     paused = {**environment, "RECONX_TEST_PAUSE": "confidence"}
-    process = subprocess.Popen(command, env=paused, stdout=subprocess.DEVNULL)
+    with open(os.devnull, "r+") as nothing:
+        process = Started(forks, command, paused, 3 * [nothing.fileno()])
     wait_until(lambda: log.exists() and "confidence" in log.read_text(), process)
     counts = {stage: [1, 0, 1, 2] for stage in STAGES[:4]} | {stage: [0, 0, 2, 2] for stage in STAGES[4:]}
     table, lines = status("out")
@@ -121,7 +108,7 @@ def test_a_run_before_during_and_after_kill_9(server, reconx, tiny, status, data
     assert collect_garbage(tmp_path / "store")[:2] == (0, 4)
     assert "splats" not in log.read_text()
 
-    assert subprocess.run(command, env=environment, stdout=subprocess.DEVNULL).returncode == 1
+    assert run(forks, *command, environment=environment).returncode == 1
     assert status("out")[0]["metrics"] == [1, 0, 1, 0, 2]
 
 
