@@ -21,7 +21,7 @@ from torch import Tensor
 
 from reconx_core.datasets.capture import Capture, Photo, Split, pinhole
 from reconx_core.datasets.raycast import Scene, build_scene, render
-from reconx_core.datasets.solids import Solid, first_hit, on_surface
+from reconx_core.datasets.solids import Solid, is_blocked, on_surface
 from reconx_core.datasets.textures import (
     MATERIALS,
     Material,
@@ -132,7 +132,9 @@ def build(name: str, seed: int) -> Scene:
     solids = tuple(ROOMS[name](rng))
     light = [(uniform(rng, -1.5, 1.5), -solids[0].half[1] * 2 + 0.25, uniform(rng, -1.5, 1.5)) for _ in range(2)]
     styles = [(choose(rng, MATERIALS), colour(rng, 0.45)) for _ in solids]
-    faces = [_bake(solids, s, f, styles[s], torch.tensor(light), rng) for s in range(len(solids)) for f in range(6)]
+    lightmaps = _lightmaps(solids, torch.tensor(light))
+    places = [(s, f) for s in range(len(solids)) for f in range(6)]
+    faces = [_bake(solids[s], f, styles[s], lit, rng) for (s, f), lit in zip(places, lightmaps)]
     return build_scene(solids, faces)
 
 
@@ -192,17 +194,16 @@ def _render(spec: Spec, intrinsics: Tensor, pose: Tensor) -> tuple[Tensor, Tenso
 
 
 def _bake(
-    solids: tuple[Solid, ...], index: int, face: int, style: tuple[Material, Tensor], lights: Tensor, rng: torch.Generator
+    solid: Solid, face: int, style: tuple[Material, Tensor], lightmap: Float[Tensor, "s s"], rng: torch.Generator
 ) -> Float[Tensor, "t t 3"]:
     """One face's texture times the light that falls on it."""
-    solid = solids[index]
     extent = solid.extent(face)
     if solid.kind == "room":
         albedo = _wall(rng, face, extent)
     else:
         material, hue = style
         albedo = tint(material(rng, 256 if max(extent) > 0.2 else 128, extent), hue)
-    light = F.interpolate(_lightmap(solids, index, face, lights)[None, None], albedo.shape[:2], mode="bilinear")[0, 0]
+    light = F.interpolate(lightmap[None, None], albedo.shape[:2], mode="bilinear")[0, 0]
     return (albedo * light[..., None]).clamp(0, 1)
 
 
@@ -213,21 +214,25 @@ def _wall(rng: torch.Generator, face: int, extent: tuple[float, float]) -> Float
     return texture if face in (2, 3) else add_posters(texture, extent, rng, 4)
 
 
-def _lightmap(
-    solids: tuple[Solid, ...], index: int, face: int, lights: Float[Tensor, "l 3"], side: int = 24
-) -> Float[Tensor, "s s"]:
-    """Ambient light plus lamps with soft shadows (each lamp is eight points)."""
-    steps = (torch.arange(side) + 0.5) / side * 2 - 1
-    v, u = torch.meshgrid(steps, steps, indexing="ij")
-    local = on_surface(solids[index].kind, face, torch.stack([u, v], -1).view(-1, 2))
-    points, normals = solids[index].to_world(local), solids[index].normal(local)
+def _lightmaps(solids: tuple[Solid, ...], lights: Float[Tensor, "l 3"], side: int = 24) -> Float[Tensor, "faces s s"]:
+    """Of every face of every solid: ambient light plus lamps with soft shadows (each lamp is eight points)."""
+    centres = [_texel_centres(solid, face, side) for solid in solids for face in range(6)]
+    points, normals = (torch.cat(part) for part in zip(*centres))
     corners = 0.2 * torch.tensor([[x, y, z] for x in (-1.0, 1) for y in (-0.5, 0.5) for z in (-1.0, 1)])
     lamps = (lights[:, None] + corners).view(-1, 3)
     towards = lamps[:, None] - points
     distance = towards.norm(dim=-1)
     lambert = ((towards * normals).sum(-1) / distance).clamp(min=0)
-    origin = (points + 2e-3 * normals).expand_as(towards).reshape(-1, 3)
+    origin = (points + 2e-3 * normals).expand_as(towards)
     lit = lambert > 0  # what faces away from a lamp needs no ray
-    lit[lit.clone()] = first_hit(solids[1:], origin[lit.view(-1)], towards[lit])[0] >= 1
+    lit[lit.clone()] = ~is_blocked(solids[1:], origin[lit], towards[lit])
     glow = (lambert * lit / (0.6 + 0.12 * distance**2)).sum(0) / len(corners)
-    return (0.55 + 0.65 * glow).view(side, side)
+    return (0.55 + 0.65 * glow).view(-1, side, side)
+
+
+def _texel_centres(solid: Solid, face: int, side: int) -> tuple[Float[Tensor, "p 3"], Float[Tensor, "p 3"]]:
+    """World points and normals of a face's ``side`` x ``side`` texels."""
+    steps = (torch.arange(side) + 0.5) / side * 2 - 1
+    v, u = torch.meshgrid(steps, steps, indexing="ij")
+    local = on_surface(solid.kind, face, torch.stack([u, v], -1).view(-1, 2))
+    return solid.to_world(local), solid.normal(local)

@@ -11,7 +11,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 _NEAR = 1e-4  # smaller ray parameters hit the surface that the ray starts from
@@ -68,6 +68,20 @@ def first_hit(
         closer = t < depth
         depth, nearest = torch.where(closer, t, depth), torch.where(closer, s, nearest)
     return depth, nearest
+
+
+def is_blocked(solids: tuple[Solid, ...], origin: Float[Tensor, "p 3"], direction: Float[Tensor, "p 3"]) -> Bool[Tensor, " p"]:
+    """Whether a solid lies on the way from ``origin`` to ``origin + direction``."""
+    blocked = torch.zeros(len(origin), dtype=torch.bool)
+    squared = (direction**2).sum(-1)
+    for solid in solids:
+        # Few rays come near a solid: the ball around it rules the others out.
+        away = direction.new_tensor(solid.centre) - origin
+        nearest = ((away * direction).sum(-1) / squared).clamp(0, 1)
+        distance = (away - nearest[:, None] * direction).norm(dim=-1)
+        near = ((distance < 1.01 * math.hypot(*solid.half)) & ~blocked).nonzero()[:, 0]
+        blocked[near] = first_hit((solid,), origin[near], direction[near])[0] < 1
+    return blocked
 
 
 def face_uv(local: Float[Tensor, "p 3"], cylinder: bool) -> tuple[Int[Tensor, " p"], Float[Tensor, "p 2"]]:

@@ -15,7 +15,7 @@ from reconx_core.views import load_views
 
 
 @lru_cache(maxsize=2)
-def scene(source="room?seed=1&views=6&targets=0&width=400&height=300", protocol="unposed"):
+def scene(source="room?seed=1&views=5&targets=0&width=320&height=240", protocol="unposed"):
     views = load_views(f"procedural:{source}", ViewsSettings(size=512)).inputs()
     return replace(views, protocol=protocol)
 
