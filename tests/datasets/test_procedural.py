@@ -7,6 +7,7 @@ import torch
 from small_captures import cameras_of, tiny_hall
 
 from reconx_core.datasets import procedural, read
+from reconx_core.datasets.solids import first_hit
 from reconx_core.errors import UserError
 from reconx_core.geometry.transforms import project, transform, unproject
 
@@ -58,7 +59,7 @@ def test_normals_point_towards_the_camera(room):
     camera = cameras_of(room)[[0]]
     points = unproject(room.photos[0].load_depth()[None], camera).reshape(-1, 3)
     origin = camera.cam_to_world[0, :3, 3]
-    _, nearest = procedural.first_hit(scene.solids, origin.expand_as(points), points - origin)
+    _, nearest = first_hit(scene.solids, origin.expand_as(points), points - origin)
     for s, solid in enumerate(scene.solids):
         hit = points[nearest == s]
         facing = (solid.normal(solid.to_local(hit)) * (origin - hit)).sum(-1)
