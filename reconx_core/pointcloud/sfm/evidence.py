@@ -5,16 +5,17 @@ from __future__ import annotations
 import itertools
 import math
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from torch.nn.functional import normalize
+from torch.nn.functional import grid_sample, normalize
 
 from reconx_core.errors import UserError
-from reconx_core.geometry.transforms import resize_cameras, size_for, so3_exp
+from reconx_core.geometry.transforms import pixel_grid, project, resize_cameras, size_for, so3_exp, transform, unproject
 from reconx_core.io.images import resize_images, resize_mask
 from reconx_core.pointcloud.stereo.consistency import count_support
 from reconx_core.pointcloud.stereo.dense import GOOD_MATCH
@@ -37,6 +38,9 @@ CLEAR = 0.3  # agreement above which that by chance is not asked for; smooth pic
 TURN = 3.0  # degrees by which cameras are turned for the agreement by chance
 TRUSTED, REFUSED = 0.5, 0.1  # below the one the user is warned; below the other, by their agreement, there is no result
 TEXTURE = 0.02  # standard deviation of the brightness around a pixel from which its match says something
+
+
+Support = Callable[[Float[Tensor, "2 h w"], Cameras], Bool[Tensor, "2 h w"]]  # of two views' depths, by one another
 
 
 class Evidence(NamedTuple):
@@ -148,6 +152,19 @@ def _at_small_size(views: Views, cameras: Cameras, ranges: tuple[Float[Tensor, "
     return Scene(images, usable, resize_cameras(cameras, *size), depths)
 
 
+def mean_agreement(views: Views, cameras: Cameras, points: PointCloud, observations: Bool[Tensor, "n p"]) -> float:
+    """Share of the textured pixels that agrees, mean over the views; the same measure for cameras of any focal.
+
+    What agrees by depth alone grows with the focal: the more of the motion between two photos is taken for parallax, the less
+    depth a pixel is worth. So what agrees to a pixel counts, too.
+    """
+    scene = _at_small_size(views, cameras, depth_ranges(cameras, points, observations))
+    share = torch.zeros(len(views), len(views))
+    for i, j in partners(cameras, points, observations):
+        share[[i, j], [j, i]] = _agreement(scene, scene.cameras[[i, j]], (i, j), same_depth_or_pixel)
+    return float(share.amax(1).mean())
+
+
 def dense_agreement(scene: Scene, pairs: list[tuple[int, int]]) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
     """Per view the share of its textured pixels that agrees with the view of ``pairs`` that it agrees with most; its contrast.
 
@@ -157,24 +174,50 @@ def dense_agreement(scene: Scene, pairs: list[tuple[int, int]]) -> tuple[Float[T
     n = len(scene.images)
     share = torch.zeros(n, n)
     for i, j in pairs:
-        share[i, j], share[j, i] = _agreement(scene, scene.cameras[[i, j]], (i, j))
+        share[[i, j], [j, i]] = _agreement(scene, scene.cameras[[i, j]], (i, j))
     agreement, contrast = share.amax(1), torch.full((n,), torch.inf)
     for view in (agreement < CLEAR).nonzero()[:, 0].tolist():
         others = sorted({i + j - view for i, j in pairs if view in (i, j)})
         turned = [(other, turn) for other in others for turn in (TURN, -TURN)]
-        chance = sum(_agreement(scene, _off_the_lines(scene.cameras[[view, o]], turn), (view, o))[0] for o, turn in turned) / 2
+        cameras = ((o, _off_the_lines(scene.cameras[[view, o]], turn)) for o, turn in turned)
+        chance = sum(float(_agreement(scene, pair, (view, o))[0]) for o, pair in cameras) / 2
         contrast[view] = max(float(share[view, others].sum()) / max(chance, 1e-3) - 1, 0.0)
     return agreement, contrast
 
 
-def _agreement(scene: Scene, cameras: Cameras, pair: tuple[int, int]) -> tuple[float, float]:
+def same_depth(depths: Float[Tensor, "2 h w"], cameras: Cameras) -> Bool[Tensor, "2 h w"]:
+    """Where the other view has the same depth, up to a small share of it."""
+    return count_support(depths, cameras) > 0
+
+
+def same_depth_or_pixel(depths: Float[Tensor, "2 h w"], cameras: Cameras) -> Bool[Tensor, "2 h w"]:
+    """The same, or where a pixel, moved to the other view by its depth and back by the depth found there, comes back."""
+    back = torch.stack([_comes_back(depths[order], cameras[order]) for order in ([0, 1], [1, 0])])
+    return same_depth(depths, cameras) | back
+
+
+def _comes_back(depths: Float[Tensor, "2 h w"], cameras: Cameras) -> Bool[Tensor, "h w"]:
+    height, width = depths.shape[1:]
+    there, z = project(unproject(depths[:1], cameras[[0]]).reshape(-1, 3), cameras.intrinsics[1:], cameras.world_to_cam[1:])
+    grid = there[0] / there.new_tensor([width, height]) * 2 - 1
+    depth = grid_sample(depths[None, 1:], grid[None, None], mode="nearest", align_corners=False)[0, 0, 0]
+    rays = torch.cat([there[0], torch.ones_like(there[0, :, :1])], 1) @ torch.linalg.inv(cameras.intrinsics[1]).T
+    back, z_back = project(
+        transform(cameras.cam_to_world[1], rays * depth[:, None]), cameras.intrinsics[:1], cameras.world_to_cam[:1]
+    )
+    error = (back[0].view(height, width, 2) - pixel_grid(height, width)).norm(dim=-1)
+    ahead = (z[0] > 0) & (z_back[0] > 0) & (grid.abs() <= 1).all(-1)
+    return (error < 1) & ahead.view(height, width)
+
+
+def _agreement(scene: Scene, cameras: Cameras, pair: tuple[int, int], supported: Support = same_depth) -> Float[Tensor, 2]:
     """Share of the usable pixels of both views of a pair, with these two cameras, that agree."""
     orders = ((0, 1), (1, 0))
     swept = [_sweep(scene.images[[pair[a], pair[b]]], cameras[[a, b]], scene.depths[pair[a]]) for a, b in orders]
-    support = count_support(torch.stack([depth for depth, _ in swept]), cameras) > 0
-    good = [confirmed & (match > GOOD_MATCH) & scene.usable[view] for view, (_, match), confirmed in zip(pair, swept, support)]
-    one, other = (float(g.sum() / scene.usable[view].sum().clamp(min=1)) for g, view in zip(good, pair))
-    return one, other
+    depths, matches = (torch.stack(part) for part in zip(*swept))
+    usable = scene.usable[list(pair)]
+    agreeing = supported(depths, cameras) & (matches > GOOD_MATCH) & usable
+    return agreeing.sum((1, 2)) / usable.sum((1, 2)).clamp(min=1)
 
 
 def _off_the_lines(cameras: Cameras, degrees: float) -> Cameras:

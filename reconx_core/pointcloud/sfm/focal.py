@@ -100,7 +100,7 @@ def map_estimate(problem: Problem, best: pycolmap.Reconstruction, priors: list[F
     if abs(step) >= FINE:  # the matches hardly constrain the focal: search farther
         coarse = min(COARSE, key=cost)
         step = coarse + _vertex(cost, coarse)
-    return best if abs(step) < 0.003 else _adjusted(problem, best, step)
+    return best if abs(step) < 0.003 else adjusted_to(problem, best, step)
 
 
 def pose_uncertainty(problem: Problem, reconstruction: pycolmap.Reconstruction, priors: list[FocalPrior]) -> float:
@@ -108,11 +108,11 @@ def pose_uncertainty(problem: Problem, reconstruction: pycolmap.Reconstruction, 
 
     The poses are adjusted to each focal of a grid; what counts is the largest change of a relative rotation.
     """
-    costs, angles = [_posterior_cost(problem, reconstruction, reconstruction, priors, 0.0)], [0.0]
+    costs, angles = [posterior_cost(problem, reconstruction, reconstruction, priors, 0.0)], [0.0]
     for side in (-1, 1):
         for step in POSTERIOR:
-            adjusted = _adjusted(problem, reconstruction, side * step)
-            cost = _posterior_cost(problem, reconstruction, adjusted, priors, side * step)
+            adjusted = adjusted_to(problem, reconstruction, side * step)
+            cost = posterior_cost(problem, reconstruction, adjusted, priors, side * step)
             if not cost < min(costs) + IMPOSSIBLE:  # also if it is no number
                 break
             costs.append(cost)
@@ -121,7 +121,7 @@ def pose_uncertainty(problem: Problem, reconstruction: pycolmap.Reconstruction, 
     return float(np.sqrt((weights * np.square(angles)).sum() / weights.sum()))
 
 
-def _posterior_cost(
+def posterior_cost(
     problem: Problem, best: pycolmap.Reconstruction, adjusted: pycolmap.Reconstruction, priors: list[FocalPrior], step: float
 ) -> float:
     """Negative log-posterior of the focals of ``best`` times exp(step), to which ``adjusted`` is the solution."""
@@ -150,11 +150,11 @@ def _vertex(cost: Callable[[float], float], centre: float) -> float:
 
 
 def _negative_log_likelihood_at(problem: Problem, reconstruction: pycolmap.Reconstruction, step: float) -> float:
-    adjusted = reconstruction if step == 0 else _adjusted(problem, reconstruction, step)
+    adjusted = reconstruction if step == 0 else adjusted_to(problem, reconstruction, step)
     return _negative_log_likelihood(problem, adjusted, adjusted.compute_num_observations())
 
 
-def _adjusted(problem: Problem, reconstruction: pycolmap.Reconstruction, step: float) -> pycolmap.Reconstruction:
+def adjusted_to(problem: Problem, reconstruction: pycolmap.Reconstruction, step: float) -> pycolmap.Reconstruction:
     """A copy with all focals multiplied by exp(step) and fixed while poses and points are adjusted."""
     copy = pycolmap.Reconstruction(reconstruction)
     for camera in copy.cameras.values():

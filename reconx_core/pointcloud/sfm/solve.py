@@ -20,10 +20,11 @@ from torch import Tensor
 from reconx_core.errors import UserError
 from reconx_core.geometry.transforms import transform
 from reconx_core.pointcloud.global_alignment.graph import nearest_pairs
-from reconx_core.pointcloud.sfm.evidence import judge_cameras
+from reconx_core.pointcloud.sfm.evidence import judge_cameras, mean_agreement
 from reconx_core.pointcloud.sfm.focal import FocalPrior, focal_prior, pose_uncertainty, solve_focals
 from reconx_core.pointcloud.sfm.mapper import Problem, drop_weakly_linked_images, drop_wide_angle_images, reconstruct
 from reconx_core.pointcloud.sfm.matching import Features, Matches, add_tilted, extract_features, match_features, verify_matches
+from reconx_core.pointcloud.sfm.open_focal import OPEN, choose_focal
 from reconx_core.types import Cameras, PointCloud, Views
 
 pycolmap.logging.minloglevel = 2  # otherwise glog prints every step; errors are raised as exceptions
@@ -83,12 +84,28 @@ def solve_cameras(views: Views, fixed: Cameras | None, generator: torch.Generato
         return without_points(fixed)
     if best is None:
         raise UserError(_no_overlap(views))
+    uncertainty = 0.0
+    if best.priors is not None:
+        best, uncertainty = _settle_focal(views, best, best.priors)
     sfm = to_sfm(views, fixed, best.problem, best.reconstruction)
     _warn_dropped(views, sfm.registered)
-    if fixed is not None:
-        return sfm
-    uncertainty = 0.0 if best.priors is None else pose_uncertainty(best.problem, best.reconstruction, best.priors)
-    return judge(views, to_canonical(sfm), uncertainty)
+    return sfm if fixed is not None else judge(views, to_canonical(sfm), uncertainty)
+
+
+def _settle_focal(views: Views, found: Solution, priors: list[FocalPrior]) -> tuple[Solution, float]:
+    """The solution with the focal that two photos show, where their matches leave it open; and by how much they do."""
+    uncertainty = pose_uncertainty(found.problem, found.reconstruction, priors)
+    if uncertainty < OPEN or found.reconstruction.num_reg_images() > 2:
+        return found, uncertainty
+
+    def agreement(reconstruction: pycolmap.Reconstruction) -> float:
+        if not reconstruction.num_points3D():
+            return 0.0
+        sfm = to_canonical(to_sfm(views, None, found.problem, reconstruction))
+        return mean_agreement(views.select(sfm.registered), sfm.cameras, sfm.sparse, sfm.observations)
+
+    chosen = choose_focal(found.problem, found.reconstruction, priors, agreement)
+    return found._replace(reconstruction=chosen), uncertainty
 
 
 def judge(views: Views, sfm: Sfm, uncertainty: float) -> Sfm:

@@ -8,6 +8,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from exact_scene import room as exact_room
+from exact_scene import room_depth
 
 from reconx_core.errors import UserError
 from reconx_core.geometry.transforms import project, rigid, so3_exp
@@ -20,9 +22,12 @@ from reconx_core.pointcloud.sfm.evidence import (
     camera_confidence,
     judge_cameras,
     partners,
+    same_depth,
+    same_depth_or_pixel,
 )
 from reconx_core.pointcloud.sfm.focal import FocalPrior, pose_uncertainty
 from reconx_core.pointcloud.sfm.mapper import Problem, reconstruct
+from reconx_core.pointcloud.sfm.open_focal import choose_focal
 from reconx_core.settings import ViewsSettings
 from reconx_core.types import Cameras, PointCloud
 from reconx_core.views import load_views
@@ -106,7 +111,7 @@ def test_what_is_wrong_is_said(room):
         judge_cameras(views, views.cameras, points, few, 0.0)
 
 
-def solved(flat: bool, views: int):
+def flat_or_deep(flat: bool, views: int):
     """Exact matches of random points from a few sides, of unknown focal; in a plane, two views of them fit any."""
     points = torch.randn(80, 3, generator=torch.Generator().manual_seed(0)) * torch.tensor([0.5, 0.5, 0.0 if flat else 0.5])
     turns = so3_exp(torch.tensor([[0.1 * k, 0.35 * k, 0.0] for k in range(views)]))
@@ -117,10 +122,43 @@ def solved(flat: bool, views: int):
     same = np.stack([np.arange(80)] * 2, 1)
     pairs = {(i, j): same for i in range(views) for j in range(i + 1, views)}
     problem = Problem(list((pixels + noise).double().numpy()), pairs, (0,) * views, (240, 320), {}, 0, 2.0)
-    found = reconstruct(problem, [intrinsics.double().numpy()], False)
-    return pose_uncertainty(problem, found, [FocalPrior(256.0, 0.4)])
+    return problem, reconstruct(problem, [intrinsics.double().numpy()], False)
+
+
+PRIORS = [FocalPrior(256.0, 0.4)]
 
 
 def test_two_views_of_a_plane_leave_the_focal_and_so_the_rotation_open():
-    assert solved(flat=True, views=2) > UNCERTAINTY
-    assert solved(flat=False, views=4) < 0.5 * UNCERTAINTY
+    assert pose_uncertainty(*flat_or_deep(flat=True, views=2), PRIORS) > UNCERTAINTY
+    assert pose_uncertainty(*flat_or_deep(flat=False, views=4), PRIORS) < 0.5 * UNCERTAINTY
+
+
+def focal(reconstruction):
+    return reconstruction.cameras[1].focal_length
+
+
+def liking(wanted):
+    """The photos agree best at one focal."""
+    return lambda reconstruction: 0.6 - 0.5 * min(math.log(focal(reconstruction) / wanted) ** 2, 1.0)
+
+
+def test_the_photos_choose_among_focals_that_the_matches_leave_open():
+    problem, found = flat_or_deep(flat=True, views=2)
+    for wanted in (200.0, 256.0, 360.0):
+        assert focal(choose_focal(problem, found, PRIORS, liking(wanted))) == pytest.approx(wanted, rel=0.12)
+
+
+def test_the_photos_do_not_overrule_matches_that_fix_the_focal():
+    problem, found = flat_or_deep(flat=False, views=4)
+    assert focal(choose_focal(problem, found, PRIORS, liking(360.0))) == pytest.approx(focal(found), rel=0.03)
+
+
+def test_a_surface_agrees_up_to_a_pixel_where_that_is_more_than_a_share_of_the_depth():
+    inputs, depth = exact_room().inputs(), room_depth()
+    pair, far = inputs.cameras[[0, 1]], depth[:2] * torch.tensor([1.0, 1.03])[:, None, None]
+    right = same_depth_or_pixel(depth[:2], pair)
+    assert right.float().mean() > 0.7  # the rest is hidden in the other view, or outside of it
+    assert (same_depth(depth[:2], pair) & ~right).sum() == 0
+    assert same_depth(far, pair).float().mean() < 0.2 < 0.6 < same_depth_or_pixel(far, pair).float().mean()
+    assert not same_depth_or_pixel(-depth[:2], pair).any()
+    assert same_depth_or_pixel(depth[:2] * torch.tensor([1.0, 1.5])[:, None, None], pair).float().mean() < 0.3

@@ -184,3 +184,13 @@ def test_real_photos_without_their_cameras(real_data):
     errors = pose_errors(sfm.cameras, views.cameras)
     assert 0 < sfm.camera_confidence < 0.5
     assert errors["auc_10"] > 0.8
+
+
+def test_a_focal_that_two_photos_leave_open_is_the_one_that_they_show(real_data):
+    """From the matches alone it is a fifth too long, and the cameras are turned by 8 degrees."""
+    views = load_views(real_data / "posed" / "fox", ViewsSettings(split="pair_easy", size=512, protocol="posed")).inputs()
+    with pytest.warns(UserWarning, match="do not determine the focal length"):
+        sfm = solve(unposed(views))
+    errors = pose_errors(sfm.cameras, views.cameras)
+    assert errors["rotation_error"] < 5
+    assert (sfm.cameras.intrinsics[0, 0, 0] / views.cameras.intrinsics[0, 0, 0] - 1).abs() < 0.15
