@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -153,16 +153,16 @@ def _at_small_size(views: Views, cameras: Cameras, ranges: tuple[Float[Tensor, "
 
 
 def mean_agreement(views: Views, cameras: Cameras, points: PointCloud, observations: Bool[Tensor, "n p"]) -> float:
-    """Share of the textured pixels that agrees, mean over the views; the same measure for cameras of any focal.
+    """Share of the textured pixels that agrees, mean over the views: by depth, and by where a pixel comes back to.
 
-    What agrees by depth alone grows with the focal: the more of the motion between two photos is taken for parallax, the less
-    depth a pixel is worth. So what agrees to a pixel counts, too.
+    With larger focals more agrees by depth, for a pixel is worth less depth there; with smaller ones more comes back where the
+    baseline is wide. The mean of both leans to neither side.
     """
     scene = _at_small_size(views, cameras, depth_ranges(cameras, points, observations))
-    share = torch.zeros(len(views), len(views))
+    shares = torch.zeros(2, len(views), len(views))
     for i, j in partners(cameras, points, observations):
-        share[[i, j], [j, i]] = _agreement(scene, scene.cameras[[i, j]], (i, j), same_depth_or_pixel)
-    return float(share.amax(1).mean())
+        shares[:, [i, j], [j, i]] = _agreement(scene, scene.cameras[[i, j]], (i, j), (same_depth, same_pixel))
+    return float(shares.amax(2).mean())
 
 
 def dense_agreement(scene: Scene, pairs: list[tuple[int, int]]) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
@@ -174,13 +174,13 @@ def dense_agreement(scene: Scene, pairs: list[tuple[int, int]]) -> tuple[Float[T
     n = len(scene.images)
     share = torch.zeros(n, n)
     for i, j in pairs:
-        share[[i, j], [j, i]] = _agreement(scene, scene.cameras[[i, j]], (i, j))
+        share[[i, j], [j, i]] = _agreement(scene, scene.cameras[[i, j]], (i, j))[0]
     agreement, contrast = share.amax(1), torch.full((n,), torch.inf)
     for view in (agreement < CLEAR).nonzero()[:, 0].tolist():
         others = sorted({i + j - view for i, j in pairs if view in (i, j)})
         turned = [(other, turn) for other in others for turn in (TURN, -TURN)]
         cameras = ((o, _off_the_lines(scene.cameras[[view, o]], turn)) for o, turn in turned)
-        chance = sum(float(_agreement(scene, pair, (view, o))[0]) for o, pair in cameras) / 2
+        chance = sum(float(_agreement(scene, pair, (view, o))[0, 0]) for o, pair in cameras) / 2
         contrast[view] = max(float(share[view, others].sum()) / max(chance, 1e-3) - 1, 0.0)
     return agreement, contrast
 
@@ -190,10 +190,9 @@ def same_depth(depths: Float[Tensor, "2 h w"], cameras: Cameras) -> Bool[Tensor,
     return count_support(depths, cameras) > 0
 
 
-def same_depth_or_pixel(depths: Float[Tensor, "2 h w"], cameras: Cameras) -> Bool[Tensor, "2 h w"]:
-    """The same, or where a pixel, moved to the other view by its depth and back by the depth found there, comes back."""
-    back = torch.stack([_comes_back(depths[order], cameras[order]) for order in ([0, 1], [1, 0])])
-    return same_depth(depths, cameras) | back
+def same_pixel(depths: Float[Tensor, "2 h w"], cameras: Cameras) -> Bool[Tensor, "2 h w"]:
+    """Where a pixel, moved to the other view by its depth and back by the depth found there, comes back to itself."""
+    return torch.stack([_comes_back(depths[order], cameras[order]) for order in ([0, 1], [1, 0])])
 
 
 def _comes_back(depths: Float[Tensor, "2 h w"], cameras: Cameras) -> Bool[Tensor, "h w"]:
@@ -210,14 +209,16 @@ def _comes_back(depths: Float[Tensor, "2 h w"], cameras: Cameras) -> Bool[Tensor
     return (error < 1) & ahead.view(height, width)
 
 
-def _agreement(scene: Scene, cameras: Cameras, pair: tuple[int, int], supported: Support = same_depth) -> Float[Tensor, 2]:
-    """Share of the usable pixels of both views of a pair, with these two cameras, that agree."""
+def _agreement(
+    scene: Scene, cameras: Cameras, pair: tuple[int, int], kinds: Sequence[Support] = (same_depth,)
+) -> Float[Tensor, "kinds 2"]:
+    """Share of the usable pixels of both views of a pair, with these two cameras, that agree; by each kind of support."""
     orders = ((0, 1), (1, 0))
     swept = [_sweep(scene.images[[pair[a], pair[b]]], cameras[[a, b]], scene.depths[pair[a]]) for a, b in orders]
     depths, matches = (torch.stack(part) for part in zip(*swept))
     usable = scene.usable[list(pair)]
-    agreeing = supported(depths, cameras) & (matches > GOOD_MATCH) & usable
-    return agreeing.sum((1, 2)) / usable.sum((1, 2)).clamp(min=1)
+    agreeing = torch.stack([supported(depths, cameras) for supported in kinds]) & (matches > GOOD_MATCH) & usable
+    return agreeing.sum((2, 3)) / usable.sum((1, 2)).clamp(min=1)
 
 
 def _off_the_lines(cameras: Cameras, degrees: float) -> Cameras:

@@ -12,9 +12,10 @@ import numpy as np
 import pycolmap
 
 from reconx_core.pointcloud.sfm.focal import FocalPrior, adjusted_to, posterior_cost
-from reconx_core.pointcloud.sfm.mapper import Problem
+from reconx_core.pointcloud.sfm.mapper import Problem, nearest_angle
 
 OPEN = 2.0  # degrees of pose uncertainty from which the focal counts as open
+PARALLAX = 5.0  # degrees; with less, what agrees grows with the focal whatever the true one is
 STEP = 0.15  # of the logarithm of the focal
 STEPS = 5  # either way
 # Negative log-likelihood per unit of agreement. Measured on pairs of real photos (docs/decisions.md): agreement decides where
@@ -22,6 +23,12 @@ STEPS = 5  # either way
 WORTH = 30.0
 
 Agreement = Callable[[pycolmap.Reconstruction], float]
+
+
+def shows_focal(found: pycolmap.Reconstruction) -> bool:
+    """Whether stereo can say something that the matches do not: of two photos, from places that are not too near."""
+    ids = found.reg_image_ids()
+    return len(ids) == 2 and min(nearest_angle(found, image_id) for image_id in ids) > PARALLAX
 
 
 def choose_focal(

@@ -24,7 +24,7 @@ from reconx_core.pointcloud.sfm.evidence import judge_cameras, mean_agreement
 from reconx_core.pointcloud.sfm.focal import FocalPrior, focal_prior, pose_uncertainty, solve_focals
 from reconx_core.pointcloud.sfm.mapper import Problem, drop_weakly_linked_images, drop_wide_angle_images, reconstruct
 from reconx_core.pointcloud.sfm.matching import Features, Matches, add_tilted, extract_features, match_features, verify_matches
-from reconx_core.pointcloud.sfm.open_focal import OPEN, choose_focal
+from reconx_core.pointcloud.sfm.open_focal import OPEN, choose_focal, shows_focal
 from reconx_core.types import Cameras, PointCloud, Views
 
 pycolmap.logging.minloglevel = 2  # otherwise glog prints every step; errors are raised as exceptions
@@ -95,7 +95,7 @@ def solve_cameras(views: Views, fixed: Cameras | None, generator: torch.Generato
 def _settle_focal(views: Views, found: Solution, priors: list[FocalPrior]) -> tuple[Solution, float]:
     """The solution with the focal that two photos show, where their matches leave it open; and by how much they do."""
     uncertainty = pose_uncertainty(found.problem, found.reconstruction, priors)
-    if uncertainty < OPEN or found.reconstruction.num_reg_images() > 2:
+    if uncertainty < OPEN or not shows_focal(found.reconstruction):
         return found, uncertainty
 
     def agreement(reconstruction: pycolmap.Reconstruction) -> float:
