@@ -7,7 +7,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -77,6 +77,9 @@ def train(settings: TrainSettings, out: Path, root: Path, console: Console) -> N
         from reconx_core.training import loop
 
         pipeline = initial_pipeline(settings)
+        if settings.phase == "structure" and pipeline.structure_encoder is None:
+            pipeline.add_structure(settings.seed)
+            console.print("The model gets the structure encoder and its attention, at first worth nothing (PAPER.md 3).")
         log = Log(out, settings, console, shown)
         loop.train(pipeline, clips, settings, out, log.step, log.sample)
         save_pipeline(pipeline, out / "model")
@@ -102,20 +105,25 @@ def make_clips(sources: list[ClipSource], settings: TrainSettings, root: Path, c
     wanted = [clip for number, source in enumerate(sources) for clip in choose_clips(source, settings.seed, number)]
     loaders: list[Callable[[], Clip]] = []
     with console.status("Making clips") as status:
-        for number, (name, path, split) in enumerate(wanted):
+        for number, (name, path, split, fps) in enumerate(wanted):
             status.update(f"Making clips: {number + 1} of {len(wanted)}")
             try:
                 reference = make_clip(name, path, split, settings, root, console)
             except UserError as error:
                 console.print(f"Left out: {name} {split}: {error}", soft_wrap=True)
                 continue
-            loaders.append(partial(store.load, reference.folder(root), "clip"))
+            loaders.append(partial(load_clip, reference.folder(root), fps))
     console.print(f"{len(loaders)} of {len(wanted)} clips")
     return loaders
 
 
-def choose_clips(source: ClipSource, seed: int, number: int) -> Iterator[tuple[str, str, str]]:
-    """Scene name, path and split of each clip of a source, sampled with the seed."""
+def load_clip(folder: Path, fps: float) -> Clip:
+    """A stored clip and its frame rate."""
+    return replace(store.load(folder, "clip"), fps=fps)
+
+
+def choose_clips(source: ClipSource, seed: int, number: int) -> Iterator[tuple[str, str, str, float]]:
+    """Scene name, path, split and frames a second of each clip of a source, sampled with the seed."""
     expanded = os.path.expandvars(source.path)
     if "$" in expanded:
         raise UserError(f"The training data '{expanded}' names an environment variable that is not set.")
@@ -128,7 +136,7 @@ def choose_clips(source: ClipSource, seed: int, number: int) -> Iterator[tuple[s
                 raise UserError(f"'{name}' has {count} photos, too few for clips of {source.frames} frames.")
             skip = skips[int(torch.randint(len(skips), (), generator=draw))]
             start = int(torch.randint(count - skip * (source.frames - 1), (), generator=draw))
-            yield name, str(path), f"clip:{start}:{skip}:{source.frames}"
+            yield name, str(path), f"clip:{start}:{skip}:{source.frames}", source.fps / skip
 
 
 def make_clip(name: str, path: str, split: str, settings: TrainSettings, root: Path, console: Console) -> store.Reference:

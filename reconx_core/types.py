@@ -193,6 +193,7 @@ class Clip:
     alone_visibility: Float[Tensor, "f 2 h w"]
     points: Float[Tensor, "p 3"]  # of the cloud, world
     colours: Float[Tensor, "p 3"]
+    fps: float | None = None  # frames a second of the video that it was taken from, over its step from frame to frame
 
     def __post_init__(self) -> None:
         n, h, w = len(self.cameras), self.cameras.height, self.cameras.width

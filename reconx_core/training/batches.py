@@ -25,6 +25,7 @@ class Prepared:
     visibility: UInt8[Tensor, "f j h w"]  # j: the render and the sources
     points: Float[Tensor, "2 p 3"]  # in the frame of the first and of the last camera
     colours: Float[Tensor, "p 3"]
+    fps: float | None = None
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Batch:
     sources: Float[Tensor, "b f s 4 h w"]  # those of the two photos are not used
     points: Float[Tensor, "b p 3"]
     colours: Float[Tensor, "b p 3"]
+    fps: Float[Tensor, " b"] | None = None  # None: the network's default
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ def prepare(clip: Clip, points: int, blends: bool, device: torch.device) -> Prep
     seen = torch.cat([visibility[:, None], sources[..., 3]], 1)
     chosen, ends = even_indices(len(clip.points), points), clip.cameras.cam_to_world[[0, -1]]
     clouds = torch.stack([normalise_points(clip.points[chosen], end) for end in ends])
-    return Prepared(in_bytes(pictures), in_bytes(seen), clouds.to(device), clip.colours[chosen].to(device))
+    return Prepared(in_bytes(pictures), in_bytes(seen), clouds.to(device), clip.colours[chosen].to(device), clip.fps)
 
 
 def in_bytes(values: Float[Tensor, "*n"]) -> UInt8[Tensor, "*n"]:
@@ -82,12 +84,15 @@ def draw_batch(
 ) -> Batch:  # fmt: skip
     """A batch of ``size`` clips, chosen with replacement; the same generator state gives the same batch."""
     chosen = torch.randint(len(load), (size,), generator=generator).tolist()
-    samples = [draw_sample(load[index](), frames, crop, augment, generator) for index in chosen]
+    clips = [load[index]() for index in chosen]
+    samples = [draw_sample(clip, frames, crop, augment, generator) for clip in clips]
     pictures, visibility, points, colours = (
         torch.stack(parts) for parts in zip(*(vars(sample).values() for sample in samples))
     )
     sources = torch.cat([pictures[:, :, 2:], visibility[:, :, 1:, None]], 3)
-    return Batch(pictures[:, :, 0], pictures[:, :, 1], visibility[:, :, 0], sources, points, colours)
+    rates = [clip.fps for clip in clips]
+    fps = None if None in rates else torch.tensor(rates, device=pictures.device)
+    return Batch(pictures[:, :, 0], pictures[:, :, 1], visibility[:, :, 0], sources, points, colours, fps)
 
 
 def draw_sample(clip: Prepared, frames: int, crop: tuple[int, int], augment: bool, generator: torch.Generator) -> Sample:
@@ -96,7 +101,7 @@ def draw_sample(clip: Prepared, frames: int, crop: tuple[int, int], augment: boo
     Shuffling imitates `condition.sway`: the frames of a run leave the straight path to alternating sides, so consecutive
     frames need not be neighbours.
     """
-    order = pick_frames(len(clip.pictures), frames, generator)
+    order = pick_frames(len(clip.pictures), frames, generator if augment else None)
     backwards = augment and chance(0.5, generator)
     order = order.flip(0) if backwards else order
     if augment and chance(0.5, generator):
@@ -143,14 +148,16 @@ def insert_photos(
     return renders, visibility
 
 
-def pick_frames(count: int, frames: int, generator: torch.Generator) -> Int[Tensor, " f"]:
-    """Indices of both photos and of ``frames - 2`` random frames between them, in order.
+def pick_frames(count: int, frames: int, generator: torch.Generator | None) -> Int[Tensor, " f"]:
+    """Indices of both photos and of ``frames - 2`` frames between, in order: random ones, or evenly spaced without a generator.
 
     Raises:
         ValueError: the clip has fewer frames.
     """
     if count < frames:
         raise ValueError(f"frames: expected clips of at least {frames}, got {count}")
+    if generator is None:
+        return torch.linspace(0, count - 1, frames).round().long()
     between = 1 + torch.randperm(count - 2, generator=generator)[: frames - 2].sort().values
     return torch.cat([torch.tensor([0]), between, torch.tensor([count - 1])])
 

@@ -27,6 +27,7 @@ from reconx_core.video.diffusion.pipeline import ReconXPipeline
 
 LAST = "last"  # folder of the newest checkpoint
 PROGRESS = "progress.json"
+FREE = {"steps", "checkpoint_every", "sample_every", "sample_steps", "validation"}  # may change when a run is resumed
 
 
 @dataclass
@@ -80,7 +81,9 @@ def start(pipeline: ReconXPipeline, settings: TrainSettings) -> Run:
     """Networks, optimiser, learning rate schedule and EMA, on their device."""
     accelerator = Accelerator(mixed_precision=precision(settings), gradient_accumulation_steps=settings.accumulate)
     objective = Objective(pipeline, settings)
-    pipeline.vae.to(accelerator.device)
+    for frozen in (pipeline.vae, pipeline.text_encoder):
+        if frozen is not None:
+            frozen.to(accelerator.device)
     if settings.gradient_checkpointing:
         pipeline.unet.enable_gradient_checkpointing()
     parameters = choose_parameters(objective, settings.phase)
@@ -170,11 +173,13 @@ def resume(run: Run, settings: TrainSettings, out: Path) -> int:
     if found is None:
         return 0
     progress = json.loads((found / PROGRESS).read_text())
-    ours, theirs = settings.model_dump(mode="json"), current_names(progress["settings"])
+    ours = settings.model_dump(mode="json")
+    theirs = TrainSettings().model_dump(mode="json") | current_names(progress["settings"])  # one may be older than a setting
     changed = [
         key
         for key in ours
-        if key not in ("steps", "checkpoint_every", "sample_every", "validation") and ours[key] != theirs.get(key)
+        if key not in ("steps", "checkpoint_every", "sample_every", "sample_steps", "validation")
+        and ours[key] != theirs.get(key)
     ]
     if changed:
         raise UserError(

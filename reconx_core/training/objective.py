@@ -29,7 +29,9 @@ class Objective(nn.Module):
     def forward(self, batch: Batch, generator: torch.Generator) -> Float[Tensor, ""]:
         """The loss of a batch; noise, timesteps and condition dropout are drawn from ``generator`` (on the CPU)."""
         pipeline, count = self.pipeline, batch.frames.shape[1]
-        frames, renders, ends = batch.frames * 2 - 1, batch.renders * 2 - 1, [0, count - 1]
+        frames, ends = batch.frames * 2 - 1, [0, count - 1]
+        shown = takes_renders(pipeline, self.settings)
+        renders = batch.renders * 2 - 1 if shown else None
         condition = condition_latents(pipeline.vae, frames[:, ends], ends, count, renders, generator)
         latents = encode_frames(pipeline.vae, frames, generator)
         clean = latents - condition if pipeline.config.residual else latents
@@ -37,14 +39,22 @@ class Objective(nn.Module):
         noise = torch.zeros_like(clean) if blends else torch.randn(clean.shape, generator=generator).to(clean)
         share = 1.0 if blends else self.settings.terminal_share
         timesteps = draw_timesteps(len(frames), share, generator).to(clean.device)
-        tokens = pipeline.condition_tokens(frames[:, 0], [""] * len(frames), batch.points, batch.colours)
+        points = None if pipeline.structure_encoder is None else batch.points
+        tokens = pipeline.condition_tokens(frames[:, 0], [""] * len(frames), points, batch.colours)
         kept = drop_conditions(
             tokens, {"image": self.settings.drop_image, "structure": self.settings.drop_structure}, generator
         )
-        seen = pipeline.input_condition(condition, ends, batch.visibility, batch.sources if blends else None)
+        visibility = batch.visibility if shown else None
+        seen = pipeline.input_condition(condition, ends, visibility, batch.sources if blends else None)
         noisy = pipeline.scheduler.add_noise(clean, noise, timesteps)
-        predicted = pipeline.network(timesteps, noisy, seen, **kept)
+        fps = None if blends else batch.fps
+        predicted = pipeline.network(timesteps, noisy, seen, fps, **kept)
         return velocity_loss(predicted.float(), pipeline.scheduler.get_velocity(clean, noise, timesteps), self.settings.loss)
+
+
+def takes_renders(pipeline: ReconXPipeline, settings: TrainSettings) -> bool:
+    """Whether the model is conditioned on renders; one that diffuses the difference from them cannot be without."""
+    return settings.renders or pipeline.config.residual
 
 
 def velocity_loss(predicted: Float[Tensor, "b c f h w"], velocity: Float[Tensor, "b c f h w"], kind: str) -> Float[Tensor, ""]:

@@ -23,6 +23,9 @@ class ClipSource(Section):
         (1, 1), description="Minimum and maximum step in photos from one frame to the next, drawn per clip."
     )
     clips: int = Field(1, ge=1, description="Clips sampled from each scene.")
+    fps: float = Field(
+        30.0, gt=0, description="Photos a second; over a clip's step it is the frame rate that the model is given."
+    )
 
 
 class TrainSettings(Section):
@@ -42,7 +45,14 @@ class TrainSettings(Section):
         description="Number of prepared clips cached on the device (about 11 MB each at 320 px); 0: no cache.",
     )
     augment: bool = Field(
-        True, description="Data augmentation: random mirroring, colour jitter, time reversal and frame shuffling."
+        False,
+        description="Data augmentation: random mirroring, colour jitter, time reversal and frame shuffling. For reconx-tiny, "
+        "whose frames need not follow each other; a model of videos learns from frames in order.",
+    )
+    renders: bool = Field(
+        False,
+        description="Whether every frame is conditioned on its render of the point cloud (as reconx-tiny and ViewCrafter are), "
+        "or, as in the paper, on the two photos alone.",
     )
     phase: Literal["all", "image", "structure"] = Field(
         "all",
@@ -81,6 +91,7 @@ class TrainSettings(Section):
     )
     gradient_checkpointing: bool = False
     checkpoint_every: int = Field(500, ge=1)
+    sample_steps: int = Field(50, ge=1, description="Denoising steps of the sample grids; reconx-tiny takes one.")
     sample_every: int = Field(500, ge=1)
 
 

@@ -66,7 +66,8 @@ def test_clips_are_drawn_from_the_seed():
     source = ClipSource(path="procedural:hall?seed=1&views=9&targets=1", frames=4, skip=(1, 5), clips=6)
     drawn = [list(choose_clips(source, seed, 0)) for seed in (0, 0, 1)]
     assert drawn[0] == drawn[1] != drawn[2]
-    assert len({split for _, _, split in drawn[0]}) > 3
+    assert len({split for _, _, split, _ in drawn[0]}) > 3
+    assert all(fps == 30 / int(split.split(":")[2]) for _, _, split, fps in drawn[0])
 
 
 def test_an_unset_variable_is_named(monkeypatch):

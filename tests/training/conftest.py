@@ -20,5 +20,5 @@ def clip() -> Clip:
     points = torch.randn(256, 3, generator=torch.Generator().manual_seed(0)) + torch.tensor([0.0, -1.0, 1.0])
     return Clip(
         images, Cameras(intrinsics, poses, 64, 48), renders, visibility, alone, visibility[:, None].repeat(1, 2, 1, 1), points,
-        torch.rand(256, 3),
+        torch.rand(256, 3), fps=12.0,
     )  # fmt: skip

@@ -45,7 +45,8 @@ class Recipe:
 
 RECIPES = {
     "reconx-tiny": Recipe("reconx-tiny", renders=True, steps=1, guidance=1.0, eta=0.0, points=2048),
-    "reconx": Recipe("reconx", renders=False, steps=50, guidance=7.5, eta=1.0, pixels=512 * 512),
+    # 5 frames a second is how DynamiCrafter's interpolation model is sampled (MODELS.md 2.3).
+    "reconx": Recipe("reconx", renders=False, steps=50, guidance=7.5, eta=1.0, fps=5, pixels=512 * 512),
     "viewcrafter": Recipe(
         "viewcrafter_1024", True, 50, 7.5, 1.0, fps=10, pixels=576 * 1024, prompt="Rotating view of a scene"
     ),

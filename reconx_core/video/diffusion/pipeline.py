@@ -36,6 +36,7 @@ from reconx_core.video.diffusion.unet import ReconXUNet
 # Conditional and unconditional tokens of a condition (None: the condition takes no part in guidance).
 Tokens = tuple[Float[Tensor, "b n d"], Float[Tensor, "b n d"] | None]
 Pass = tuple[dict[str, Tensor], float]
+HEAD_WIDTH = 64  # channels per attention head of a structure encoder
 MOVED = {  # module names in folders written by version 0.1.0 -> current names
     "reconx_core.video.structure": "reconx_core.video.diffusion.structure_encoder",
     **{
@@ -99,6 +100,18 @@ class ReconXPipeline(DiffusionPipeline):
             if isinstance(part, list) and part and part[0] in MOVED:
                 config[name] = [MOVED[part[0]], *part[1:]]
         return loaded
+
+    def add_structure(self, seed: int) -> None:
+        """Give a model without it (DynamiCrafter's) the paper's structure condition: until trained, its frames are the same.
+
+        The encoder and the projections are random, determined by ``seed``; the gates are zero (PAPER.md 3).
+        """
+        width = int(self.unet.config["cross_attention_dim"])
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            encoder = StructureEncoder(width, heads=max(1, width // HEAD_WIDTH))
+            self.unet.add_structure(width)
+        self.register_modules(structure_encoder=encoder.to(self.unet.device, self.unet.dtype))
 
     @torch.no_grad()
     def __call__(

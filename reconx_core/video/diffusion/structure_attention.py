@@ -73,9 +73,14 @@ class StructureAttnProcessor(nn.Module):
         self.to_k_ip = nn.ModuleList([nn.Linear(cross_attention_dim, hidden_size, bias=False)])
         self.to_v_ip = nn.ModuleList([nn.Linear(cross_attention_dim, hidden_size, bias=False)])
         if structure_dim is not None:
-            self.to_k_structure = nn.Linear(structure_dim, hidden_size, bias=False)
-            self.to_v_structure = nn.Linear(structure_dim, hidden_size, bias=False)
-            self.structure_gate = nn.Parameter(torch.zeros(1))  # not 0-d, which sharded training does not support
+            self.add_structure(structure_dim)
+
+    def add_structure(self, structure_dim: int) -> None:
+        """Give a layer without it the third term, at first worth zero."""
+        beside = next(self.to_k_ip.parameters())
+        self.to_k_structure = nn.Linear(structure_dim, len(beside), bias=False).to(beside)
+        self.to_v_structure = nn.Linear(structure_dim, len(beside), bias=False).to(beside)
+        self.structure_gate = nn.Parameter(beside.new_zeros(1))  # not 0-d, which sharded training does not support
 
     def forward(
         self,

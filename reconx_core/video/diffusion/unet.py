@@ -97,6 +97,13 @@ class ReconXUNet(ModelMixin, ConfigMixin):
         self.conv_out = nn.Conv2d(width, out_channels, 3, padding=1)
         _prepare(self)
 
+    def add_structure(self, structure_dim: int) -> None:
+        """Give a network without it the structure attention (eq. 11), its gates at zero: what it predicts stays the same."""
+        for module in self.modules():
+            if isinstance(module, StructureAttnProcessor):
+                module.add_structure(structure_dim)
+        self.register_to_config(structure_dim=structure_dim)
+
     def forward(
         self,
         sample: Float[Tensor, "b c f h w"],

@@ -1,0 +1,123 @@
+"""The paper's training by commands: a checkpoint in the published layout is converted, warmed up, and given its structure."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from small_checkpoint import small_checkpoint, write_small_config
+
+from reconx_core.video.backends.learned import load_pipeline
+
+pytestmark = pytest.mark.long
+
+SCENE = "procedural:hall?seed=1&views=2&targets=2&arc=8&width=64&height=64"
+SMALL = [
+    "size=64",
+    "crop=[64, 64]",
+    "frames=4",
+    "points=64",
+    "steps=2",
+    "sample_every=2",
+    "sample_steps=2",
+    "gradient_checkpointing=false",
+]
+SMALL += ["precision=no", f"data=[{{path: '{SCENE}', frames: 4, fps: 12}}]"]
+
+
+def options(*changes):
+    return [word for change in (*SMALL, *changes) for word in ("-S", change)]
+
+
+@pytest.fixture(scope="module")
+def phases(tmp_path_factory):
+    """The folders of the converted model and of both phases, made by what a user types."""
+    import sys
+
+    from flows import cli
+
+    folder = tmp_path_factory.mktemp("paper")
+
+    def reconx(*words):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", ["reconx", *map(str, words)])
+            cli.app(standalone_mode=False)
+
+    config = write_small_config(folder / "small.yaml", vocabulary=49_408)
+    save_file(small_checkpoint(config, scale=0.05), folder / "dynamicrafter_512_interp.safetensors")
+    model = folder / "model"
+    reconx("weights", "convert", folder / "dynamicrafter_512_interp.safetensors", "-o", model, "--config", config)
+    store = ("--store", folder / "store")
+    reconx("train", "paper-image", "-o", folder / "image", *store, *options(f"model={model}"))
+    made = folder / "image" / "model"
+    reconx("train", "paper-structure", "-o", folder / "structure", *store, *options(f"model={made}"))
+    reconx("weights", "verify", folder / "structure" / "model")
+    return model, made, folder / "structure" / "model"
+
+
+def changed(one, two, part):
+    """Names of the weights of a part that differ; those that only one has are left out."""
+    a, b = (load_file(next((folder / part).glob("*.safetensors"))) for folder in (one, two))
+    return {name for name in a.keys() & b.keys() if not torch.allclose(a[name].float(), b[name].float(), atol=1e-3, rtol=1e-2)}
+
+
+def test_the_second_phase_adds_the_structure_condition(phases):
+    _, image, structure = phases
+    index = json.loads((structure / "model_index.json").read_text())
+    assert index["structure_encoder"] == ["reconx_core.video.diffusion.structure_encoder", "StructureEncoder"]
+    weights = load_file(next((structure / "unet").glob("*.safetensors")))
+    gates = [value for name, value in weights.items() if name.endswith("structure_gate")]
+    assert gates
+    assert not json.loads((image / "unet" / "config.json").read_text())["structure_dim"]
+
+
+def test_new_gates_leave_the_frames_as_they_were(phases):
+    _, image, _ = phases
+    pipeline = load_pipeline.__wrapped__(image)
+    photos, draw = torch.rand(1, 2, 3, 64, 64), torch.Generator()
+
+    def sample(**given):
+        return pipeline(photos, [0, 3], draw.manual_seed(0), 4, num_inference_steps=2, **given).frames
+
+    before = sample()
+    pipeline.add_structure(0)
+    points = torch.rand(1, 64, 3) + torch.tensor([0.0, 0.0, 1.0])
+    assert torch.equal(sample(points=points, guidance_scale=1.0), sample(guidance_scale=1.0))
+    assert torch.allclose(sample(points=points, structure_guidance_scale=1.0), before, atol=1e-5)
+
+
+def test_what_is_trained_is_given_what_is_sampled(phases, clip, monkeypatch):
+    """One batch and one sampling call: photos at both ends and zeros between, the frame rate, the tokens of both conditions."""
+    from reconx_core.training import batches, samples
+    from reconx_core.training.objective import Objective
+    from reconx_core.training.settings import TrainSettings
+
+    pipeline = load_pipeline.__wrapped__(phases[2])
+    seen = []
+    network = type(pipeline).network
+
+    def record(self, timestep, latents, condition, fps=None, **tokens):
+        seen.append({"condition": condition, "fps": fps, **tokens})
+        return network(self, timestep, latents, condition, fps, **tokens)
+
+    monkeypatch.setattr(type(pipeline), "network", record)
+    settings = TrainSettings(crop=(48, 64), frames=4, points=64, drop_image=0, drop_structure=0, model="any", sample_steps=1)
+    own = type(clip)(**{**vars(clip), "fps": 12.0})
+    prepared = batches.prepare(own, 64, False, torch.device("cpu"))
+    batch = batches.draw_batch([lambda: prepared], 1, 4, (48, 64), settings.augment, torch.Generator().manual_seed(0))
+    Objective(pipeline.to(torch.float32), settings)(batch, torch.Generator().manual_seed(0))
+    recipe = samples.recipe_of(pipeline, settings)
+    samples.generate(pipeline, samples.at_rate(recipe, pipeline, own), own, torch.Generator().manual_seed(0))
+    trained, sampled = seen[0], seen[1]
+    assert trained.keys() == sampled.keys()
+    assert trained["fps"].tolist() == [12.0]
+    assert set(sampled["fps"].tolist()) == {12}
+    everything = int(sampled["structure"].abs().sum((1, 2)).argmax())  # guidance withholds conditions in the other passes
+    for name in ("image", "structure", "text"):
+        assert torch.allclose(trained[name][0], sampled[name][everything], atol=1e-3), name
+    condition, other = trained["condition"], sampled["condition"][everything : everything + 1]
+    assert (condition[:, :, 1:-1] == 0).all()
+    assert (other[:, :, 1:-1] == 0).all()
+    assert condition.shape == other.shape
+    ends, others = condition[:, :, [0, -1]], other[:, :, [0, -1]]  # of the same photos, drawn from the VAE's posterior
+    assert (ends - others).abs().mean() < 0.5 * (ends - ends.flip(2)).abs().mean() + 0.1 * ends.abs().mean()
