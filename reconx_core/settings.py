@@ -68,6 +68,13 @@ class VideoSettings(Section):
     weights: str = Field("", description="Folder of the model, or its name in RECONX_WEIGHTS; empty: the backend's own.")
     steps: int = Field(0, ge=0, description="Denoising steps; 0: the backend's own number.")
     guidance: float = Field(0.0, ge=0, description="Scale of classifier-free guidance, 1 is none; 0: the backend's own.")
+    image_guidance: float = Field(
+        0.0, ge=0, description="Its scale for the image alone; 0: as `guidance`; for reconx, viewcrafter."
+    )
+    structure_guidance: float = Field(0.0, ge=0, description="Its scale for the structure alone; 0: as `guidance`. reconx.")
+    batch_guidance: bool = Field(True, description="Guidance's passes as one batch; False: in turn, in less memory.")
+    fps: int = Field(0, ge=0, description="Frame rate that the model is given; 0: the backend's own. reconx, viewcrafter.")
+    vae_slice: int = Field(8, ge=1, description="Frames that the VAE takes at once; fewer need less memory.")
     structure: bool = Field(True, description="False: no structure tokens (the paper's row without the structure condition).")
     prompt: str = Field("", description="What the clip shows, for models that read text; empty: the backend's own.")
     pixels: int = Field(0, ge=0, description="Area at which frames are generated; 0: the backend's own.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,7 @@ from reconx_core.weights.folder import weights_folder
 if TYPE_CHECKING:
     from reconx_core.video.diffusion.pipeline import ReconXPipeline
 
+OWN_UNLESS_SET = ("steps", "guidance", "image_guidance", "structure_guidance", "fps", "pixels", "prompt")
 _one_clip_at_a_time = threading.Lock()
 
 
@@ -41,6 +42,10 @@ class Recipe:
     points: int = POINTS  # points for the structure encoder
     pixels: int = 0  # image area that the model was trained at; 0: any size, frames are only padded to a multiple
     prompt: str = ""
+    image_guidance: float | None = None  # None: as `guidance`
+    structure_guidance: float | None = None
+    batch_guidance: bool = True
+    vae_slice: int = 8
 
 
 RECIPES = {
@@ -82,8 +87,8 @@ def learned_frames(
 
 def with_settings(recipe: Recipe, settings: VideoSettings) -> Recipe:
     """The recipe, overridden by the settings that the user has set."""
-    overrides = {name: getattr(settings, name) for name in ("steps", "guidance", "pixels", "prompt")}
-    return Recipe(**{**vars(recipe), **{name: value for name, value in overrides.items() if value}})
+    own = {name: value for name in OWN_UNLESS_SET if (value := getattr(settings, name))}
+    return replace(recipe, **own, batch_guidance=settings.batch_guidance, vae_slice=settings.vae_slice)
 
 
 def generate_clip(
@@ -117,8 +122,9 @@ def generate_clip(
     count = len(renders) + 2
     made = pipeline(
         fit(photos)[None], [0, count - 1], generator, count, **given, prompt=recipe.prompt,
-        num_inference_steps=recipe.steps, guidance_scale=recipe.guidance, eta=recipe.eta, fps=recipe.fps,
-        callback_on_step_end=callback,
+        num_inference_steps=recipe.steps, guidance_scale=recipe.guidance, image_guidance_scale=recipe.image_guidance,
+        structure_guidance_scale=recipe.structure_guidance, eta=recipe.eta, fps=recipe.fps,
+        batch_guidance=recipe.batch_guidance, vae_slice_size=recipe.vae_slice, callback_on_step_end=callback,
     )  # fmt: skip
     return back(made.frames[0, 1:-1].float().cpu()).clamp(0, 1)
 

@@ -113,3 +113,16 @@ def test_frames_come_back_at_their_own_size(pixels, shape):
 def test_what_the_user_asks_for_goes_before_the_recipe():
     recipe = with_settings(RECIPES["viewcrafter"], VideoSettings(backend="viewcrafter", steps=7))
     assert (recipe.steps, recipe.guidance, recipe.fps) == (7, 7.5, 10)
+
+
+def test_what_the_user_asks_for_reaches_the_pipeline(guide, weights, monkeypatch):
+    from reconx_core.video.diffusion.pipeline import ReconXPipeline
+
+    given, call = [], ReconXPipeline.__call__
+    monkeypatch.setattr(ReconXPipeline, "__call__", lambda self, *a, **k: given.append(k) or call(self, *a, **k))
+    asked = {"image_guidance": 2.0, "structure_guidance": 3.0, "fps": 7, "batch_guidance": False, "vae_slice": 2}
+    changed, plain = generate(guide, weights, **asked)[0], generate(guide, weights)[0]
+    names = ("image_guidance_scale", "structure_guidance_scale", "fps", "batch_guidance", "vae_slice_size")
+    assert [given[0][name] for name in names] == list(asked.values())
+    assert [given[-1][name] for name in names] == [None, None, None, True, 8]
+    assert not torch.equal(changed, plain)
