@@ -20,13 +20,13 @@ from flows.runs.status import moment
 from flows.runs.task_states import States, TaskState, measured_of, states_by_plan
 from reconx_core.cache import store
 from reconx_core.errors import UserError
+from reconx_core.names import abbreviate
 from reconx_core.reporting.numbers import format_duration
 from reconx_core.settings import STAGES
 from tasks.execute import PARENTS
 
 Manifest = dict[str, Any]
 _PARTS = ("settings", "parents", "source", "code", "weights", "device")  # of a key, as manifests name them
-_LISTED = 8  # files that are named one by one
 
 
 def why(
@@ -242,13 +242,7 @@ def _files(first: Mapping[str, str], second: Mapping[str, str]) -> str:
         ("added", [n for n in second if n not in first]),
         ("gone", [n for n in first if n not in second]),
     )
-    return "; ".join(f"{_listed(names)} {way}" for way, names in ways if names)
-
-
-def _listed(names: Iterable[str]) -> str:
-    known = list(names)
-    more = f" and {len(known) - _LISTED} more" if len(known) > _LISTED else ""
-    return ", ".join(known[:_LISTED]) + more
+    return "; ".join(f"{abbreviate(names)} {way}" for way, names in ways if names)
 
 
 def _value(value: Any) -> str:

@@ -20,7 +20,7 @@ from reconx_core.errors import UserError
 from reconx_core.io.files import write_json
 from reconx_core.seeds import generator
 from reconx_core.training.batches import Prepared, draw_batch, prepared_clips
-from reconx_core.training.objective import Objective, choose_parameters
+from reconx_core.training.objective import Objective, choose_parameters, frozen_components
 from reconx_core.training.settings import TrainSettings, current_names
 from reconx_core.types import Clip
 from reconx_core.video.diffusion.pipeline import ReconXPipeline
@@ -81,9 +81,8 @@ def start(pipeline: ReconXPipeline, settings: TrainSettings) -> Run:
     """Networks, optimiser, learning rate schedule and EMA, on their device."""
     accelerator = Accelerator(mixed_precision=precision(settings), gradient_accumulation_steps=settings.accumulate)
     objective = Objective(pipeline, settings)
-    for frozen in (pipeline.vae, pipeline.text_encoder):
-        if frozen is not None:
-            frozen.to(accelerator.device)
+    for frozen in frozen_components(pipeline):
+        frozen.to(accelerator.device)
     if settings.gradient_checkpointing:
         pipeline.unet.enable_gradient_checkpointing()
     parameters = choose_parameters(objective, settings.phase)
@@ -175,12 +174,7 @@ def resume(run: Run, settings: TrainSettings, out: Path) -> int:
     progress = json.loads((found / PROGRESS).read_text())
     ours = settings.model_dump(mode="json")
     theirs = TrainSettings().model_dump(mode="json") | current_names(progress["settings"])  # one may be older than a setting
-    changed = [
-        key
-        for key in ours
-        if key not in ("steps", "checkpoint_every", "sample_every", "sample_steps", "validation")
-        and ours[key] != theirs.get(key)
-    ]
+    changed = [key for key in ours if key not in FREE and ours[key] != theirs.get(key)]
     if changed:
         raise UserError(
             f"The checkpoint in {out} was made with other settings ({', '.join(changed)}); use them, or another folder with -o."

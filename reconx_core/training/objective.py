@@ -22,9 +22,8 @@ class Objective(nn.Module):
         super().__init__()
         self.pipeline, self.settings = pipeline, settings
         self.networks = nn.ModuleDict({name: getattr(pipeline, name) for name in learning_components(pipeline)})
-        for frozen in (pipeline.vae, pipeline.text_encoder):
-            if frozen is not None:
-                frozen.requires_grad_(False)
+        for frozen in frozen_components(pipeline):
+            frozen.requires_grad_(False)
 
     def forward(self, batch: Batch, generator: torch.Generator) -> Float[Tensor, ""]:
         """The loss of a batch; noise, timesteps and condition dropout are drawn from ``generator`` (on the CPU)."""
@@ -67,6 +66,11 @@ def learning_components(pipeline: ReconXPipeline) -> list[str]:
     """Names of the pipeline's components that have trainable parameters."""
     names = ("unet", "image_encoder", "image_projector", "structure_encoder")
     return [name for name in names if getattr(pipeline, name) is not None]
+
+
+def frozen_components(pipeline: ReconXPipeline) -> list[nn.Module]:
+    """The networks that training only runs."""
+    return [network for network in (pipeline.vae, pipeline.text_encoder) if network is not None]
 
 
 def draw_timesteps(count: int, terminal_share: float, generator: torch.Generator, steps: int = 1000) -> Int[Tensor, " b"]:

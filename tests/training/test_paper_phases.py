@@ -1,12 +1,17 @@
 """The paper's training by commands: a checkpoint in the published layout is converted, warmed up, and given its structure."""
 
 import json
+import sys
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from small_checkpoint import small_checkpoint, write_small_config
 
+from flows import cli
+from reconx_core.training import batches, samples
+from reconx_core.training.objective import Objective
+from reconx_core.training.settings import TrainSettings
 from reconx_core.video.backends.learned import load_pipeline
 
 pytestmark = pytest.mark.long
@@ -32,10 +37,6 @@ def options(*changes):
 @pytest.fixture(scope="module")
 def phases(tmp_path_factory):
     """The folders of the converted model and of both phases, made by what a user types."""
-    import sys
-
-    from flows import cli
-
     folder = tmp_path_factory.mktemp("paper")
 
     def reconx(*words):
@@ -53,12 +54,6 @@ def phases(tmp_path_factory):
     reconx("train", "paper-structure", "-o", folder / "structure", *store, *options(f"model={made}"))
     reconx("weights", "verify", folder / "structure" / "model")
     return model, made, folder / "structure" / "model"
-
-
-def changed(one, two, part):
-    """Names of the weights of a part that differ; those that only one has are left out."""
-    a, b = (load_file(next((folder / part).glob("*.safetensors"))) for folder in (one, two))
-    return {name for name in a.keys() & b.keys() if not torch.allclose(a[name].float(), b[name].float(), atol=1e-3, rtol=1e-2)}
 
 
 def test_the_second_phase_adds_the_structure_condition(phases):
@@ -88,10 +83,6 @@ def test_new_gates_leave_the_frames_as_they_were(phases):
 
 def test_what_is_trained_is_given_what_is_sampled(phases, clip, monkeypatch):
     """One batch and one sampling call: photos at both ends and zeros between, the frame rate, the tokens of both conditions."""
-    from reconx_core.training import batches, samples
-    from reconx_core.training.objective import Objective
-    from reconx_core.training.settings import TrainSettings
-
     pipeline = load_pipeline.__wrapped__(phases[2])
     seen = []
     network = type(pipeline).network
@@ -102,12 +93,11 @@ def test_what_is_trained_is_given_what_is_sampled(phases, clip, monkeypatch):
 
     monkeypatch.setattr(type(pipeline), "network", record)
     settings = TrainSettings(crop=(48, 64), frames=4, points=64, drop_image=0, drop_structure=0, model="any", sample_steps=1)
-    own = type(clip)(**{**vars(clip), "fps": 12.0})
-    prepared = batches.prepare(own, 64, False, torch.device("cpu"))
+    prepared = batches.prepare(clip, 64, False, torch.device("cpu"))
     batch = batches.draw_batch([lambda: prepared], 1, 4, (48, 64), settings.augment, torch.Generator().manual_seed(0))
     Objective(pipeline.to(torch.float32), settings)(batch, torch.Generator().manual_seed(0))
     recipe = samples.recipe_of(pipeline, settings)
-    samples.generate(pipeline, samples.at_rate(recipe, pipeline, own), own, torch.Generator().manual_seed(0))
+    samples.generate(pipeline, samples.at_rate(recipe, pipeline, clip), clip, torch.Generator().manual_seed(0))
     trained, sampled = seen[0], seen[1]
     assert trained.keys() == sampled.keys()
     assert trained["fps"].tolist() == [12.0]

@@ -159,10 +159,7 @@ def mean_agreement(views: Views, cameras: Cameras, points: PointCloud, observati
     baseline is wide. The mean of both leans to neither side.
     """
     scene = _at_small_size(views, cameras, depth_ranges(cameras, points, observations))
-    shares = torch.zeros(2, len(views), len(views))
-    for i, j in partners(cameras, points, observations):
-        shares[:, [i, j], [j, i]] = _agreement(scene, scene.cameras[[i, j]], (i, j), (same_depth, same_pixel))
-    return float(shares.amax(2).mean())
+    return float(_shares(scene, partners(cameras, points, observations), (same_depth, same_pixel)).amax(2).mean())
 
 
 def dense_agreement(scene: Scene, pairs: list[tuple[int, int]]) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
@@ -171,11 +168,8 @@ def dense_agreement(scene: Scene, pairs: list[tuple[int, int]]) -> tuple[Float[T
     A pixel agrees if the best plane of a sweep with the other view matches photometrically, and the sweep of the other view
     finds the same surface there. How much does so by chance, cameras tell that are turned off their epipolar lines.
     """
-    n = len(scene.images)
-    share = torch.zeros(n, n)
-    for i, j in pairs:
-        share[[i, j], [j, i]] = _agreement(scene, scene.cameras[[i, j]], (i, j))[0]
-    agreement, contrast = share.amax(1), torch.full((n,), torch.inf)
+    share = _shares(scene, pairs)[0]
+    agreement, contrast = share.amax(1), torch.full((len(share),), torch.inf)
     for view in (agreement < CLEAR).nonzero()[:, 0].tolist():
         others = sorted({i + j - view for i, j in pairs if view in (i, j)})
         turned = [(other, turn) for other in others for turn in (TURN, -TURN)]
@@ -207,6 +201,14 @@ def _comes_back(depths: Float[Tensor, "2 h w"], cameras: Cameras) -> Bool[Tensor
     error = (back[0].view(height, width, 2) - pixel_grid(height, width)).norm(dim=-1)
     ahead = (z[0] > 0) & (z_back[0] > 0) & (grid.abs() <= 1).all(-1)
     return (error < 1) & ahead.view(height, width)
+
+
+def _shares(scene: Scene, pairs: list[tuple[int, int]], kinds: Sequence[Support] = (same_depth,)) -> Float[Tensor, "kinds n n"]:
+    """[k, i, j]: the share of view i that agrees with view j by the k-th kind of support; 0 for what is no pair."""
+    shares = torch.zeros(len(kinds), len(scene.images), len(scene.images))
+    for i, j in pairs:
+        shares[:, [i, j], [j, i]] = _agreement(scene, scene.cameras[[i, j]], (i, j), kinds)
+    return shares
 
 
 def _agreement(
