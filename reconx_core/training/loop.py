@@ -173,8 +173,11 @@ def resume(run: Run, settings: TrainSettings, out: Path) -> int:
         return 0
     progress = json.loads((found / PROGRESS).read_text())
     ours = settings.model_dump(mode="json")
-    theirs = TrainSettings().model_dump(mode="json") | current_names(progress["settings"])  # one may be older than a setting
-    changed = [key for key in ours if key not in FREE and ours[key] != theirs.get(key)]
+    # A checkpoint may be older than a setting; before there was `renders`, every model was trained on them.
+    saved = {"renders": True, **current_names(progress["settings"])}
+    known = {key: value for key, value in saved.items() if key in TrainSettings.model_fields}
+    theirs = TrainSettings.model_validate(known).model_dump(mode="json")
+    changed = [key for key in ours if key not in FREE and ours[key] != theirs[key]]
     if changed:
         raise UserError(
             f"The checkpoint in {out} was made with other settings ({', '.join(changed)}); use them, or another folder with -o."

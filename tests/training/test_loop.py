@@ -68,6 +68,22 @@ def test_a_checkpoint_with_earlier_names_of_settings_is_resumed(tmp_path, clip):
     assert len(losses) == 1
 
 
+@pytest.mark.long
+def test_a_checkpoint_that_is_older_than_some_settings_is_resumed(tmp_path, clip):
+    """It was made on renders, and its data had no frame rate."""
+    told = {"renders": True, "data": [{"path": "procedural:hall?seed=1"}]}
+    run(tmp_path, clip, steps=1, **told)
+    progress = tmp_path / LAST / PROGRESS
+    saved = json.loads(progress.read_text())
+    for key in ("renders", "sample_steps"):
+        del saved["settings"][key]
+    del saved["settings"]["data"][0]["fps"]
+    progress.write_text(json.dumps(saved))
+    assert len(run(tmp_path, clip, steps=2, **told)[0]) == 1
+    with pytest.raises(UserError, match="renders"):
+        run(tmp_path, clip, steps=3, **told | {"renders": False})
+
+
 def test_without_clips_there_is_a_sentence(tmp_path):
     with pytest.raises(UserError, match="no clip"):
         train(small_pipeline(), [], settings(), tmp_path, lambda *_: None, lambda *_: None)
