@@ -13,7 +13,7 @@ import json
 import resource
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -43,9 +43,9 @@ def _cpu(process: psutil.Process) -> float:
 @contextmanager
 def server(root: Path) -> Iterator[None]:
     """Prefect's server, as every run of reconx starts it."""
-    from flows.execution.prefect_server import prefect_server, wait_for_server
+    from flows.execution.prefect_server import prefect_server
 
-    with prefect_server(root):
+    with prefect_server(root) as wait_for_server:
         import prefect  # noqa: F401  while the server starts
 
         wait_for_server()
@@ -71,13 +71,19 @@ def cli(*arguments: str) -> dict[str, Any]:
     from flows.execution import run
 
     answers: dict[str, Any] = {}
-    wait = run.wait_for_server
+    start = run.prefect_server
 
-    def noted() -> None:
-        wait()
-        answers.update(spent())
+    @contextmanager
+    def noted(root: Path) -> Iterator[Callable[[], None]]:
+        with start(root) as wait:
 
-    run.wait_for_server = noted
+            def wait_and_note() -> None:
+                wait()
+                answers.update(spent())
+
+            yield wait_and_note
+
+    run.prefect_server = noted
     sys.argv = ["reconx", *arguments]
     try:
         cli.main()

@@ -17,7 +17,7 @@ import tempfile
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from http.client import HTTPException
 from pathlib import Path
@@ -29,6 +29,7 @@ from reconx_core.errors import UserError
 from reconx_core.names import shown
 
 START_SECONDS = 120.0  # for a server that we start
+LOG = "server.log"  # what our last server wrote
 ANSWER_SECONDS = 5.0  # for one that is said to be there
 ENVIRONMENT = {
     "DO_NOT_TRACK": "1",
@@ -42,8 +43,11 @@ ENVIRONMENT = {
 
 
 @contextmanager
-def prefect_server(root: Path) -> Iterator[None]:
+def prefect_server(root: Path) -> Iterator[Callable[[], None]]:
     """Prefect's environment, and a server on a free port that is starting up, unless ``PREFECT_API_URL`` names one.
+
+    Yields a function that returns when the server answers; it raises UserError where the server ends first, or does not
+    answer within two minutes.
 
     Raises:
         UserError: ``PREFECT_API_URL`` names one, and it does not answer.
@@ -54,8 +58,8 @@ def prefect_server(root: Path) -> Iterator[None]:
         os.environ.update(ENVIRONMENT, PREFECT_HOME=str(home))
         if given:
             require_server(given)
-        with nullcontext() if given else _own_server():
-            yield
+        with nullcontext(lambda: None) if given else _own_server() as wait:
+            yield wait
 
 
 def _direct(url: str | None) -> AbstractContextManager[None]:
@@ -74,23 +78,35 @@ def _home(root: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _own_server() -> Iterator[None]:
-    os.makedirs(os.environ["PREFECT_HOME"], exist_ok=True)
-    port = _free_port()
-    # The write end of the child's stdin lives as long as this process, however it ends.
-    child = subprocess.Popen(
-        [sys.executable, "-m", "flows.execution.prefect_server", str(port)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-    )
-    os.environ["PREFECT_API_URL"] = f"http://127.0.0.1:{port}/api"
-    try:
-        yield
-    finally:
-        del os.environ["PREFECT_API_URL"]
-        child.kill()
-        child.communicate()
+def _own_server() -> Iterator[Callable[[], None]]:
+    home, port = Path(os.environ["PREFECT_HOME"]), _free_port()
+    home.mkdir(parents=True, exist_ok=True)
+    # A file takes any amount; a pipe that nobody reads would hold the server up once it is full.
+    with open(home / f"{LOG}.{port}", "w+", encoding="utf-8", errors="replace") as log:
+        # The write end of the child's stdin lives as long as this process, however it ends.
+        child = subprocess.Popen(
+            [sys.executable, "-m", "flows.execution.prefect_server", str(port)],
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=log,
+        )
+        os.environ["PREFECT_API_URL"] = url = f"http://127.0.0.1:{port}/api"
+        try:
+            yield lambda: _wait_until_up(child, url, Path(log.name))
+        finally:
+            del os.environ["PREFECT_API_URL"]
+            child.kill()
+            child.communicate()
+            Path(log.name).replace(home / LOG)
+
+
+def _wait_until_up(child: subprocess.Popen, url: str, log: Path) -> None:
+    """Return when the child answers; raise UserError where it ends first, or does not within two minutes."""
+    wait_for_server(url, lambda: child.poll() is None)
+    if child.poll() is not None:
+        lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
+        said = next((line.strip() for line in reversed(lines) if line.strip()), f"exit code {child.returncode}")
+        raise UserError(f"Prefect's server ended as it started ({said}); all that it wrote is in {log.with_name(LOG)}.")
 
 
 def require_server(url: str) -> None:
@@ -110,18 +126,19 @@ def _look_for(url: str) -> bool:
     return found
 
 
-def wait_for_server() -> None:
-    """Return when the server that was started here answers, or the one that was found.
+def wait_for_server(url: str, lives: Callable[[], bool]) -> None:
+    """Return when the server answers, or lives no more.
 
     Raises:
-        UserError: it does not within two minutes.
+        UserError: it lives, and does not answer within two minutes.
     """
-    url, end = os.environ["PREFECT_API_URL"], time.monotonic() + START_SECONDS
-    while time.monotonic() < end:
+    end = time.monotonic() + START_SECONDS
+    while lives():
         if answers(url):
             return
+        if time.monotonic() > end:
+            raise UserError(f"The Prefect server at {url} does not answer after two minutes; run the same command again.")
         time.sleep(0.05)
-    raise UserError(f"The Prefect server at {url} does not answer after two minutes; run the same command again.")
 
 
 def answers(url: str) -> bool:
@@ -151,13 +168,12 @@ def _serve(port: str) -> None:
 
 
 def _exit_with_parent() -> None:
-    sys.stdin.buffer.read()
+    os.read(0, 1)  # not through sys.stdin, whose lock would make an early end of the main thread a fatal error
     os._exit(0)
 
 
 def _unlock_when_up(port: int, lock) -> None:
-    os.environ["PREFECT_API_URL"] = f"http://127.0.0.1:{port}/api"
-    wait_for_server()
+    wait_for_server(f"http://127.0.0.1:{port}/api", lambda: True)
     lock_file(lock, fcntl.LOCK_UN)
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import yaml
 from rich.console import Console
 
-from flows.execution.prefect_server import prefect_server, wait_for_server
+from flows.execution.prefect_server import prefect_server
 from reconx_core.errors import UserError
 from reconx_core.io.files import require_writable
 from reconx_core.settings import STAGES, Settings, load_settings, parse_settings, read_yaml
@@ -115,7 +115,7 @@ def run_stages(
     if dask is not None:
         require_dask()
     require_writable(root)
-    with stop_at_once(console), prefect_server(root):
+    with stop_at_once(console), prefect_server(root) as wait_for_server:
         # Heavy: torch and Prefect load while the server starts.
         from flows.execution.flow import run_scenes
         from flows.execution.progress import Display

@@ -32,10 +32,10 @@ def server(tmp_path_factory):
     """A running Prefect server, which PREFECT_API_URL names to everything started from here."""
     from prefect.context import refresh_global_settings_context
 
-    from flows.execution.prefect_server import prefect_server, wait_for_server
+    from flows.execution.prefect_server import prefect_server
 
     before = os.environ.get("PREFECT_API_URL")
-    with prefect_server(tmp_path_factory.mktemp("prefect")):
+    with prefect_server(tmp_path_factory.mktemp("prefect")) as wait_for_server:
         wait_for_server()
         # Collected tests have imported Prefect by now; with the settings of then it would start a second server, of its own.
         refresh_global_settings_context()

@@ -104,9 +104,25 @@ def test_other_server_is_none_of_prefects(health, monkeypatch, tmp_path):
 
 def test_named_server_is_used(health, monkeypatch, tmp_path):
     monkeypatch.setenv("PREFECT_API_URL", health.url)
-    with servers.prefect_server(tmp_path):
+    with servers.prefect_server(tmp_path) as wait_for_server:
         assert os.environ["PREFECT_HOME"] == str(tmp_path / ".prefect")
-        servers.wait_for_server()
+        wait_for_server()
+
+
+@pytest.mark.long
+def test_server_that_dies_at_its_start_is_a_sentence(tmp_path):
+    """Within seconds; what it wrote stays."""
+    home = tmp_path / ".prefect"
+    (home / "start.lock").mkdir(parents=True)  # where the server expects a file
+    started = time.monotonic()
+    with (
+        pytest.raises(UserError, match=r"ended as it started .*IsADirectoryError.*server\.log"),
+        servers.prefect_server(tmp_path) as wait_for_server,
+    ):
+        wait_for_server()
+    assert time.monotonic() - started < servers.START_SECONDS / 2
+    assert "Traceback" in (home / "server.log").read_text()
+    assert os.listdir(home).count("server.log") == len([name for name in os.listdir(home) if name.startswith("server.log")])
 
 
 def test_home_lies_elsewhere_where_the_store_has_no_locks(health, monkeypatch, tmp_path):
