@@ -25,7 +25,7 @@ from reconx_core.pointcloud.sfm.mapper import (
     register_fixed,
     to_rigid,
 )
-from reconx_core.pointcloud.sfm.matching import Features, Matches, add_tilted, extract_features
+from reconx_core.pointcloud.sfm.matching import Features, Matches, extract_features
 from reconx_core.pointcloud.sfm.solve import (
     Sfm,
     group_lenses,
@@ -33,6 +33,7 @@ from reconx_core.pointcloud.sfm.solve import (
     map_threads,
     match_error,
     match_pairs,
+    tilt_weak,
     to_canonical,
     to_sfm,
 )
@@ -75,7 +76,7 @@ def find_matches(views: Views, pairs: list[Pair], seed: int) -> tuple[list[Featu
     matches = match_pairs(features, pairs, views, seed)
     weak = {view for view in range(len(views)) if _count_matched(matches, view) < FEWEST_MATCHES}
     if weak:
-        features = map_threads(add_tilted, features, views.images, views.masks)
+        features = tilt_weak(features, views, weak)
         matches |= match_pairs(features, [pair for pair in pairs if weak & set(pair)], views, seed)
     return features, matches
 

@@ -46,14 +46,17 @@ def extract_features(image: Float[Tensor, "h w 3"], mask: Bool[Tensor, "h w"]) -
     )
 
 
+def add_unadapted(features: Features, image: Float[Tensor, "h w 3"], mask: Bool[Tensor, "h w"]) -> Features:
+    """Add features of the photo without affine adaptation, as tilted copies of another photo have them. Indices stay valid."""
+    xy, descriptors = _sift(_grey(image), SIFT)
+    keep = _inside(xy, mask.numpy())
+    return _merge(features, xy[keep], descriptors[keep])
+
+
 def add_tilted(features: Features, image: Float[Tensor, "h w 3"], mask: Bool[Tensor, "h w"]) -> Features:
     """Add features of foreshortened copies of the photo (affine SIFT), for wide baselines. Existing indices stay valid."""
-    grey = _grey(image)
-    # The first features are affine-adapted, those of the copies are not: so the photo itself is also added without adaptation.
-    xy, descriptors = _sift(grey, SIFT)
-    keep = _inside(xy, mask.numpy())
-    features = _merge(features, xy[keep], descriptors[keep])
-    plain = features.plain
+    features = add_unadapted(features, image, mask)
+    plain, grey = features.plain, _grey(image)
     for tilt, directions in TILTS:
         for k in range(directions):
             xy, descriptors = _tilted_sift(grey, tilt, math.pi * k / directions)
@@ -111,9 +114,11 @@ def _inside(xy: Float64[np.ndarray, "k 2"], mask: Bool[np.ndarray, "h w"]) -> Bo
 
 def match_features(a: Features, b: Features, ratio: float = RATIO) -> Matches:
     """Keypoints whose descriptors are mutually nearest and distinct; tilted copies are matched with plain photos only."""
-    halves = [(slice(None), slice(b.plain))]
-    if a.plain < len(a.descriptors) or b.plain < len(b.descriptors):
-        halves = [(slice(None), slice(b.plain)), (slice(a.plain), slice(None))]
+    halves = [(slice(None), slice(b.plain)), (slice(a.plain), slice(None))]
+    if b.plain == len(b.descriptors):  # the first half is all that there is
+        halves = halves[:1]
+    elif a.plain == len(a.descriptors):
+        halves = halves[1:]
     found = [_match(a, b, one, two, ratio) for one, two in halves]
     return np.unique(np.concatenate(found), axis=0)
 

@@ -23,7 +23,15 @@ from reconx_core.pointcloud.global_alignment.graph import nearest_pairs
 from reconx_core.pointcloud.sfm.evidence import judge_cameras, mean_agreement
 from reconx_core.pointcloud.sfm.focal import FocalPrior, focal_prior, pose_uncertainty, solve_focals
 from reconx_core.pointcloud.sfm.mapper import Problem, drop_weakly_linked_images, drop_wide_angle_images, reconstruct
-from reconx_core.pointcloud.sfm.matching import Features, Matches, add_tilted, extract_features, match_features, verify_matches
+from reconx_core.pointcloud.sfm.matching import (
+    Features,
+    Matches,
+    add_tilted,
+    add_unadapted,
+    extract_features,
+    match_features,
+    verify_matches,
+)
 from reconx_core.pointcloud.sfm.open_focal import OPEN, choose_focal, shows_focal
 from reconx_core.types import Cameras, PointCloud, Views
 
@@ -76,8 +84,8 @@ def solve_cameras(views: Views, fixed: Cameras | None, generator: torch.Generato
     best = _solve(views, fixed, features, matches := match_pairs(features, every, views, seed), seed)
     # With known cameras, points are needed only for the depth range, and a few suffice.
     weak = set() if posed and best is not None else _weak_views(best, len(views))
-    if weak:  # wide baselines: add tilted features, in the pairs that need them
-        features = map_threads(add_tilted, features, views.images, views.masks)
+    if weak:  # wide baselines
+        features = tilt_weak(features, views, weak)
         more = match_pairs(features, [pair for pair in every if weak & set(pair)], views, seed)
         best = _better(best, _solve(views, fixed, features, matches | more, seed))
     if best is None and fixed is not None and posed:
@@ -130,6 +138,16 @@ def map_threads(function: Callable[..., Features], *columns: Iterable) -> list[F
     """Run on one photo per thread: SIFT releases the GIL."""
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         return list(pool.map(function, *columns))
+
+
+def tilt_weak(features: list[Features], views: Views, weak: set[int]) -> list[Features]:
+    """Add tilted features to the weak views, and to the others what these are matched with."""
+
+    def more(view: int) -> Features:
+        add = add_tilted if view in weak else add_unadapted
+        return add(features[view], views.images[view], views.masks[view])
+
+    return map_threads(more, range(len(views)))
 
 
 def match_pairs(
