@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from reconx_core.errors import UserError
+from reconx_core.losses.mask import hide_unweighted
 from reconx_core.weights.folder import weights_folder
 
 VGG_FILES = ("vgg16-397923af.pth", "vgg16-397923af.safetensors")
@@ -42,14 +43,27 @@ class Lpips(nn.Module):
         self.register_buffer("shift", torch.tensor(SHIFT)[:, None, None])
         self.register_buffer("scale", torch.tensor(SCALE)[:, None, None])
 
-    def forward(self, images: Float[Tensor, "n h w 3"], references: Float[Tensor, "n h w 3"]) -> Float[Tensor, " n"]:
-        """Distance of each image (in [0, 1]) from its reference; 0 for equal images."""
+    def forward(
+        self,
+        images: Float[Tensor, "n h w 3"],
+        references: Float[Tensor, "n h w 3"],
+        weight: Float[Tensor, "n h w"] | None = None,
+    ) -> Float[Tensor, " n"]:
+        """Distance of each image (in [0, 1]) from its reference; 0 for equal images.
+
+        ``weight`` multiplies the distance at each pixel before the mean over all (C_i of eq. 14); at a deeper stage it is the
+        mean over the pixels that a feature stands for. Pixels of weight 0 have no say in others' features, either.
+        """
+        if weight is not None:
+            images, references = hide_unweighted(images, references, weight)
         distance = images.new_zeros(len(images))
         x, y = self._normalise(images), self._normalise(references)
         for stage in range(len(VGG_STAGES)):
             x, y = self._stage(x, stage), self._stage(y, stage)
-            weighted = F.conv2d((_unit(x) - _unit(y)) ** 2, self.get_buffer(f"head{stage}"))
-            distance = distance + weighted.mean((1, 2, 3))
+            per_pixel = F.conv2d((_unit(x) - _unit(y)) ** 2, self.get_buffer(f"head{stage}"))
+            if weight is not None:
+                per_pixel = per_pixel * F.interpolate(weight[:, None], per_pixel.shape[2:], mode="area")
+            distance = distance + per_pixel.mean((1, 2, 3))
         return distance
 
     def _normalise(self, images: Float[Tensor, "n h w 3"]) -> Float[Tensor, "n 3 h w"]:

@@ -35,9 +35,7 @@ def optimise(
     for step, i in enumerate(visiting_order(frames.is_photo, settings.steps, generator)):
         rendered = rasterize(_gaussians(parameters), _to(frames.cameras[[i]], device), backend=backend).rgb[0]
         target, trust = frames.images[i].to(device), weight[i].to(device)
-        loss = photometric_loss(rendered, target, trust, settings.l1_weight, settings.ssim_weight)
-        if lpips is not None and (device.type == "cuda" or step % settings.lpips_every == 0):
-            loss = loss + settings.lpips_weight * perceptual_loss(lpips, rendered, target, trust, settings, generator)
+        loss = step_loss(rendered, target, trust, step, lpips, settings, generator)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -57,18 +55,34 @@ def scene_size(cameras: Cameras, means: Float[Tensor, "n 3"]) -> float:
     return float((means - cameras.cam_to_world[0, :3, 3]).norm(dim=-1).median())
 
 
+def step_loss(
+    rendered: Float[Tensor, "h w 3"], target: Float[Tensor, "h w 3"], weight: Float[Tensor, "h w"], step: int,
+    lpips: Lpips | None, settings: SplatsSettings, generator: torch.Generator,
+) -> Float[Tensor, ""]:  # fmt: skip
+    """Eq. 14 of one frame; ``weight``: C_i of its pixels.
+
+    On the CPU the LPIPS term is that of every ``settings.lpips_every``-th step, and counts as often: its mean over the steps is
+    that of a term on each.
+    """
+    loss = photometric_loss(rendered, target, weight, settings.l1_weight, settings.ssim_weight)
+    every = settings.lpips_every if rendered.device.type == "cpu" else 1
+    if lpips is None or step % every:
+        return loss
+    return loss + every * settings.lpips_weight * perceptual_loss(lpips, rendered, target, weight, settings, generator)
+
+
 def perceptual_loss(
     lpips: Lpips, rendered: Float[Tensor, "h w 3"], target: Float[Tensor, "h w 3"], weight: Float[Tensor, "h w"],
     settings: SplatsSettings, generator: torch.Generator,
 ) -> Float[Tensor, ""]:  # fmt: skip
-    """LPIPS times mean confidence, of the whole image on a GPU and of a random crop on the CPU."""
+    """LPIPS with each pixel weighted by its confidence, of the whole image on a GPU and of a random crop on the CPU."""
     if rendered.device.type == "cpu":
         top, left = (
             int(torch.randint(max(1, side - settings.lpips_crop + 1), (), generator=generator)) for side in weight.shape
         )
         window = (slice(top, top + settings.lpips_crop), slice(left, left + settings.lpips_crop))
         rendered, target, weight = rendered[window], target[window], weight[window]
-    return lpips(rendered[None], target[None]).mean() * weight.mean()
+    return lpips(rendered[None], target[None], weight[None]).mean()
 
 
 def _parameters(start: Gaussians, device: torch.device) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ from reconx_core.errors import UserError
 from reconx_core.losses.lpips import Lpips, load_lpips, lpips_missing_reason
 
 CHANNELS = (64, 128, 256, 512, 512)
+LEFT = (torch.arange(48) < 24).float().expand(2, 33, 48)
 
 
 def vgg16_features() -> nn.Sequential:
@@ -71,6 +72,40 @@ def test_equal_images_have_no_distance_and_a_finite_gradient(vgg, heads):
     Lpips(state(vgg), heads)(image, images(1)).sum().backward()
     assert image.grad.isfinite().all()
     assert image.grad.abs().max() > 0
+
+
+def gradient(lpips: Lpips, image: torch.Tensor, reference: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    image = image.clone().requires_grad_()
+    return torch.autograd.grad(lpips(image, reference, weight).sum(), image)[0]
+
+
+@torch.no_grad()
+def test_a_weight_for_all_pixels_is_a_factor(vgg, heads):
+    lpips = Lpips(state(vgg), heads)
+    plain = lpips(images(0), images(1))
+    assert torch.equal(lpips(images(0), images(1), torch.ones(2, 33, 48)), plain)
+    torch.testing.assert_close(lpips(images(0), images(1), torch.full((2, 33, 48), 0.25)), 0.25 * plain)
+
+
+@torch.no_grad()
+def test_each_pixel_counts_by_its_weight(vgg, heads):
+    """A difference at the left is worth twice as much under twice the weight there, whatever weight the right has."""
+    lpips, image = Lpips(state(vgg), heads), images(0)
+    spoilt = image.clone()
+    spoilt[:, :, :4] = images(1)[:, :, :4]  # far enough from the right half that few receptive fields reach there
+    half, whole, right = (lpips(spoilt, image, w) for w in (0.5 * LEFT + 0.01, LEFT + 0.01, 1.01 - LEFT))
+    assert (half / whole - 0.5).abs().max() < 0.02
+    assert (right < 0.4 * whole).all()
+
+
+def test_masked_out_pixels_have_no_gradient_and_no_say(vgg, heads):
+    lpips, masked = Lpips(state(vgg), heads), LEFT == 0
+    found = gradient(lpips, images(0), images(1), LEFT)
+    assert (found[masked] == 0).all()
+    assert (found[~masked] != 0).float().mean() > 0.9
+    other = torch.where(masked[..., None], 1 - images(1), images(1))  # another photo beyond the mask
+    assert torch.equal(gradient(lpips, images(0), other, LEFT), found)
+    assert (gradient(lpips, images(0), images(1), torch.zeros(2, 33, 48)) == 0).all()
 
 
 def test_weights_are_found_in_the_folder(vgg, heads, tmp_path, monkeypatch):

@@ -65,6 +65,53 @@ def test_photometric_loss_and_gradient_are_those_of_float64_torch():
     assert (results[0][1] - results[1][1]).norm() < 1e-5 * results[1][1].norm()
 
 
+def loss_and_gradient(rendered, target, weight, dtype=torch.float32, **terms):
+    x = rendered.to(dtype, copy=True).requires_grad_()
+    loss = photometric_loss(x, target.to(dtype), weight.to(dtype), **terms)
+    return loss.item(), torch.autograd.grad(loss, x)[0]
+
+
+def some_weight(height, width):
+    """Some pixels at the edge are masked out, as beyond a smaller photo on its canvas, and some inside are not trusted."""
+    weight = torch.rand(2, height, width, generator=torch.Generator().manual_seed(3)).clamp(min=0.1)
+    weight[:, :7] = 0
+    weight[1, :, -9:] = 0
+    weight[0, 12:19, 20:31] = 0
+    return weight
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["fused", "plain"])
+@pytest.mark.parametrize("terms", [{"ssim_weight": 0.0}, {"l1_weight": 0.0}, {}], ids=["L1", "SSIM", "both"])
+def test_pixels_without_weight_have_no_gradient_and_no_say(dtype, terms):
+    (a, b), weight = images(33, 50, n=2), some_weight(33, 50)
+    none = weight == 0
+    loss, gradient = loss_and_gradient(a, b, weight, dtype, **terms)
+    assert (gradient[none] == 0).all()
+    assert (gradient[~none] != 0).float().mean() > 0.99
+    for beyond in (torch.zeros_like(b), 1 - b):  # a black margin, or a photo that is wrong there
+        other = loss_and_gradient(a, torch.where(none[..., None], beyond, b), weight, dtype, **terms)
+        assert other[0] == loss
+        assert torch.equal(other[1], gradient)
+
+
+def test_the_fused_loss_is_that_of_float64_torch_under_masks():
+    (a, b), weight = images(33, 50, n=2), some_weight(33, 50)
+    (fused, by_kernel), (plain, by_torch) = (loss_and_gradient(a, b, weight, dtype) for dtype in (torch.float32, torch.float64))
+    assert fused == pytest.approx(plain, rel=1e-6)
+    assert (by_kernel - by_torch).norm() < 1e-5 * by_torch.norm()
+
+
+def test_ssim_across_the_edge_of_a_mask_sees_what_differs_inside():
+    a, b = images(33, 50)
+    weight = torch.ones(1, 33, 50)
+    weight[:, :, 25:] = 0
+    inside = torch.where(weight[..., None] > 0, a, b)
+    both, beyond = (loss_and_gradient(x, b, weight, l1_weight=0.0)[0] for x in (a, torch.where(weight[..., None] > 0, b, a)))
+    assert beyond == pytest.approx(0, abs=1e-6)
+    assert both == pytest.approx(loss_and_gradient(inside, b, weight, l1_weight=0.0)[0], rel=0.2)
+    assert both > 0.01
+
+
 def test_loss_is_zero_and_flat_at_the_target():
     _, b = images(20, 20)
     x = b.clone().requires_grad_()

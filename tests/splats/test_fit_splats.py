@@ -1,6 +1,7 @@
 """A small room with exact pointmaps: the optimisation makes photos and held-out views better."""
 
 import importlib.util
+import sys
 
 import pytest
 import torch
@@ -9,11 +10,12 @@ from exact_scene import draw, room, room_pointmaps
 from reconx_core.condition import build_condition
 from reconx_core.confidence import estimate_confidence
 from reconx_core.errors import UserError
+from reconx_core.losses.lpips import VGG_STAGES, Lpips
 from reconx_core.pointcloud import make_backend
 from reconx_core.rasterize import rasterize
 from reconx_core.settings import ConditionSettings, ConfidenceSettings, PointcloudSettings, SplatsSettings, VideoSettings
 from reconx_core.splats import fit_splats, initial_gaussians
-from reconx_core.splats.optimise import frame_weights, visiting_order
+from reconx_core.splats.optimise import frame_weights, step_loss, visiting_order
 from reconx_core.types import Frames
 from reconx_core.video import generate_frames
 
@@ -136,20 +138,53 @@ def test_unsure_pixels_count_less_and_none_of_a_frame_nothing(made):
     torch.testing.assert_close(weight[3:].max(), 0.5 * confidence[3:].max())
 
 
-def test_masked_pixels_of_photos_do_not_pull():
-    """A photo that is wrong where it is masked out changes nothing."""
+@pytest.fixture(scope="module")
+def lpips() -> Lpips:
+    """With random weights: the real ones are not ours to ship."""
+    draw_from, before, vgg = draw(7), 3, {}
+    channels = (64, 128, 256, 512, 512)
+    for stage, width in zip(VGG_STAGES, channels):
+        for number in stage:
+            spread = (2 / (9 * before)) ** 0.5
+            vgg[f"features.{number}.weight"] = spread * torch.randn(width, before, 3, 3, generator=draw_from)
+            vgg[f"features.{number}.bias"] = torch.zeros(width)
+            before = width
+    return Lpips(vgg, {f"lin{i}.model.1.weight": torch.rand(1, c, 1, 1, generator=draw_from) for i, c in enumerate(channels)})
+
+
+@pytest.mark.parametrize("smaller", [False, True], ids=["masked out", "a smaller photo on the canvas"])
+def test_masked_pixels_of_photos_do_not_pull(monkeypatch, lpips, smaller):
+    """A photo that is wrong where it is masked out changes nothing, by no term of the loss."""
+    monkeypatch.setattr(sys.modules[step_loss.__module__], "load_lpips", lambda device: lpips)
     plain = frames("none")
     confidence, images = plain.confidence.clone(), plain.images.clone()
-    confidence[:, 40:80, 60:100] = 0
-    damaged = images.clone()
-    damaged[:, 40:80, 60:100] = 1 - damaged[:, 40:80, 60:100]
-    settings = SplatsSettings(steps=5, max_gaussians=500, fill=False, ssim_weight=0, lpips_weight=0, init="sparse")
+    masked = torch.zeros_like(confidence, dtype=torch.bool)
+    masked[:1, :, torch.arange(160).sub(80).abs() > 50] = smaller
+    masked[:, 40:80, 60:100] |= not smaller
+    confidence[masked] = 0
+    damaged = torch.where(masked[..., None], 1 - images, images)
+    settings = SplatsSettings(steps=5, max_gaussians=500, fill=False, init="sparse", lpips_every=2, lpips_crop=48)
     one, two = (
         fit_splats(Frames(x, plain.cameras, confidence, plain.is_photo), room_pointmaps(), settings, draw())
         for x in (images, damaged)
     )
     assert torch.equal(one.means, two.means)
     assert torch.equal(one.sh, two.sh)
+
+
+def test_a_term_on_every_tenth_step_counts_as_one_on_each(lpips):
+    render, photo = room().inputs().images[:2, 30:78, 50:98].unbind()
+    weight = torch.rand(render.shape[:2], generator=draw())
+
+    def mean_loss(**changes):
+        settings = SplatsSettings(l1_weight=0, ssim_weight=0, lpips_weight=0.5, lpips_crop=48, **changes)
+        losses = [step_loss(render, photo, weight, step, lpips, settings, draw()) for step in range(4)]
+        return float(torch.stack(losses).mean()), [float(loss) > 0 for loss in losses]
+
+    every, second = mean_loss(lpips_every=1), mean_loss(lpips_every=2)
+    assert (every[1], second[1]) == ([True] * 4, [True, False] * 2)
+    assert second[0] == pytest.approx(every[0], rel=1e-6)
+    assert every[0] == pytest.approx(0.5 * float(lpips(render[None], photo[None], weight[None])), rel=1e-6)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the backend is there")
