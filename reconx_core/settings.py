@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic.fields import FieldInfo
 
 from reconx_core.errors import UserError
@@ -83,6 +83,10 @@ class VideoSettings(Section):
 
 class ConfidenceSettings(Section):
     enabled: bool = Field(True, description="False: every pixel counts the same (the paper's row without it).")
+    generator: bool = Field(
+        True,
+        description="Geometric mean with the generator's own confidence; False: the geometry backend's alone (the paper's).",
+    )
     size: int = Field(256, ge=64, description="Long side at which frames are matched with each other.")
 
 
@@ -91,17 +95,39 @@ class SplatsSettings(Section):
     init: Literal["pointmaps", "sparse", "random"] = Field(
         "pointmaps", description="Start from the pointmaps, from the SfM points, or from random depths of the photos' pixels."
     )
-    max_gaussians: int = Field(180_000, ge=100, description="Maximum number of initial Gaussians, from evenly skipped pixels.")
+    pixels: Literal["distinct", "all"] = Field(
+        "distinct",
+        description="Which pixels of the pointmaps start a Gaussian: known ones that no other photo covers, unsure ones moved "
+        "behind what is confirmed; or all of every photo, where they lie (the paper's).",
+    )
+    max_gaussians: int = Field(
+        180_000, ge=0, description="Maximum number of initial Gaussians, from evenly skipped pixels; 0: as many as pixels."
+    )
     fill: bool = Field(True, description="Coarse Gaussians in regions that no photo sees, continued from their neighbours.")
+    backdrop: bool = Field(True, description="Large Gaussians behind everything, in the photos' blurred colours.")
     steps: int = Field(1000, ge=0)
+    sampling: Literal["balanced", "uniform"] = Field(
+        "balanced",
+        description="Which frame a step takes: each photo after two generated frames, at the end photos only; or all alike, in "
+        "random epochs (the paper's).",
+    )
     sh_degree: int = Field(1, ge=0, le=3)
     l1_weight: float = Field(0.8, ge=0)
     ssim_weight: float = Field(0.2, ge=0)
     lpips_weight: float = Field(0.5, ge=0, description="Used only if LPIPS weights are present.")
-    lpips_every: int = Field(10, ge=1, description="Steps between two LPIPS terms on the CPU.")
-    lpips_crop: int = Field(128, ge=32, description="Crop for the LPIPS term on the CPU, in pixels.")
+    lpips_every: int = Field(10, ge=1, description="Steps between two LPIPS terms on the CPU, each of which counts as often.")
+    lpips_crop: int = Field(
+        128, ge=0, description="Crop for the LPIPS term on the CPU, in pixels, 32 or more; 0: the whole image, as on a GPU."
+    )
     frame_weight: float = Field(1.0, ge=0, description="Weight of a generated frame relative to a photo.")
     confidence_floor: float = Field(0.05, ge=0, le=1, description="Minimum confidence of a generated pixel, seen or not.")
+
+    @field_validator("lpips_crop")
+    @classmethod
+    def _whole_or_not_tiny(cls, value: int) -> int:
+        if 0 < value < 32:
+            raise ValueError("should be 0 or at least 32")
+        return value
 
 
 class MetricsSettings(Section):

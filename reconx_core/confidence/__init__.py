@@ -2,7 +2,8 @@
 
 The geometry backend matches each frame against the others with all cameras fixed; consistent pixels get a high confidence,
 generated content that contradicts the other frames a low one. The result is the geometric mean of this confidence and the
-generator's own (0 in a filled hole). Not the product: both depend on the same depth, so it would count an error twice.
+generator's own (0 in a filled hole), or this confidence alone (`confidence.generator`). Not the product: both depend on the
+same depth, so it would count an error twice.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ def estimate_confidence(
     if bool(frames.is_photo.all()):
         return replace(frames, confidence=photos)
     agreement = match_frames(frames, backend, settings.size, generator)[len(photos) :]
-    generated = (frames.confidence[len(photos) :] * agreement).sqrt()
+    generated = (frames.confidence[len(photos) :] * agreement).sqrt() if settings.generator else agreement
     return replace(frames, confidence=torch.cat([photos, generated]))
 
 

@@ -11,7 +11,7 @@ from reconx_core.errors import UserError
 from reconx_core.rasterize import BACKENDS as BACKENDS
 from reconx_core.rasterize import Backend, resolve_backend
 from reconx_core.settings import SplatsSettings
-from reconx_core.splats.initial import add_backdrop, fill_holes, from_pointmaps, from_random, from_sparse
+from reconx_core.splats.initial import add_backdrop, fill_holes, from_every_pixel, from_pointmaps, from_random, from_sparse
 from reconx_core.splats.optimise import optimise
 from reconx_core.types import Frames, Gaussians, Pointmaps
 
@@ -44,8 +44,12 @@ def initial_gaussians(
         return from_sparse(pointmaps.sparse, settings.sh_degree)
     if settings.init == "random":
         return from_random(frames, pointmaps, settings.max_gaussians, settings.sh_degree, generator)
-    start = from_pointmaps(frames, pointmaps, settings.max_gaussians, settings.sh_degree, backend)
+    if settings.pixels == "all":
+        start = from_every_pixel(frames, pointmaps, settings.max_gaussians, settings.sh_degree)
+    else:
+        start = from_pointmaps(frames, pointmaps, settings.max_gaussians, settings.sh_degree, backend)
     if len(start) == 0:
         warnings.warn("No depth of the photos could be trusted; the Gaussians start at random depths.", stacklevel=2)
         return from_random(frames, pointmaps, settings.max_gaussians, settings.sh_degree, generator)
-    return add_backdrop(fill_holes(start, frames, backend), frames, backend) if settings.fill else start
+    start = fill_holes(start, frames, backend) if settings.fill else start
+    return add_backdrop(start, frames, backend) if settings.backdrop else start

@@ -55,27 +55,26 @@ def from_sparse(points: PointCloud, sh_degree: int) -> Gaussians:
 
 
 def from_random(frames: Frames, pointmaps: Pointmaps, most: int, sh_degree: int, generator: torch.Generator) -> Gaussians:
-    """About ``most`` pixels of the photos at random depths within the scene's range: an initialisation without stereo depth."""
+    """About ``most`` usable pixels of the photos (0: all) at random depths within the scene's range, without stereo depth."""
     depth = depth_of(pointmaps.points_world, pointmaps.cameras)
     known = depth[pointmaps.confidence > KNOWN]
     near, far = np.quantile(known.numpy() if len(known) else depth.numpy(), (0.01, 0.99)).clip(1e-6).tolist()
-    picked = torch.rand(depth.shape, generator=generator) < most / depth.numel()
+    share = most / depth.numel() if most else 1.0
+    picked = (torch.rand(depth.shape, generator=generator) < share) & usable_pixels(frames)
     drawn = near * (far / near) ** torch.rand(depth.shape, generator=generator)
-    step = max(1.0, (depth.numel() / most) ** 0.5)
+    step = max(1.0, share**-0.5)
     return _pixels(frames.images[frames.is_photo], drawn, pointmaps.cameras, picked, step, 0.1, sh_degree)
 
 
 def from_pointmaps(frames: Frames, pointmaps: Pointmaps, most: int, sh_degree: int, backend: Backend) -> Gaussians:
-    """One Gaussian per known pixel that no other view already covers, subsampled evenly to at most ``most``.
+    """One Gaussian per known pixel that no other view already covers, subsampled evenly to at most ``most`` (0: all).
 
     The depth of a pixel that no other view confirms is unreliable: it is moved back along its ray until it occludes no
     confirmed surface in any frame, and left out if that is not possible.
     """
     depth = depth_of(pointmaps.points_world, pointmaps.cameras)
     wanted = (pointmaps.confidence > KNOWN) & ~repeated_pixels(depth, pointmaps)
-    step = max(1.0, float(np.sqrt(int(wanted.sum()) / most)))
-    while int((picked := wanted & every_nth(wanted, step)).sum()) > most:
-        step *= 1.02
+    picked, step = thin_pixels(wanted, most)
     images, sure = frames.images[frames.is_photo], pointmaps.confidence > CONFIRMED
     confirmed = _pixels(images, depth, pointmaps.cameras, picked & sure, step, 0.9, sh_degree)
     surfaces = render_surfaces(confirmed, frames.cameras, backend)
@@ -89,6 +88,29 @@ def from_pointmaps(frames: Frames, pointmaps: Pointmaps, most: int, sh_degree: i
         unsure[unsure.clone()] = free
         parts.append(_pixels(images[[i]], place[None], camera, unsure[None], step, 0.5, sh_degree))
     return concatenate(parts)
+
+
+def from_every_pixel(frames: Frames, pointmaps: Pointmaps, most: int, sh_degree: int) -> Gaussians:
+    """One Gaussian per usable pixel of every photo, where its pointmap puts it (paper IV-E), at most ``most`` (0: all).
+
+    Where a network gave no depth, outside its crop, the pointmap holds that of the crop's edge, and the optimisation moves it.
+    """
+    depth = depth_of(pointmaps.points_world, pointmaps.cameras)
+    picked, step = thin_pixels(usable_pixels(frames), most)
+    return _pixels(frames.images[frames.is_photo], depth, pointmaps.cameras, picked, step, 0.9, sh_degree)
+
+
+def usable_pixels(frames: Frames) -> Bool[Tensor, "n h w"]:
+    """Pixels of the photos that are neither masked out nor margin."""
+    return frames.confidence[frames.is_photo] > 0
+
+
+def thin_pixels(wanted: Bool[Tensor, "n h w"], most: int) -> tuple[Bool[Tensor, "n h w"], float]:
+    """At most ``most`` of the wanted pixels (0: all), evenly skipped, and how many pixels they are apart."""
+    step = max(1.0, float(np.sqrt(int(wanted.sum()) / most))) if most else 1.0
+    while int((picked := wanted & every_nth(wanted, step)).sum()) > most > 0:
+        step *= 1.02
+    return picked, step
 
 
 def _pixels(

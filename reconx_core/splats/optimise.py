@@ -32,7 +32,7 @@ def optimise(
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: 0.1 ** (step / max(1, settings.steps)))
     weight = frame_weights(frames, settings)
     lpips = load_lpips(device.type) if settings.lpips_weight > 0 else None
-    for step, i in enumerate(visiting_order(frames.is_photo, settings.steps, generator)):
+    for step, i in enumerate(visiting_order(frames.is_photo, settings, generator)):
         rendered = rasterize(_gaussians(parameters), _to(frames.cameras[[i]], device), backend=backend).rgb[0]
         target, trust = frames.images[i].to(device), weight[i].to(device)
         loss = step_loss(rendered, target, trust, step, lpips, settings, generator)
@@ -75,8 +75,8 @@ def perceptual_loss(
     lpips: Lpips, rendered: Float[Tensor, "h w 3"], target: Float[Tensor, "h w 3"], weight: Float[Tensor, "h w"],
     settings: SplatsSettings, generator: torch.Generator,
 ) -> Float[Tensor, ""]:  # fmt: skip
-    """LPIPS with each pixel weighted by its confidence, of the whole image on a GPU and of a random crop on the CPU."""
-    if rendered.device.type == "cpu":
+    """LPIPS with each pixel weighted by its confidence; on the CPU of a random crop, unless ``settings.lpips_crop`` is 0."""
+    if rendered.device.type == "cpu" and settings.lpips_crop:
         top, left = (
             int(torch.randint(max(1, side - settings.lpips_crop + 1), (), generator=generator)) for side in weight.shape
         )
@@ -109,18 +109,19 @@ def _to(cameras: Cameras, device: torch.device) -> Cameras:
     return Cameras(cameras.intrinsics.to(device), cameras.cam_to_world.to(device), cameras.width, cameras.height)
 
 
-def visiting_order(is_photo: Bool[Tensor, " f"], steps: int, generator: torch.Generator) -> Iterator[int]:
-    """Frame index per step: each photo is followed by FRAMES_PER_PHOTO generated frames; the last steps use photos only.
+def visiting_order(is_photo: Bool[Tensor, " f"], settings: SplatsSettings, generator: torch.Generator) -> Iterator[int]:
+    """Frame index per step.
 
-    The alternation balances photos against the more numerous generated frames without overfitting to the photos.
+    ``uniform``: epochs over all frames, each in a new random order. ``balanced``: each photo is followed by FRAMES_PER_PHOTO
+    generated frames, and the last steps use photos only, which balances photos against the more numerous generated frames
+    without overfitting to the photos.
     """
-    photos = _shuffled(is_photo.nonzero()[:, 0], generator)
-    if not bool(is_photo.all()):
-        generated = _shuffled((~is_photo).nonzero()[:, 0], generator)
-        alone = round(PHOTOS_LAST * steps)
-        yield from itertools.islice(_alternate(photos, generated), steps - alone)
-        steps = alone
-    yield from itertools.islice(photos, steps)
+    if settings.sampling == "uniform" or bool(is_photo.all()):
+        return itertools.islice(_shuffled(torch.arange(len(is_photo)), generator), settings.steps)
+    photos, generated = (_shuffled(which.nonzero()[:, 0], generator) for which in (is_photo, ~is_photo))
+    alone = round(PHOTOS_LAST * settings.steps)
+    both = itertools.islice(_alternate(photos, generated), settings.steps - alone)
+    return itertools.chain(both, itertools.islice(photos, alone))
 
 
 def _alternate(photos: Iterator[int], generated: Iterator[int]) -> Iterator[int]:

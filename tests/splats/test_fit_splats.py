@@ -15,7 +15,7 @@ from reconx_core.pointcloud import make_backend
 from reconx_core.rasterize import rasterize
 from reconx_core.settings import ConditionSettings, ConfidenceSettings, PointcloudSettings, SplatsSettings, VideoSettings
 from reconx_core.splats import fit_splats, initial_gaussians
-from reconx_core.splats.optimise import frame_weights, step_loss, visiting_order
+from reconx_core.splats.optimise import frame_weights, perceptual_loss, step_loss, visiting_order
 from reconx_core.types import Frames
 from reconx_core.video import generate_frames
 
@@ -91,7 +91,7 @@ def test_no_steps_leave_the_start(made):
 
 
 def test_same_bytes_again_and_other_bytes_with_another_seed(made):
-    settings = SETTINGS.model_copy(update={"steps": 8, "max_gaussians": 2000, "fill": False})
+    settings = SETTINGS.model_copy(update={"steps": 8, "max_gaussians": 2000, "fill": False, "backdrop": False})
     one, two, other = (fit_splats(made, room_pointmaps(), settings, draw(seed)) for seed in (0, 0, 1))
     for name in ("means", "quats", "log_scales", "logit_opacities", "sh"):
         assert torch.equal(getattr(one, name), getattr(two, name)), name
@@ -100,7 +100,7 @@ def test_same_bytes_again_and_other_bytes_with_another_seed(made):
 
 def test_progress_counts_the_steps(made):
     reports = []
-    settings = SETTINGS.model_copy(update={"steps": 3, "max_gaussians": 500, "fill": False})
+    settings = SETTINGS.model_copy(update={"steps": 3, "max_gaussians": 500, "fill": False, "backdrop": False})
     fit_splats(made, room_pointmaps(), settings, draw(), lambda done, total: reports.append((done, total)))
     assert reports == [(1, 3), (2, 3), (3, 3)]
 
@@ -115,9 +115,10 @@ def test_progress_counts_the_steps(made):
         ("points", True, {"init": "random"}),
         ("points", True, {"lpips_weight": 0.0}),
         ("points", True, {"ssim_weight": 0.0}),
-        ("points", True, {"fill": False, "sh_degree": 2}),
+        ("points", True, {"fill": False, "backdrop": False, "sh_degree": 2}),
+        ("points", True, {"pixels": "all", "fill": False, "backdrop": False, "sampling": "uniform"}),
     ],
-    ids=["all", "no video", "no confidence", "sparse", "random", "no lpips", "no ssim", "no filling"],
+    ids=["all", "no video", "no confidence", "sparse", "random", "no lpips", "no ssim", "no filling", "as the paper"],
 )
 def test_every_switch_of_table_v_runs(video, confidence, changes):
     settings = SplatsSettings(steps=6, max_gaussians=1000).model_copy(update=changes)
@@ -193,11 +194,31 @@ def test_a_rasteriser_that_cannot_run_is_said(made):
         fit_splats(made, room_pointmaps(), SplatsSettings(backend="gsplat"), draw())
 
 
+def visits(is_photo: torch.Tensor, steps: int, **changes) -> list[int]:
+    return list(visiting_order(is_photo, SplatsSettings(steps=steps, **changes), draw()))
+
+
 def test_every_photo_and_frame_has_its_turn_and_photos_the_last_word():
     is_photo = torch.tensor([True] * 2 + [False] * 6)
-    order = list(visiting_order(is_photo, 100, draw()))
+    order = visits(is_photo, 100)
     assert len(order) == 100
     assert set(order[:75]) == set(range(8))
     assert sum(i < 2 for i in order[:75]) == 25  # one in three
     assert set(order[75:]) == {0, 1}
-    assert set(visiting_order(is_photo[:2], 4, draw())) == {0, 1}
+    assert set(visits(is_photo[:2], 4)) == {0, 1}
+
+
+def test_uniformly_every_frame_has_as_many_turns():
+    is_photo = torch.tensor([True] * 2 + [False] * 6)
+    order = visits(is_photo, 80, sampling="uniform")
+    assert torch.bincount(torch.tensor(order)).tolist() == [10] * 8
+    assert all(sorted(order[i : i + 8]) == list(range(8)) for i in range(0, 80, 8))
+    assert len({tuple(order[i : i + 8]) for i in range(0, 80, 8)}) > 5
+
+
+def test_lpips_of_the_whole_image_or_of_a_crop(lpips):
+    render, photo = room().inputs().images[:2, :60, :60].unbind()
+    weight = torch.rand(60, 60, generator=draw())
+    whole, crop = (perceptual_loss(lpips, render, photo, weight, SplatsSettings(lpips_crop=size), draw()) for size in (0, 32))
+    assert whole == lpips(render[None], photo[None], weight[None])
+    assert crop != whole

@@ -111,6 +111,44 @@ def test_unsure_points_move_behind_what_is_confirmed():
     assert occludes(points[2, :, :80].reshape(-1, 3), surfaces).float().mean() > 0.5
 
 
+def start_by(made: Frames, pointmaps: Pointmaps, **changes) -> Gaussians:
+    settings = SplatsSettings(**{"fill": False, "backdrop": False, "sh_degree": 0} | changes)
+    return initial_gaussians(made, pointmaps, settings, "cpu", torch.Generator())
+
+
+def test_every_usable_pixel_may_start_a_gaussian_where_it_lies():
+    """Also one that another photo covers, or whose depth nothing confirms; but none that is masked out or margin."""
+    masks = torch.ones(3, 120, 160)
+    masks[1, :, :30] = 0
+    pointmaps = some(torch.where(torch.arange(120)[:, None] < 15, 0.0, 1.0).expand(3, 120, 160).contiguous())
+    start = start_by(replace(photos(), confidence=masks), pointmaps, pixels="all", max_gaussians=0)
+    assert len(start) == int(masks.sum())
+    torch.testing.assert_close(start.means, pointmaps.points_world[masks > 0], atol=1e-4, rtol=1e-4)
+    assert len(start_by(photos(), pointmaps, pixels="all", max_gaussians=5000)) <= 5000
+    distinct = len(start_by(photos(), pointmaps, max_gaussians=0))
+    assert 105 * 160 < distinct < 2 * 105 * 160  # no limit, but what several photos see once
+
+
+def test_masked_out_pixels_start_no_gaussians_at_random_depths_either():
+    white = replace(photos(), images=torch.ones(3, 120, 160, 3))
+    margin = torch.arange(160) < 40
+    black = replace(white, images=white.images * ~margin[:, None], confidence=white.confidence * ~margin)
+    start = start_by(black, room_pointmaps(), init="random", max_gaussians=2000)
+    assert 1200 < len(start) < 1800
+    assert start.sh[:, 0].min() > 1  # none is black
+
+
+def test_filling_and_backdrop_are_settings_of_their_own():
+    sizes = {
+        (fill, backdrop): len(start_by(photos(), room_pointmaps(), fill=fill, backdrop=backdrop, max_gaussians=500))
+        for fill in (False, True)
+        for backdrop in (False, True)
+    }
+    assert sizes[False, False] <= 500
+    assert sizes[True, True] > max(sizes[True, False], sizes[False, True])
+    assert min(sizes[True, False], sizes[False, True]) > sizes[False, False]
+
+
 @pytest.fixture(scope="module")
 def filled():
     """(start, start and filling) of a room of whose photos the right side is not known."""
