@@ -48,6 +48,9 @@ class PointcloudSettings(Section):
     weights: str = Field("", description="Folder or file of weights, or its name in RECONX_WEIGHTS; empty: the backend's own.")
     graph: Literal["auto", "complete", "window", "star"] = Field("auto", description="Which pairs of views are matched.")
     batch: int = Field(4, ge=1, description="Maximum number of view pairs per network call; fewer need less memory.")
+    crop: Literal["auto", "none"] = Field(
+        "auto", description="auto: dust3r gets the middle of square photos, 4:3, as it was trained; none: all of them."
+    )
     planes: int = Field(128, ge=16, description="Depth hypotheses of the plane sweep.")
     stereo_size: int = Field(400, ge=64, description="Long side at which depth is computed.")
     sources: int = Field(4, ge=1, description="Other views that each view's pixels are compared with.")

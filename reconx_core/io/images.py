@@ -134,6 +134,14 @@ def resize_images(images: Float[Tensor, "n h w 3"], height: int, width: int) -> 
     return resized.permute(0, 2, 3, 1).contiguous()
 
 
+def resize_for_network(images: Float[Tensor, "n h w 3"], height: int, width: int) -> Float[Tensor, "n height width 3"]:
+    """Resize a stack of pictures as DUSt3R and VGGT were trained: in 8 bits, Lanczos to shrink, bicubic to enlarge."""
+    if images.shape[1:3] == (height, width):
+        return images
+    method = Image.Resampling.LANCZOS if max(height, width) < max(images.shape[1:3]) else Image.Resampling.BICUBIC
+    return torch.stack([_from_pillow(_to_pillow(image).resize((width, height), method)) for image in images])
+
+
 def resize_mask(mask: Bool[Tensor, "h w"], height: int, width: int) -> Bool[Tensor, "height width"]:
     """Resize a mask; True only where (nearly) all source pixels are True."""
     if mask.shape == (height, width):

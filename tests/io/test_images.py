@@ -121,6 +121,18 @@ def test_resize_is_antialiased():
     assert (small[2:-2, 2:-2] - 0.5).abs().max() < 0.02
 
 
+@pytest.mark.parametrize(
+    ("size", "method"), [((30, 40), Image.Resampling.LANCZOS), ((90, 120), Image.Resampling.BICUBIC)], ids=["down", "up"]
+)
+def test_networks_get_what_pillow_makes_of_eight_bits(size, method):
+    stored = torch.randint(0, 256, (2, 60, 80, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    resized = images.resize_for_network(stored.float() / 255, *size)
+    for one, other in zip(resized, stored):
+        wanted = np.asarray(Image.fromarray(other.numpy()).resize(size[::-1], method))
+        assert np.array_equal(images.to_uint8(one), wanted)
+    assert images.resize_for_network(resized, *size) is resized
+
+
 def test_a_resized_mask_only_keeps_pixels_that_were_wholly_free():
     mask = torch.ones(8, 8, dtype=torch.bool)
     mask[:, 3] = False

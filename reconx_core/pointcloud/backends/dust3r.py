@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from reconx_core.pointcloud.backends.predictions import (
@@ -32,6 +32,8 @@ from reconx_core.types import Cameras, Pointmaps, Views
 
 WEIGHTS = ("DUSt3R_ViTLarge_BaseDecoder_512_dpt",)
 ITERATIONS = 300  # of the global alignment, as upstream
+SQUARE_SIZE = 224  # long side of the checkpoint that was trained on square photos; the others were trained on 4:3 and wider
+FILLED = 0.9  # share of the rows and of the columns of the canvas that hold something of a photo which fills it
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,9 @@ class Dust3r:
         """
         require_two(views)
         network = load_network(load_dust3r, find_weights("dust3r", self.settings.weights, WEIGHTS))
-        window = choose_window(views.masks.shape[1:], network.config.image_size, PATCH)
+        size = network.config.image_size
+        landscape = self.settings.crop == "auto" and size != SQUARE_SIZE and are_square(views.masks)
+        window = choose_window(views.masks.shape[1:], size, PATCH, landscape)
         pairs, points, confidence = predict(network, crop_to_window(views.images, window), fixed, self.settings)
         aligned = align(pairs, points, confidence, views, fixed, window, ITERATIONS, has_shared_focal(views))
         return lift(aligned, views, fixed, window), torch.arange(len(views))
@@ -82,6 +86,12 @@ def choose_pairs(tokens: Float[Tensor, "n t c"], fixed: Cameras | None, settings
     if settings.graph != "auto" or n <= COMPLETE_UP_TO:
         return pair_graph(n, settings.graph)
     return nearest_pairs(fixed) if fixed is not None and len(fixed) == n else overlap_pairs(token_overlap(tokens).cpu())
+
+
+def are_square(masks: Bool[Tensor, "n h w"]) -> bool:
+    """Whether the photos are square, and not only the canvas that landscape and portrait photos share."""
+    filled = (masks.any(axis).float().mean(1) > FILLED for axis in (1, 2))
+    return masks.shape[1] == masks.shape[2] and all(bool(side.all()) for side in filled)
 
 
 def has_shared_focal(views: Views) -> bool:

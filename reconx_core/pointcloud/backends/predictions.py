@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from reconx_core.errors import UserError
 from reconx_core.geometry.transforms import depth_of, resize_cameras, size_for, transform, unproject
-from reconx_core.io.images import resize_images
+from reconx_core.io.images import resize_for_network, resize_images
 from reconx_core.pointcloud.backends.classical import upsample_depth
 from reconx_core.pointcloud.global_alignment.align import AGREES, Aligned, align_pointmaps, clean_confidence
 from reconx_core.pointcloud.global_alignment.graph import pair_graph
@@ -76,18 +76,27 @@ def star_pairs(
     return pairs, seen.reshape(len(pairs), 2, height, width, 3), confidence[pairs]
 
 
-def choose_window(shape: Sequence[int], long_side: int, patch: int) -> Window:
-    """Resize to the network's long side and centre-crop to whole patches."""
+def choose_window(shape: Sequence[int], long_side: int, patch: int, landscape: bool = False) -> Window:
+    """Resize to the network's long side and centre-crop to whole patches; ``landscape``: to 4:3, at most."""
     full = size_for(long_side, *shape)
-    size = (full[0] // patch * patch, full[1] // patch * patch)
+    rows = min(full[0], 3 * full[1] // 4) if landscape else full[0]
+    size = (rows // patch * patch, full[1] // patch * patch)
     return Window(full, size, ((full[0] - size[0]) // 2, (full[1] - size[1]) // 2))
 
 
 def crop_to_window(images: Float[Tensor, "n h w 3"], window: Window) -> Float[Tensor, "n 3 H W"]:
     """Resize the photos and crop them to the window."""
+    return _cut(resize_for_network(images, *window.full), window)
+
+
+def crop_masks(masks: Bool[Tensor, "n h w"], window: Window) -> Bool[Tensor, "n H W"]:
+    """Masks of the photos in the window: True where most of a pixel is."""
+    return _cut(resize_images(masks[..., None].float(), *window.full), window)[:, 0] > 0.5
+
+
+def _cut(images: Float[Tensor, "n h w c"], window: Window) -> Float[Tensor, "n c H W"]:
     (height, width), (top, left) = window.size, window.corner
-    resized = resize_images(images, *window.full)[:, top : top + height, left : left + width]
-    return resized.movedim(-1, 1)
+    return images[:, top : top + height, left : left + width].movedim(-1, 1)
 
 
 def align(
@@ -102,7 +111,7 @@ def align(
     known = None if given is None else to_window(_with_intrinsics(views, given), window).intrinsics.to(points.device)
     cameras = None if fixed is None else _move(to_window(fixed, window), points.device)
     everything = cameras is not None and len(cameras) == len(views)
-    usable = crop_to_window(views.masks[..., None].float(), window)[:, 0].to(points.device)[pairs] > 0.5
+    usable = crop_masks(views.masks, window).to(points.device)[pairs]
     steps = 0 if everything else iterations
     sure = torch.where(usable, 1 - 1 / confidence, 0.0)
     weight = torch.where(usable, confidence.log(), 0.0) if steps else None

@@ -8,10 +8,10 @@ from exact_scene import assert_right_cameras, assert_right_depth, draw, room, ro
 from torch import nn
 
 from reconx_core.errors import UserError
-from reconx_core.geometry.transforms import resize_cameras, transform, unproject
-from reconx_core.pointcloud import make_backend
+from reconx_core.geometry.transforms import depth_of, project, resize_cameras, transform, unproject
+from reconx_core.pointcloud import fuse, make_backend
 from reconx_core.pointcloud.backends import dust3r
-from reconx_core.pointcloud.backends.dust3r import Dust3r
+from reconx_core.pointcloud.backends.dust3r import Dust3r, are_square
 from reconx_core.pointcloud.backends.predictions import choose_window, from_window, to_window
 from reconx_core.pointcloud.networks.dust3r import PATCH, DUSt3RConfig, Encoded, Prediction
 from reconx_core.settings import PointcloudSettings
@@ -22,17 +22,19 @@ SETTINGS = PointcloudSettings(backend="dust3r", batch=2)
 class Exact(nn.Module):
     """A fake network with exact predictions of the room; the tokens are view indices in the order of encoding."""
 
-    def __init__(self, size):
+    def __init__(self, size, columns=160, landscape=False):
         super().__init__()
         self.config, self.marker = DUSt3RConfig(image_size=size), nn.Parameter(torch.zeros(1))
-        window = choose_window((120, 160), size, PATCH)
-        self.cameras = to_window(room().inputs().cameras, window)
-        resized = nn.functional.interpolate(room_depth()[:, None], window.full, mode="nearest-exact")[:, 0]
+        window = choose_window((120, columns), size, PATCH, landscape)
+        self.cameras = to_window(middle(columns).cameras, window)
+        depth = room_depth()[..., 80 - columns // 2 : 80 + columns // 2]
+        resized = nn.functional.interpolate(depth[:, None], window.full, mode="nearest-exact")[:, 0]
         (top, left), (height, width) = window.corner, window.size
         self.points = unproject(resized[:, top : top + height, left : left + width], self.cameras)
         self.seen = 0
 
     def encode(self, images):
+        assert images.shape[2:] == self.points.shape[1:3]
         number = torch.arange(self.seen, self.seen + len(images))
         self.seen += len(images)
         return Encoded(number[:, None, None].float(), tuple(side // 16 for side in images.shape[-2:]))
@@ -46,10 +48,20 @@ class Exact(nn.Module):
         return Prediction(points, torch.full(points.shape[:-1], 20.0))
 
 
-def reconstruct(monkeypatch, views, fixed=None, size=160):
-    monkeypatch.setattr(dust3r, "load_network", lambda load, path: Exact(size))
+def middle(columns):
+    """The room's photos, or the middle of them."""
+    views, left = room().inputs(), 80 - columns // 2
+    intrinsics = views.cameras.intrinsics.clone()
+    intrinsics[:, 0, 2] -= left
+    columns_of = lambda maps: maps[:, :, left : left + columns].contiguous()  # noqa: E731
+    cameras = replace(views.cameras, intrinsics=intrinsics, width=columns)
+    return replace(views, images=columns_of(views.images), masks=columns_of(views.masks), cameras=cameras)
+
+
+def reconstruct(monkeypatch, views, fixed=None, size=160, crop="auto", **exact):
+    monkeypatch.setattr(dust3r, "load_network", lambda load, path: Exact(size, **exact))
     monkeypatch.setattr(dust3r, "find_weights", lambda *names: names)
-    return Dust3r(SETTINGS)(views, fixed, draw())
+    return Dust3r(SETTINGS.model_copy(update={"crop": crop}))(views, fixed, draw())
 
 
 def test_a_right_network_gives_the_right_cameras(monkeypatch):
@@ -76,6 +88,53 @@ def test_what_the_window_leaves_out_is_not_trusted(monkeypatch):
     assert (pointmaps.confidence[:, :, -3:] == 0).all()
     assert (pointmaps.confidence[:, 20:-20, 20:-20] > 0.5).float().mean() > 0.7
     assert pointmaps.points_world.isfinite().all()
+
+
+@pytest.mark.parametrize("posed", [False, True], ids=["unposed", "posed"])
+def test_of_square_photos_the_network_sees_the_middle_and_the_cameras_follow(monkeypatch, posed):
+    """120 x 120 become 160 x 160, of which the network gets 112 rows in the middle (4:3, in whole patches)."""
+    square = middle(120)
+    inputs = square if posed else replace(square, protocol="unposed")
+    pointmaps, kept = reconstruct(monkeypatch, inputs, square.cameras if posed else None, columns=120, landscape=True)
+    assert kept.tolist() == [0, 1, 2]
+    assert (pointmaps.confidence[:, :18] == 0).all()
+    assert (pointmaps.confidence[:, -18:] == 0).all()
+    assert (pointmaps.confidence[:, 20:-20] > 0.5).float().mean() > 0.8
+    if posed:
+        assert torch.equal(pointmaps.cameras.cam_to_world, square.cameras.cam_to_world)
+    else:
+        assert_right_cameras(pointmaps.cameras)
+    torch.testing.assert_close(pointmaps.cameras.intrinsics[:, :2, 2], square.cameras.intrinsics[:, :2, 2], atol=1e-3, rtol=0)
+    depth, truth = depth_of(pointmaps.points_world, pointmaps.cameras), room_depth()[..., 20:140]
+    assert (depth > 0).all()  # beyond the crop, too, where it is that of the crop's edge
+    good = pointmaps.confidence > 0.5
+    ratio = depth[good] / truth[good]
+    assert (ratio / (1 if posed else ratio.median()) - 1).abs().quantile(0.9) < 0.02
+    cloud = fuse(pointmaps, inputs)
+    seen, _ = project(cloud.xyz, pointmaps.cameras.intrinsics[0], pointmaps.cameras.world_to_cam[0])
+    assert 0 < len(cloud) <= int(good.sum())
+    assert seen[:, 1].isfinite().all()
+
+
+def test_square_photos_are_seen_whole_if_the_user_says_so(monkeypatch):
+    square = middle(120)
+    pointmaps, _ = reconstruct(monkeypatch, square, square.cameras, crop="none", columns=120)
+    assert (pointmaps.confidence[:, :18] > 0.5).float().mean() > 0.5
+
+
+def test_a_square_canvas_of_landscape_and_portrait_photos_is_no_square_photo():
+    masks = torch.ones(2, 120, 120, dtype=torch.bool)
+    assert are_square(masks)
+    masks[0, :, :3] = False  # what undistortion leaves out
+    assert are_square(masks)
+    masks[0, :15], masks[0, -15:], masks[1, :, :15], masks[1, :, -15:] = (torch.tensor(False),) * 4
+    assert not are_square(masks)
+    assert not are_square(torch.ones(2, 90, 120, dtype=torch.bool))
+
+
+def test_at_its_size_a_square_photo_becomes_upstreams_crop():
+    assert choose_window((256, 256), 512, PATCH, landscape=True) == ((512, 512), (384, 512), (64, 0))
+    assert choose_window((300, 500), 512, PATCH, landscape=True).size == (304, 512)
 
 
 def test_masked_pixels_are_not_trusted(monkeypatch):

@@ -9,11 +9,11 @@ from small_models import save_hub, small_vggt
 from torch import nn
 
 from reconx_core.errors import UserError
-from reconx_core.geometry.transforms import matrix_to_quaternion
+from reconx_core.geometry.transforms import matrix_to_quaternion, transform, unproject
 from reconx_core.pointcloud import make_backend
 from reconx_core.pointcloud.backends import vggt
 from reconx_core.pointcloud.backends.predictions import choose_window, to_window
-from reconx_core.pointcloud.backends.vggt import Vggt
+from reconx_core.pointcloud.backends.vggt import Vggt, as_pairs
 from reconx_core.pointcloud.networks.vggt import VGGTConfig, VGGTPrediction
 from reconx_core.settings import PointcloudSettings
 
@@ -57,6 +57,24 @@ def test_known_cameras_give_the_scale(monkeypatch):
     pointmaps, _ = reconstruct(monkeypatch, inputs, inputs.cameras)
     assert torch.equal(pointmaps.cameras.cam_to_world, inputs.cameras.cam_to_world)
     assert_right_depth(pointmaps)
+
+
+def test_a_depth_belongs_to_the_middle_of_its_pixel():
+    """Exact depth at pixel centres, with the principal point at half the width, gives the exact points.
+
+    Upstream, too, unprojects index u at u + 0.5 against width / 2 (its `depth_to_cam_coords_points`). Half a pixel off, the
+    points would be ten times as far away as is allowed here.
+    """
+    cameras, scale = room().inputs().cameras, UNIT
+    points = as_pairs(Exact()(None))[1]
+    world = unproject(room_depth(), cameras)[:1]
+    inside = scale * transform(cameras.world_to_cam[:1], world.flatten(1, 2)).reshape(world.shape)
+    half = 0.5 * scale * room_depth()[0] / cameras.intrinsics[0, 0, 0]  # the offset that half a pixel makes, per pixel
+    error = (points[0, 0] - inside[0]).norm(dim=-1) / half
+    assert error.max() < 0.1
+    index = torch.arange(160) - 80.0  # as if pixel centres lay at whole numbers
+    shifted = (index * scale * room_depth()[0] / cameras.intrinsics[0, 0, 0] - inside[0, ..., 0]).abs() / half
+    torch.testing.assert_close(shifted, torch.ones(120, 160), atol=0.1, rtol=0)
 
 
 @pytest.mark.parametrize("posed", [False, True])
