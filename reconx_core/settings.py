@@ -135,6 +135,11 @@ class SplatsSettings(Section):
 
 class MetricsSettings(Section):
     size: int = Field(0, ge=0, description="Long side at which views are scored; 0: that of `views`.")
+    background: Literal["photo", "white"] = Field(
+        "photo",
+        description="What SSIM and LPIPS see outside the mask: the photo in both images, SSIM averaged inside the mask; or "
+        "white in both, SSIM averaged over the whole image, as RegNeRF scores DTU.",
+    )
     refine_steps: int = Field(50, ge=0, description="Steps of target camera refinement (`unposed` protocol).")
     video_frames: int = Field(60, ge=2)
 

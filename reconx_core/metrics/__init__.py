@@ -13,7 +13,7 @@ from torch import Tensor
 from reconx_core.geometry.transforms import resize_cameras, size_for
 from reconx_core.io.images import resize, resize_mask
 from reconx_core.losses.lpips import load_lpips
-from reconx_core.metrics.image import score_view
+from reconx_core.metrics.image import Background, score_view
 from reconx_core.metrics.pictures import Picture, confidence_colours, depth_colours, error_heat
 from reconx_core.metrics.pose import pose_errors
 from reconx_core.metrics.refine import map_targets, refine_camera
@@ -44,12 +44,13 @@ def score_scene(
     targets = _resized(views.targets(), settings.size)
     size = photos.images.shape[1:3]
     cameras = resize_cameras(pointmaps.cameras, *size)
-    results = _score(gaussians, photos, cameras, _at_size(pointmaps.confidence, *size))
+    results = _score(gaussians, photos, cameras, settings.background, _at_size(pointmaps.confidence, *size))
     truth = photos.true_cameras
     if len(targets) and targets.true_cameras is not None and truth is not None:
         posed = views.protocol == "posed"
         target_cameras = targets.true_cameras if posed else map_targets(targets.true_cameras, cameras, truth)
-        results += _score_targets(gaussians, targets, target_cameras, 0 if posed else settings.refine_steps)
+        steps = 0 if posed else settings.refine_steps
+        results += _score_targets(gaussians, targets, target_cameras, settings.background, steps)
     scores = [score for score, _ in results]
     summary = summarise(scores) | {"gaussians": float(len(gaussians)), "registered": len(kept) / len(views.inputs())}
     if pointmaps.camera_confidence is not None:
@@ -78,21 +79,28 @@ def _mean(scores: list[ViewScore], metric: str) -> float | None:
     return None if None in values else math.fsum(values) / len(values)
 
 
-def _score_targets(gaussians: Gaussians, targets: Views, cameras: Cameras, steps: int) -> list[tuple[ViewScore, Picture]]:
+def _score_targets(
+    gaussians: Gaussians, targets: Views, cameras: Cameras, background: Background, steps: int
+) -> list[tuple[ViewScore, Picture]]:
     """Held-out views at the given cameras and, where ``steps`` is not 0, again at the refined ones."""
-    results = _score(gaussians, targets, cameras)
+    results = _score(gaussians, targets, cameras, background)
     if not steps:
         return results
     refined = [
         refine_camera(gaussians, cameras[i : i + 1], targets.images[i], targets.masks[i], steps) for i in range(len(targets))
     ]
     poses = torch.cat([camera.cam_to_world for camera in refined])
-    return results + _score(gaussians, targets, replace(cameras, cam_to_world=poses), refined=True)
+    return results + _score(gaussians, targets, replace(cameras, cam_to_world=poses), background, refined=True)
 
 
 @torch.no_grad()
 def _score(
-    gaussians: Gaussians, views: Views, cameras: Cameras, confidence: Tensor | None = None, refined: bool = False
+    gaussians: Gaussians,
+    views: Views,
+    cameras: Cameras,
+    background: Background,
+    confidence: Tensor | None = None,
+    refined: bool = False,
 ) -> list[tuple[ViewScore, Picture]]:
     """Score and picture of each view seen by its camera."""
     lpips = load_lpips("cuda" if torch.cuda.is_available() else "cpu")
@@ -101,7 +109,7 @@ def _score(
         rendering = rasterize(gaussians, cameras[i : i + 1])
         render, photo, mask = rendering.rgb[0], views.images[i], views.masks[i]
         target = bool(views.is_target[i])
-        score = score_view(name, render, photo, mask, lpips, refined=refined, is_target=target)
+        score = score_view(name, render, photo, mask, lpips, refined=refined, is_target=target, background=background)
         panels = {"photo": photo, "render": render.clamp(0, 1), "error": error_heat(render, photo, mask)}
         if confidence is None:
             panels["depth"] = depth_colours(rendering.depth[0], rendering.alpha[0])

@@ -56,16 +56,42 @@ def relative_pose_errors(estimated: Cameras, truth: Cameras) -> tuple[Float[Tens
 def auc(errors: Float[Tensor, " n"], threshold: float) -> float:
     """Area under the curve "share of errors below x" for x from 0 to ``threshold``, as a share of that interval.
 
-    The definition of SuperGlue and its successors, exact: the mean over errors of max(0, 1 - error / threshold).
+    Exact: the curve is a staircase, and the area under it the mean over errors of max(0, 1 - error / threshold).
     """
     return float((1 - errors / threshold).clamp(min=0).mean())
 
 
+def trapezoid_auc(errors: Float[Tensor, " n"], threshold: float) -> float:
+    """The same area as SuperGlue and its successors take it: under straight lines from each sorted error to the next.
+
+    The lines begin at (0, 0) and go on level from the last error below ``threshold``. Of few pairs it is larger than `auc`.
+    """
+    below = errors.double().sort().values
+    below = below[below < threshold]
+    share = torch.arange(len(below) + 1, dtype=torch.float64) / len(errors)
+    at = torch.cat([below.new_zeros(1), below, below.new_tensor([float(threshold)])])
+    return float(torch.trapezoid(torch.cat([share, share[-1:]]), at) / threshold)
+
+
+def binned_auc(errors: Float[Tensor, " n"], threshold: int) -> float:
+    """The same area as VGGT and others that score on CO3D take it (mAA): the mean share of errors below 1, 2, ... degrees."""
+    whole = torch.arange(1, threshold + 1)
+    below = (errors < whole[:, None]) | ((errors == threshold) & (whole[:, None] == threshold))  # numpy's last bin is closed
+    return float(below.double().mean())
+
+
 def pose_errors(estimated: Cameras, truth: Cameras) -> dict[str, float]:
-    """``rotation_error`` and ``translation_error`` (mean, degrees) and ``auc_5`` ... ``auc_30`` of the larger one per pair."""
+    """``rotation_error`` and ``translation_error`` (mean, degrees) and areas under the curve of the larger one per pair.
+
+    ``auc_5`` ... ``auc_30`` are exact, and a translation may be up to 180 degrees off; ``auc_5_trapezoid`` ... and
+    ``auc_5_binned`` ... are those of the field, in which an opposite translation counts as right.
+    """
     rotation, translation = relative_pose_errors(estimated, truth)
     worst = torch.maximum(rotation, translation)
+    field = torch.maximum(rotation, torch.minimum(translation, 180 - translation))
     scores = {f"auc_{t}": auc(worst, t) for t in AUC_THRESHOLDS}
+    scores |= {f"auc_{t}_trapezoid": trapezoid_auc(field, t) for t in AUC_THRESHOLDS}
+    scores |= {f"auc_{t}_binned": binned_auc(field, t) for t in AUC_THRESHOLDS}
     return {"rotation_error": float(rotation.mean()), "translation_error": float(translation.mean()), **scores}
 
 

@@ -24,6 +24,7 @@ from reconx_core.types import Scores, ViewScore
 VIDEO_BYTES = 8_000_000  # all videos of a page together, as files; half of it for several scenes
 MAX_PICTURED_SCENES = 24  # most scenes of which a page shows pictures
 
+_AUC = "view pairs by the larger angle error, area under the curve"
 # key in Scores.summary -> column title, format, unit or direction, what it is
 COLUMNS = {
     "psnr": ("PSNR", "{:.2f}", "dB ↑", "on held-out views"),
@@ -37,10 +38,9 @@ COLUMNS = {
     "photo_lpips": ("Photo LPIPS", "{:.3f}", "↓", "on the input photos"),
     "rotation_error": ("Rotation", "{:.2f}", "° ↓", "mean error between pairs of input cameras"),
     "translation_error": ("Translation", "{:.2f}", "° ↓", "mean error of direction between pairs of input cameras"),
-    "auc_5": ("AUC@5°", "{:.3f}", "↑", "view pairs by the larger angle error, area under the curve"),
-    "auc_10": ("AUC@10°", "{:.3f}", "↑", "view pairs by the larger angle error, area under the curve"),
-    "auc_20": ("AUC@20°", "{:.3f}", "↑", "view pairs by the larger angle error, area under the curve"),
-    "auc_30": ("AUC@30°", "{:.3f}", "↑", "view pairs by the larger angle error, area under the curve"),
+    **{f"auc_{t}": (f"AUC@{t}°", "{:.3f}", "↑", f"{_AUC}, exact") for t in (5, 10, 20, 30)},
+    **{f"auc_{t}_trapezoid": (f"AUC@{t}°, trapezoid", "{:.3f}", "↑", f"{_AUC}, as SuperGlue") for t in (5, 10, 20, 30)},
+    **{f"auc_{t}_binned": (f"AUC@{t}°, binned", "{:.3f}", "↑", f"{_AUC}, as VGGT") for t in (5, 10, 20, 30)},
     "registered": ("Placed", "{:.0%}", "", "share of the input photos whose camera was found"),
     "camera_confidence": ("Cameras", "{:.2f}", "", "confidence in the estimated cameras; below 0.5 they may be wrong"),
     "gaussians": ("Gaussians", "{:,.0f}", "", "number of Gaussians in the scene"),

@@ -55,6 +55,21 @@ def test_what_is_masked_out_does_not_count():
     assert ssim(render, photo, mask) < 0.99
 
 
+def test_on_white_ssim_is_that_of_two_composited_pictures():
+    """RegNeRF's images for DTU: rgb * mask + (1 - mask), scored whole; PSNR stays inside the mask."""
+    render, photo = pair()
+    mask = everything(photo)
+    mask[:, 40:] = False
+    on_white = [image * mask[..., None] + 1.0 * ~mask[..., None] for image in (render, photo)]
+    whole = ssim(*on_white, everything(photo))
+    assert ssim(render, photo, mask, "white") == pytest.approx(whole)
+    assert whole > ssim(render, photo, mask)  # half of the picture is equal
+    score = score_view("a", render, photo, mask, None, refined=False, is_target=True, background="white")
+    assert (score.psnr, score.ssim) == (psnr(render, photo, mask), pytest.approx(whole))
+    black = torch.where(mask[..., None], render, 0.0)
+    assert ssim(black, 1 - torch.where(mask[..., None], 1 - photo, 0.3), mask, "white") == pytest.approx(whole)
+
+
 def test_empty_mask_is_a_user_error():
     render, photo = pair()
     with pytest.raises(UserError, match=r"barn\.jpg"):

@@ -1,12 +1,22 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reconx_core.geometry.transforms import rigid, rotation_angle, so3_exp
-from reconx_core.metrics.pose import Similarity, align_cameras, auc, pose_errors, relative_pose_errors
+from reconx_core.metrics.pose import (
+    AUC_THRESHOLDS,
+    Similarity,
+    align_cameras,
+    auc,
+    binned_auc,
+    pose_errors,
+    relative_pose_errors,
+    trapezoid_auc,
+)
 from reconx_core.types import Cameras
 
 
@@ -77,6 +87,41 @@ def test_auc_is_the_area_under_the_recall_curve():
     x = torch.linspace(0, 10, 200001)
     curve = (errors[:, None] <= x).float().mean(0)
     assert auc(errors, 10) == pytest.approx(float(torch.trapezoid(curve, x)) / 10, abs=1e-4)
+
+
+ERRORS = st.lists(st.floats(0, 45), min_size=1, max_size=30).map(lambda values: torch.tensor(values, dtype=torch.float64))
+
+
+@settings(deadline=None, max_examples=50)
+@given(errors=ERRORS, threshold=st.sampled_from(AUC_THRESHOLDS))
+def test_superglues_area(errors, threshold):
+    """Transcribed from its definition, with numpy."""
+    x, share = np.sort(errors.numpy()), (np.arange(len(errors)) + 1) / len(errors)
+    x, share = np.r_[0, x], np.r_[0, share]
+    last = np.searchsorted(x, threshold)
+    wanted = np.trapezoid(np.r_[share[:last], share[last - 1]], np.r_[x[:last], threshold]) / threshold
+    assert trapezoid_auc(errors, threshold) == pytest.approx(wanted, abs=1e-9)
+
+
+@settings(deadline=None, max_examples=50)
+@given(errors=ERRORS, threshold=st.sampled_from(AUC_THRESHOLDS))
+def test_vggts_area(errors, threshold):
+    histogram, _ = np.histogram(errors.numpy(), bins=np.arange(threshold + 1))
+    assert binned_auc(errors, threshold) == pytest.approx(np.cumsum(histogram / len(errors)).mean(), abs=1e-9)
+
+
+def test_the_three_areas_of_one_pair():
+    """3.5 degrees off: of ten degrees 6.5 lie beyond, under a straight line half of 3.5 more; of ten bins the last 7."""
+    one = torch.tensor([3.5])
+    assert (auc(one, 10), trapezoid_auc(one, 10), binned_auc(one, 10)) == pytest.approx((0.65, 0.825, 0.7))
+
+
+def test_the_fields_areas_count_an_opposite_translation_as_right():
+    truth = cameras_of(rigid(torch.eye(3).expand(2, 3, 3), torch.tensor([[0.0, 0, 0], [1, 0, 0]])))
+    wrong = cameras_of(rigid(torch.eye(3).expand(2, 3, 3), torch.tensor([[0.0, 0, 0], [-1, 0, 0]])))
+    scores = pose_errors(wrong, truth)
+    assert scores["auc_30"] == 0
+    assert scores["auc_30_trapezoid"] == scores["auc_30_binned"] == pytest.approx(1)
 
 
 def test_summary_takes_the_larger_angle_of_each_pair():
