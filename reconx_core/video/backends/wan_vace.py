@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -50,6 +51,7 @@ def vace_frames(
         UserError: the weights are missing or cannot be read.
     """
     folder, settings = find_vace(settings.weights), with_defaults(settings)
+    warn_of_unused(settings)
     clips = clips_between(condition)
     seeds = torch.randint(2**62, (len(clips),), generator=generator).tolist()
     images = torch.empty_like(condition.renders)
@@ -72,6 +74,14 @@ def with_defaults(settings: VideoSettings) -> VideoSettings:
     """The settings with this backend's defaults for those that the user has not set."""
     own = {"prompt": PROMPT, "steps": STEPS, "guidance": GUIDANCE, "pixels": PIXELS}
     return settings.model_copy(update={name: value for name, value in own.items() if not getattr(settings, name)})
+
+
+def warn_of_unused(settings: VideoSettings) -> None:
+    """A sentence for settings of other models that the user has set: this one is guided by the text alone, and knows no fps."""
+    unused = [f"video.{name}" for name in ("image_guidance", "structure_guidance", "fps") if getattr(settings, name)]
+    if unused:
+        reason = "its guidance is of the text alone (video.guidance), and it is given no frame rate"
+        warnings.warn(f"wan-vace has no use for {', '.join(unused)} and leaves it out: {reason}.", stacklevel=3)
 
 
 def model_clip(

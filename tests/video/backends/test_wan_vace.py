@@ -175,6 +175,13 @@ def test_renders_and_prompt_reach_the_model(weights):
     assert (prompted - darker).abs().max() > 1e-6
 
 
+def test_settings_of_other_models_are_named_in_a_sentence(recwarn):
+    wan_vace.warn_of_unused(make_settings(guidance=4.0))
+    assert not recwarn.list
+    with pytest.warns(UserWarning, match=r"no use for video.image_guidance, video.fps and leaves it out"):
+        wan_vace.warn_of_unused(make_settings(image_guidance=3.0, fps=8))
+
+
 def test_invented_pixels_are_plausible_and_seen_ones_as_sure_as_their_points(weights):
     _, confidence = generate(weights)
     assert (confidence[..., :35] == 0.7).all()
