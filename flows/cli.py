@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import io
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -19,6 +20,10 @@ console = Console(highlight=False)
 PresetOption = Annotated[str | None, typer.Option("--preset", "-p", help="default, permissive, paper, or a YAML file.")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", "-S", metavar="STAGE.KEY=VALUE", help="Change one setting.")]
 StoreOption = Annotated[Path | None, typer.Option("--store", help="Where results of stages are kept and looked up.")]
+VramOption = Annotated[
+    int | None,
+    typer.Option("--vram", min=1, metavar="8|12|24|48", help="GB of GPU memory to fit into; -S wins over what it chooses."),
+]
 WorkersOption = Annotated[int, typer.Option("--workers", min=1, help="Scenes that run side by side.")]
 
 
@@ -62,13 +67,16 @@ def reconstruct(
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the results.")] = Path("outputs"),
     preset: PresetOption = None,
     set_: SetOption = None,
+    vram: VramOption = None,
     store: StoreOption = None,
 ) -> None:
     """Photos or a video of a place to a 3D Gaussian scene."""
+    from flows.execution.memory import apply_vram
     from flows.execution.run import default_store, resolve_settings
     from flows.reconstruct import reconstruct as run
 
-    run(source, out, resolve_settings(preset, set_), store or default_store(), console)
+    settings = apply_vram(resolve_settings(preset, set_), vram, set_ or [], console)
+    run(source, out, settings, store or default_store(), console)
 
 
 @app.command()
@@ -91,6 +99,7 @@ def evaluate(
     ablation: Annotated[bool, typer.Option("--ablation", help="The seven rows of the paper's Table V.")] = False,
     preset: PresetOption = None,
     set_: SetOption = None,
+    vram: VramOption = None,
     store: StoreOption = None,
     workers: WorkersOption = 1,
     dask: Annotated[
@@ -104,11 +113,13 @@ def evaluate(
     """Reconstruct and score every scene of a dataset; exit code 1 if a scene failed."""
     from flows.evaluate import evaluate as run
     from flows.evaluate import make_request, next_free
+    from flows.execution.memory import apply_vram
     from flows.execution.run import default_store
 
     overrides = ([f"views.split={split}"] if split else []) + (set_ or [])
     only = tuple(name.strip() for name in scenes.split(",")) if scenes else ()
     request = make_request(dataset, preset, overrides, protocol, views, index, only, seeds, ablation)
+    request = replace(request, settings=apply_vram(request.settings, vram, overrides, console))
     out = out or next_free(Path("runs"), Path(request.dataset.split("?")[0].replace("procedural:", "")).name)
     if run(request, out, store or default_store(), console, workers, dask):
         raise typer.Exit(1)

@@ -14,9 +14,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from flows.execution.memory import SIZES, choose_ways, describe
+from flows.execution.run import resolve_settings
 from reconx_core import condition, confidence, pointcloud, rasterize, video
+from reconx_core.errors import UserError
 from reconx_core.losses.lpips import lpips_missing_reason
-from reconx_core.settings import PointcloudSettings
+from reconx_core.settings import PointcloudSettings, Settings
 from reconx_core.weights.choice import resolve_geometry
 from reconx_core.weights.folder import weights_folder
 
@@ -35,7 +38,7 @@ def print_backends(console: Console) -> None:
 def doctor(root: Path, console: Console) -> None:
     """What works on this machine."""
     table = Table(show_header=False)
-    for name, value in (*_machine(), *_versions(), *_weights(), *_store(root)):
+    for name, value in (*_machine(), *_presets(), *_versions(), *_weights(), *_store(root)):
         table.add_row(name, escape(value))
     console.print(table)
 
@@ -49,6 +52,29 @@ def _machine() -> list[tuple[str, str]]:
         ("memory", f"{memory.available / 2**30:.1f} of {memory.total / 2**30:.1f} GiB free"),
         ("CUDA", cuda),
     ]
+
+
+def _presets() -> list[tuple[str, str]]:
+    """Per preset that wants a GPU, what of it fits into the one that is there, or how large one must be."""
+    total = torch.cuda.get_device_properties(0).total_memory / 2**30 if torch.cuda.is_available() else None
+    return [(f"preset {name}", describe_fit(resolve_settings(name, None), total)) for name in ("paper", "permissive")]
+
+
+def describe_fit(settings: Settings, total: float | None) -> str:
+    """How the settings' stages fit into a GPU of ``total`` GiB, or into which GPUs they do."""
+    if total is not None:
+        try:
+            return "fits: " + describe(choose_ways(settings, round(total)), round(total), [])
+        except UserError as error:
+            return f"does not fit: {error}"
+    return "peak " + ", ".join(f"{_peak(settings, size)} with --vram {size}" for size in SIZES)
+
+
+def _peak(settings: Settings, size: int) -> str:
+    try:
+        return f"{max(choice.need for choice in choose_ways(settings, size)):.1f} GiB"
+    except UserError:
+        return "too much"
 
 
 def _versions() -> list[tuple[str, str]]:
