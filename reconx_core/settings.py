@@ -77,6 +77,9 @@ class VideoSettings(Section):
     structure_guidance: float = Field(0.0, ge=0, description="Its scale for the structure alone; 0: as `guidance`. reconx.")
     batch_guidance: bool = Field(True, description="Guidance's passes as one batch; False: in turn, in less memory.")
     fps: int = Field(0, ge=0, description="Frame rate that the model is given; 0: the backend's own. reconx, viewcrafter.")
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
+        "auto", description="Numbers in which the networks compute; auto: bfloat16 on a GPU, float32 on the CPU."
+    )
     vae_slice: int = Field(8, ge=1, description="Frames that the VAE takes at once; fewer need less memory.")
     structure: bool = Field(True, description="False: no structure tokens (the paper's row without the structure condition).")
     prompt: str = Field("", description="What the clip shows, for models that read text; empty: the backend's own.")

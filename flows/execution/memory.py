@@ -129,7 +129,7 @@ def choose_ways(settings: Settings, vram: int) -> list[Choice]:
             )
         choices += fitting[:1]
         if fitting and fitting[0].way.stays:
-            loaded[backend] = fitting[0].way.weights
+            loaded[backend] = fitting[0].way.weights * _bytes(stage, settings)
     return choices
 
 
@@ -156,7 +156,7 @@ def need(stage: str, backend: str, way: Way, settings: Settings) -> float:
         graph = way.settings.get("pointcloud.graph", "window")
         return way.weights + way.activations * _pairs(graph, frames) / _pairs(graph, 32)
     longer = max(1.0, frames / REFERENCE[backend]) if backend in REFERENCE else 1.0
-    return way.weights + way.activations * longer
+    return _bytes(stage, settings) * (way.weights + way.activations * longer)
 
 
 def describe(choices: list[Choice], vram: int, overrides: list[str]) -> str:
@@ -169,6 +169,11 @@ def describe(choices: list[Choice], vram: int, overrides: list[str]) -> str:
         *(f"  {choice}" for choice in choices),
     ]
     return "\n".join([*lines, *([f"  as you say instead: {', '.join(kept)}"] if kept else [])])
+
+
+def _bytes(stage: str, settings: Settings) -> int:
+    """How many times as much memory the stage's numbers take as the table's."""
+    return 2 if stage == "video" and settings.video.dtype == "float32" else 1
 
 
 def _pairs(graph: str, frames: int) -> int:

@@ -17,6 +17,13 @@ SURE = 0.35  # confidence above which a point counts as surface
 PLAUSIBLE = 0.2
 
 
+def network_dtype(name: str) -> torch.dtype:
+    """The numbers that ``video.dtype`` names; ``auto`` is bfloat16 on a GPU and float32 on the CPU."""
+    if name == "auto":
+        return torch.bfloat16 if torch.cuda.is_available() else torch.float32
+    return getattr(torch, name)
+
+
 def structure_points(
     images: Float[Tensor, "n h w 3"], pointmaps: Pointmaps, count: int = POINTS
 ) -> tuple[Float[Tensor, "p 3"], Float[Tensor, "p 3"]]:

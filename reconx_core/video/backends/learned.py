@@ -17,7 +17,7 @@ from torch import Tensor
 from reconx_core.errors import UserError
 from reconx_core.settings import VideoSettings
 from reconx_core.types import Condition, Pointmaps, Views
-from reconx_core.video.clip import PLAUSIBLE, POINTS, clips_between, model_size, structure_points
+from reconx_core.video.clip import PLAUSIBLE, POINTS, clips_between, model_size, network_dtype, structure_points
 from reconx_core.video.hole_filling import fill_holes
 from reconx_core.video.sources import SOURCES, frame_sources, photo_renders
 from reconx_core.weights.folder import weights_folder
@@ -69,7 +69,8 @@ def learned_frames(
     Raises:
         UserError: the weights are missing or cannot be read.
     """
-    recipe, pipeline = with_settings(RECIPES[settings.backend], settings), load_pipeline(find_model(settings), settings.offload)
+    recipe = with_settings(RECIPES[settings.backend], settings)
+    pipeline = load_pipeline(find_model(settings), settings.offload, settings.dtype)
     structure = settings.structure and pipeline.structure_encoder is not None
     points = structure_points(inputs.images, pointmaps, recipe.points) if structure else None
     clips = clips_between(condition)
@@ -164,8 +165,8 @@ def find_model(settings: VideoSettings) -> Path:
 
 
 @lru_cache(maxsize=1)
-def load_pipeline(folder: Path, offload: bool = False) -> ReconXPipeline:
-    """The pipeline in ``folder``, in bfloat16 on a GPU, in float32 on the CPU; cached for the next scene.
+def load_pipeline(folder: Path, offload: bool = False, dtype: str = "auto") -> ReconXPipeline:
+    """The pipeline in ``folder``, on the GPU if there is one, in the numbers of `network_dtype`; cached for the next scene.
 
     Raises:
         UserError: a file is missing or invalid.
@@ -180,7 +181,7 @@ def load_pipeline(folder: Path, offload: bool = False) -> ReconXPipeline:
         library.utils.logging.disable_progress_bar()
     try:
         pipeline = ReconXPipeline.from_pretrained(
-            folder, dtype=torch.bfloat16 if cuda else torch.float32, local_files_only=True, use_safetensors=True
+            folder, dtype=network_dtype(dtype), local_files_only=True, use_safetensors=True
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise UserError(f"Cannot read the video model in {folder}: {str(error).strip().splitlines()[0]}") from error

@@ -24,7 +24,7 @@ from reconx_core.errors import UserError
 from reconx_core.io.images import resize_images
 from reconx_core.settings import VideoSettings
 from reconx_core.types import Condition, Views
-from reconx_core.video.clip import PLAUSIBLE, clips_between, model_size
+from reconx_core.video.clip import PLAUSIBLE, clips_between, model_size, network_dtype
 from reconx_core.weights.folder import weights_folder
 
 MODEL = "Wan-AI/Wan2.1-VACE-1.3B-diffusers"
@@ -57,8 +57,8 @@ def vace_frames(
     images = torch.empty_like(condition.renders)
     with _one_clip_at_a_time:  # scenes may run in parallel threads, and the pipeline's scheduler has state
         # The texts first: their encoder is larger than the rest of the pipeline and is freed before that is loaded.
-        texts = encode_texts(folder, (settings.prompt, NEGATIVE), settings.offload)
-        pipeline = load_vace(folder, settings.offload)
+        texts = encode_texts(folder, (settings.prompt, NEGATIVE), settings.offload, settings.dtype)
+        pipeline = load_vace(folder, settings.offload, settings.dtype)
         for clip, ((pair, frames), seed) in enumerate(zip(clips, seeds)):
             video, hidden = model_clip(
                 inputs.select(pair), condition.renders[frames], condition.visibility[frames], settings.pixels,
@@ -155,8 +155,8 @@ def _cached(repository: str) -> Path | None:
 
 
 @lru_cache(maxsize=1)
-def load_vace(folder: Path, offload: bool = False) -> Any:
-    """The WanVACEPipeline in ``folder`` without its text encoder, on the GPU in bfloat16, else on the CPU in float32.
+def load_vace(folder: Path, offload: bool = False, dtype: str = "auto") -> Any:
+    """The WanVACEPipeline in ``folder`` without its text encoder, on the GPU if there is one, its transformer in ``dtype``.
 
     ``offload``: on a GPU, each network is moved there only while it runs, and the VAE runs in tiles. Cached for the next scene.
 
@@ -166,11 +166,12 @@ def load_vace(folder: Path, offload: bool = False) -> Any:
     from diffusers import AutoencoderKLWan, WanVACEPipeline, WanVACETransformer3DModel
 
     with _as_user_error(folder):
-        transformer = _load_part(WanVACETransformer3DModel, folder / "transformer", _dtype())
+        kind = network_dtype(dtype)
+        transformer = _load_part(WanVACETransformer3DModel, folder / "transformer", kind)
         # The VAE stays in float32, as in diffusers' example: it is small, and the photos are encoded by it.
         vae = _load_part(AutoencoderKLWan, folder / "vae", torch.float32)
         pipeline = WanVACEPipeline.from_pretrained(
-            folder, transformer=transformer, vae=vae, text_encoder=None, tokenizer=None, dtype=_dtype(), local_files_only=True
+            folder, transformer=transformer, vae=vae, text_encoder=None, tokenizer=None, dtype=kind, local_files_only=True
         )
     pipeline.scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config, flow_shift=FLOW_SHIFT)
     pipeline.set_progress_bar_config(disable=True)
@@ -182,7 +183,7 @@ def load_vace(folder: Path, offload: bool = False) -> Any:
 
 
 @lru_cache(maxsize=4)
-def encode_texts(folder: Path, texts: tuple[str, ...], offload: bool = False) -> Float[Tensor, "t 512 d"]:
+def encode_texts(folder: Path, texts: tuple[str, ...], offload: bool = False, dtype: str = "auto") -> Float[Tensor, "t 512 d"]:
     """Prompt embeddings: the hidden states of the text encoder, padded with zeros.
 
     The encoder is loaded for this call only; ``offload`` runs it on the CPU even if there is a GPU.
@@ -196,7 +197,7 @@ def encode_texts(folder: Path, texts: tuple[str, ...], offload: bool = False) ->
     device = "cpu" if offload else _device()
     with _as_user_error(folder):
         tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
-        encoder = _load_part(UMT5EncoderModel, folder / "text_encoder", _dtype())
+        encoder = _load_part(UMT5EncoderModel, folder / "text_encoder", network_dtype(dtype))
     cleaned = [" ".join(text.split()) for text in texts]
     tokens = tokenizer(cleaned, padding=True, truncation=True, max_length=TEXT_LENGTH, return_tensors="pt").to(device)
     with torch.no_grad():
@@ -255,7 +256,3 @@ def _as_user_error(folder: Path) -> Iterator[None]:
 
 def _device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _dtype() -> torch.dtype:
-    return torch.bfloat16 if torch.cuda.is_available() else torch.float32

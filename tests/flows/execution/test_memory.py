@@ -78,6 +78,9 @@ def test_longer_clips_need_more_and_shorter_ones_leave_room_for_all_pairs():
     long = resolve_settings("paper", ["condition.frames_per_pair=62"])
     way = WAYS["video", "reconx"][0]
     assert need("video", "reconx", way, long) == pytest.approx(4.8 + 2 * 5.3)
+    exact = resolve_settings("paper", ["video.dtype=float32"])
+    assert need("video", "reconx", way, exact) == pytest.approx(2 * (4.8 + 5.3))
+    assert {c.stage: c.need for c in choose_ways(exact, 48)}["splats"] == pytest.approx(1.2 + 2 * 4.8 + 1.0)
 
 
 def test_what_fits_in_no_way_is_a_sentence():

@@ -101,6 +101,12 @@ def test_a_model_stays_loaded(weights):
     assert json.loads((weights / "model_index.json").read_text())["_class_name"] == "ReconXPipeline"
 
 
+def test_networks_compute_in_the_numbers_of_the_setting(guide, weights):
+    exact, rough = (generate(guide, weights, dtype=dtype)[0] for dtype in ("auto", "bfloat16"))
+    assert load_pipeline(weights.resolve(), False, "bfloat16").unet.dtype == torch.bfloat16
+    assert 0 < (exact - rough).abs().mean() < 0.05
+
+
 @pytest.mark.parametrize(("pixels", "shape"), [(0, (64, 96)), (96 * 128, (96, 128))])
 def test_frames_come_back_at_their_own_size(pixels, shape):
     fit, back = resizers(45, 70, pixels, 32)

@@ -294,15 +294,13 @@ def test_a_cut_off_file_is_a_sentence(weights, tmp_path):
         generate(folder)
 
 
-def test_half_precision_is_for_the_transformer_and_the_texts_only(weights, tmp_path, monkeypatch):
+def test_half_precision_is_for_the_transformer_and_the_texts_only(weights):
     """As on a GPU, with the CPU's own bfloat16."""
     images, _ = generate(weights)
-    monkeypatch.setattr(wan_vace, "_dtype", lambda: torch.bfloat16)
-    folder = shutil.copytree(weights, tmp_path / "half")
-    rough, _ = generate(folder)
-    pipeline = load_vace(folder, False)
+    rough, _ = generate(weights, dtype="bfloat16")
+    pipeline = load_vace(weights.resolve(), False, "bfloat16")
     assert (pipeline.transformer.dtype, pipeline.vae.dtype) == (torch.bfloat16, torch.float32)
-    assert encode_texts(folder, ("text",)).dtype == torch.bfloat16
+    assert encode_texts(weights, ("text",), dtype="bfloat16").dtype == torch.bfloat16
     assert 0 < (rough - images).abs().mean() < 0.1 * images.std()
 
 
