@@ -20,7 +20,7 @@ STEP = 0.15  # of the logarithm of the focal
 STEPS = 5  # either way
 # Negative log-likelihood per unit of agreement. Measured on pairs of real photos (docs/decisions.md): agreement decides where
 # the matches say nothing, as on an object photographed from afar, and never against them.
-WORTH = 30.0
+WORTH = 45.0
 
 Agreement = Callable[[pycolmap.Reconstruction], float]
 
