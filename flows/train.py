@@ -66,25 +66,40 @@ def resolve_train_settings(preset: str, overrides: list[str] | None) -> TrainSet
 def train(settings: TrainSettings, out: Path, root: Path, console: Console) -> None:
     """Make the clips, train, and write the pipeline to ``out/model``.
 
+    Of several processes (`accelerate launch`) the main one does all but the training itself, while the others wait.
+
     Raises:
         UserError: no data, no usable clip, a checkpoint with other settings, or folders that cannot be written.
     """
     require_writable(root)
     require_writable(out)
     with stop_at_once(console):
-        clips = make_clips(settings.data, settings, root, console)
-        shown = make_clips(settings.validation, settings, root, console) or clips[:SAMPLES]
         from reconx_core.training import loop
+        from reconx_core.training.processes import join_processes, share
 
+        processes = join_processes()
+        main = processes.is_main_process
+        console = console if main else Console(quiet=True)
+        clips, shown = share(lambda: make_all_clips(settings, root, console))
         pipeline = initial_pipeline(settings)
         if settings.phase == "structure" and pipeline.structure_encoder is None:
             pipeline.add_structure(settings.seed)
             console.print("The model gets the structure encoder and its attention, at first worth nothing (PAPER.md 3).")
-        log = Log(out, settings, console, shown)
-        loop.train(pipeline, clips, settings, out, log.step, log.sample)
-        save_pipeline(pipeline, out / "model")
-        log.finish()
+        log = Log(out, settings, console, shown) if main else None
+        loop.train(pipeline, clips, settings, out, log)
+        if log is not None:
+            save_pipeline(pipeline, out / "model")
+            log.finish()
+        processes.destroy_process_group()
     console.print(f"The model is in {out / 'model'}", soft_wrap=True)
+
+
+def make_all_clips(
+    settings: TrainSettings, root: Path, console: Console
+) -> tuple[list[Callable[[], Clip]], list[Callable[[], Clip]]]:
+    """Loaders of the clips to train on, and of those to show: without validation clips some of the former."""
+    clips = make_clips(settings.data, settings, root, console)
+    return clips, make_clips(settings.validation, settings, root, console) or clips[:SAMPLES]
 
 
 def initial_pipeline(settings: TrainSettings) -> Any:

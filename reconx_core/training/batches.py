@@ -1,4 +1,4 @@
-"""The batches of a training step: clips, frames, crop and augmentation are all drawn from (seed, step)."""
+"""The batches of a forward pass: frames, crop and augmentation of every sample are drawn from a seed of its own."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
+from reconx_core.training.schedule import Schedule
+from reconx_core.training.settings import TrainSettings
 from reconx_core.types import Clip
 from reconx_core.video.clip import even_indices
 from reconx_core.video.diffusion.structure_encoder import normalise_points
@@ -32,6 +34,7 @@ class Prepared:
 class Batch:
     """Clips of equal size; the first and the last frame of each are its photos."""
 
+    seeds: Int[Tensor, " b"]  # of the noise, the timestep and the dropout of each sample; on the CPU
     frames: Float[Tensor, "b f 3 h w"]
     renders: Float[Tensor, "b f 3 h w"]  # holes filled; the first and the last are the photos
     visibility: Float[Tensor, "b f h w"]
@@ -79,20 +82,25 @@ def in_bytes(values: Float[Tensor, "*n"]) -> UInt8[Tensor, "*n"]:
 
 
 def draw_batch(
-    load: Sequence[Callable[[], Prepared]], size: int, frames: int, crop: tuple[int, int], augment: bool,
-    generator: torch.Generator,
-) -> Batch:  # fmt: skip
-    """A batch of ``size`` clips, chosen with replacement; the same generator state gives the same batch."""
-    chosen = torch.randint(len(load), (size,), generator=generator).tolist()
-    clips = [load[index]() for index in chosen]
-    samples = [draw_sample(clip, frames, crop, augment, generator) for clip in clips]
+    load: Sequence[Callable[[], Prepared]], schedule: Schedule, update: int, part: int, settings: TrainSettings
+) -> Batch:
+    """The samples of this process in the ``part``-th forward pass of an update."""
+    indices = schedule.indices(part)
+    clips = [load[schedule.clip(update, index)]() for index in indices]
+    draws = [torch.Generator().manual_seed(schedule.draw("sample", update, index)) for index in indices]
+    samples = [draw_sample(clip, settings.frames, settings.crop, settings.augment, draw) for clip, draw in zip(clips, draws)]
+    return join(samples, [clip.fps for clip in clips], [schedule.draw("noise", update, index) for index in indices])
+
+
+def join(samples: Sequence[Sample], rates: Sequence[float | None], seeds: Sequence[int]) -> Batch:
+    """Samples as a batch; without their frame rates if one is not known."""
     pictures, visibility, points, colours = (
         torch.stack(parts) for parts in zip(*(vars(sample).values() for sample in samples))
     )
     sources = torch.cat([pictures[:, :, 2:], visibility[:, :, 1:, None]], 3)
-    rates = [clip.fps for clip in clips]
     fps = None if None in rates else torch.tensor(rates, device=pictures.device)
-    return Batch(pictures[:, :, 0], pictures[:, :, 1], visibility[:, :, 0], sources, points, colours, fps)
+    numbers = torch.tensor(seeds)
+    return Batch(numbers, pictures[:, :, 0], pictures[:, :, 1], visibility[:, :, 0], sources, points, colours, fps)
 
 
 def draw_sample(clip: Prepared, frames: int, crop: tuple[int, int], augment: bool, generator: torch.Generator) -> Sample:

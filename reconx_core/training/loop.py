@@ -1,6 +1,7 @@
-"""The training loop: accelerate for devices and precision, EMA weights, checkpoints that resume exactly.
+"""The training loop: accelerate for processes, devices and precision, EMA weights, checkpoints that resume exactly.
 
-All randomness of step k is derived from (seed, k), so a resumed run draws the same batches and noise as an uninterrupted one.
+All randomness of a sample is derived from the seed, the update and the sample's number in it (`schedule`), so a resumed run
+draws the same samples and noise as an uninterrupted one, and several processes together the same as one.
 """
 
 from __future__ import annotations
@@ -9,8 +10,10 @@ import json
 import math
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
@@ -18,16 +21,18 @@ from diffusers.training_utils import EMAModel
 
 from reconx_core.errors import UserError
 from reconx_core.io.files import write_json
-from reconx_core.seeds import generator
 from reconx_core.training.batches import Prepared, draw_batch, prepared_clips
-from reconx_core.training.objective import Objective, choose_parameters, frozen_components
+from reconx_core.training.objective import Objective, choose_parameters, freeze_unreached, frozen_components
+from reconx_core.training.processes import join_processes
+from reconx_core.training.schedule import Schedule, make_schedule
 from reconx_core.training.settings import TrainSettings, current_names
 from reconx_core.types import Clip
 from reconx_core.video.diffusion.pipeline import ReconXPipeline
 
 LAST = "last"  # folder of the newest checkpoint
 PROGRESS = "progress.json"
-FREE = {"steps", "checkpoint_every", "sample_every", "sample_steps", "validation"}  # may change when a run is resumed
+# May change when a run is resumed; batch and accumulate as long as updates are of as many clips.
+FREE = {"steps", "batch", "accumulate", "checkpoint_every", "sample_every", "sample_steps", "validation"}
 
 
 @dataclass
@@ -43,18 +48,26 @@ class Run:
     parameters: list[torch.nn.Parameter]
 
 
+class Log(Protocol):
+    """Is told how a run gets on."""
+
+    def step(self, number: int, loss: float) -> None:
+        """The loss of every optimiser update."""
+
+    def sample(self, number: int, pipeline: ReconXPipeline) -> None:
+        """The pipeline in its EMA weights after every ``sample_every`` updates, and at the end."""
+
+
 def train(
     pipeline: ReconXPipeline,
     clips: Sequence[Callable[[], Clip]],
     settings: TrainSettings,
     out: Path,
-    on_step: Callable[[int, float], None],
-    on_sample: Callable[[int, ReconXPipeline], None],
+    log: Log | None = None,
 ) -> ReconXPipeline:
     """Train the pipeline's networks, resuming from a checkpoint in ``out`` if there is one; returns it with EMA weights.
 
-    Each of ``clips`` loads one clip. ``on_step`` is called with the number and loss of every step, ``on_sample`` with the
-    pipeline in its EMA weights every ``sample_every`` steps and at the end.
+    Each of ``clips`` loads one clip. ``log`` is told of progress; on the main process only, if there are several.
 
     Raises:
         UserError: no clips, or the checkpoint belongs to other settings.
@@ -63,15 +76,17 @@ def train(
         raise UserError("There is no clip to train on; name scenes with true cameras under 'data'.")
     run = start(pipeline, settings)
     first = resume(run, settings, out)
+    schedule = make_schedule(settings, len(clips), run.accelerator.num_processes, run.accelerator.process_index)
     ready = prepared_clips(clips, settings.points, pipeline.config.sources > 0, run.accelerator.device, settings.clip_cache)
     for step in range(first, settings.steps):
-        loss = training_step(run, ready, settings, step)
-        on_step(step, loss)
+        loss = training_step(run, ready, schedule, settings, step)
         done = step + 1
+        if log is not None:
+            log.step(step, loss)
         if done % settings.checkpoint_every == 0 or done == settings.steps:
             save(run, settings, out, done)
-        if done % settings.sample_every == 0 or done == settings.steps:
-            with_ema_weights(run, lambda done=done: on_sample(done, pipeline))  # type: ignore[misc]
+        if log is not None and (done % settings.sample_every == 0 or done == settings.steps):
+            with_ema_weights(run, lambda log=log, done=done: log.sample(done, pipeline))  # type: ignore[misc]
     if run.ema is not None:
         run.ema.copy_to(run.parameters)
     return pipeline
@@ -79,13 +94,15 @@ def train(
 
 def start(pipeline: ReconXPipeline, settings: TrainSettings) -> Run:
     """Networks, optimiser, learning rate schedule and EMA, on their device."""
-    accelerator = Accelerator(mixed_precision=precision(settings), gradient_accumulation_steps=settings.accumulate)
+    join_processes()
+    accelerator = Accelerator(mixed_precision=precision(settings))
     objective = Objective(pipeline, settings)
     for frozen in frozen_components(pipeline):
         frozen.to(accelerator.device)
     if settings.gradient_checkpointing:
         pipeline.unet.enable_gradient_checkpointing()
     parameters = choose_parameters(objective, settings.phase)
+    freeze_unreached(pipeline)  # after the choice: earlier checkpoints hold all that were chosen
     optimiser = torch.optim.AdamW(parameters, settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
     lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: lr_lambda(step, settings))
     ema = EMAModel(parameters, decay=settings.ema, use_ema_warmup=True, power=3 / 4, foreach=True) if settings.ema else None
@@ -105,30 +122,36 @@ def precision(settings: TrainSettings) -> str:
 
 def lr_lambda(step: int, settings: TrainSettings) -> float:
     """Factor of the learning rate: linear warm-up, then constant or cosine decay to 0.01."""
-    updates, warmup = settings.steps / settings.accumulate, settings.warmup / settings.accumulate
-    if step < warmup:
-        return (step + 1) / warmup
-    share = min((step - warmup) / max(updates - warmup, 1), 1.0)
+    if step < settings.warmup:
+        return (step + 1) / settings.warmup
+    share = min((step - settings.warmup) / max(settings.steps - settings.warmup, 1), 1.0)
     return 0.01 + 0.99 * (1 + math.cos(math.pi * share)) / 2 if settings.decay else 1.0
 
 
-def training_step(run: Run, clips: Sequence[Callable[[], Prepared]], settings: TrainSettings, step: int) -> float:
-    """Run one step (forward, backward, and an optimiser update when gradients are synchronised); returns the loss."""
-    draw = generator(settings.seed, "train", str(step), str(run.accelerator.process_index))
-    batch = draw_batch(clips, settings.batch, settings.frames, settings.crop, settings.augment, draw)
-    torch.manual_seed(int(torch.randint(2**31, (), generator=draw)))  # for dropout, which takes no generator
-    with run.accelerator.accumulate(run.wrapped):
-        loss = run.wrapped(batch, draw)
-        run.accelerator.backward(loss)
-        if run.accelerator.sync_gradients:
-            run.accelerator.clip_grad_norm_(run.parameters, settings.gradient_clip)
-        run.optimiser.step()
-        run.optimiser.zero_grad(set_to_none=True)
-        if run.accelerator.sync_gradients:
-            run.lr_scheduler.step()
-            if run.ema is not None:
-                run.ema.step(run.parameters)
-    return loss.item()
+def training_step(
+    run: Run, clips: Sequence[Callable[[], Prepared]], schedule: Schedule, settings: TrainSettings, step: int
+) -> float:
+    """One optimiser update, on the mean gradient of all its samples; returns their mean loss."""
+    losses = []
+    for part in range(schedule.accumulate):
+        batch = draw_batch(clips, schedule, step, part, settings)
+        with gradients_stay(run) if part + 1 < schedule.accumulate else nullcontext():
+            loss = run.wrapped(batch)
+            run.accelerator.backward(loss / schedule.accumulate)
+        losses.append(loss.detach())
+    run.accelerator.clip_grad_norm_(run.parameters, settings.gradient_clip)
+    run.optimiser.step()
+    run.optimiser.zero_grad(set_to_none=True)
+    run.lr_scheduler.step()
+    if run.ema is not None:
+        run.ema.step(run.parameters)
+    mean: Any = run.accelerator.reduce(torch.stack(losses).mean(), "mean")
+    return mean.item()
+
+
+def gradients_stay(run: Run) -> AbstractContextManager[Any]:
+    """Backward passes within only add to this process's gradients; the next one after it is shared among the processes."""
+    return run.accelerator.no_sync(run.wrapped)
 
 
 def with_ema_weights(run: Run, work: Callable[[], None]) -> None:
@@ -152,9 +175,11 @@ def save(run: Run, settings: TrainSettings, out: Path, done: int) -> None:
         shutil.rmtree(fresh, ignore_errors=True)
     run.accelerator.wait_for_everyone()
     run.accelerator.save_state(str(fresh), safe_serialization=True)
+    run.accelerator.wait_for_everyone()
     if not run.accelerator.is_main_process:
         return
-    write_json(fresh / PROGRESS, {"done": done, "settings": settings.model_dump(mode="json")})
+    progress = {"updates": done, "clips_per_update": clips_per_update(run, settings)}
+    write_json(fresh / PROGRESS, {**progress, "settings": settings.model_dump(mode="json")})
     shutil.rmtree(old, ignore_errors=True)
     if last.exists():
         last.rename(old)
@@ -162,8 +187,12 @@ def save(run: Run, settings: TrainSettings, out: Path, done: int) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def clips_per_update(run: Run, settings: TrainSettings) -> int:
+    return settings.batch * settings.accumulate * run.accelerator.num_processes
+
+
 def resume(run: Run, settings: TrainSettings, out: Path) -> int:
-    """Load the newest complete checkpoint, if any; returns the number of completed steps.
+    """Load the newest complete checkpoint, if any; returns the number of completed updates.
 
     Raises:
         UserError: the checkpoint was made with other settings.
@@ -172,15 +201,21 @@ def resume(run: Run, settings: TrainSettings, out: Path) -> int:
     if found is None:
         return 0
     progress = json.loads((found / PROGRESS).read_text())
-    ours = settings.model_dump(mode="json")
-    # A checkpoint may be older than a setting; before there was `renders`, every model was trained on them.
-    saved = {"renders": True, **current_names(progress["settings"])}
-    known = {key: value for key, value in saved.items() if key in TrainSettings.model_fields}
-    theirs = TrainSettings.model_validate(known).model_dump(mode="json")
-    changed = [key for key in ours if key not in FREE and ours[key] != theirs[key]]
+    theirs = earlier_settings(progress["settings"])
+    ours, saved = (chosen.model_dump(mode="json") for chosen in (settings, theirs))
+    changed = [key for key in ours if key not in FREE and ours[key] != saved[key]]
+    before, now = progress.get("clips_per_update", theirs.batch * theirs.accumulate), clips_per_update(run, settings)
+    changed += [f"{before} clips per update, here {now}"] if before != now else []
     if changed:
         raise UserError(
             f"The checkpoint in {out} was made with other settings ({', '.join(changed)}); use them, or another folder with -o."
         )
     run.accelerator.load_state(str(found))
-    return int(progress["done"])
+    # Before there was `updates`, the steps over which gradients are accumulated were counted, too.
+    return int(progress.get("updates", progress.get("done", 0) // theirs.accumulate))
+
+
+def earlier_settings(saved: dict[str, Any]) -> TrainSettings:
+    """The settings in a checkpoint, which may be older than some; before there was `renders`, models were trained on them."""
+    values = {"renders": True, **current_names(saved)}
+    return TrainSettings.model_validate({key: value for key, value in values.items() if key in TrainSettings.model_fields})

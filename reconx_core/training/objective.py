@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from reconx_core.training.batches import Batch
+from reconx_core.training.batches import Batch, chance
+from reconx_core.training.dropout import use_clip_dropout
 from reconx_core.training.settings import TrainSettings
-from reconx_core.video.diffusion.latents import condition_latents, encode_frames
+from reconx_core.video.diffusion.latents import condition_latents, encode_frames, noise_source
 from reconx_core.video.diffusion.pipeline import ReconXPipeline, Tokens
+from reconx_core.video.diffusion.unet import spatial_cross_attentions
 
 ERROR_FLOOR = 1e-2  # added to each clip's error before the logarithm: smaller errors hardly change the loss
 
@@ -22,27 +27,28 @@ class Objective(nn.Module):
         super().__init__()
         self.pipeline, self.settings = pipeline, settings
         self.networks = nn.ModuleDict({name: getattr(pipeline, name) for name in learning_components(pipeline)})
+        self.dropout_seeds: list[int] = []
+        use_clip_dropout(self.networks, self.dropout_seeds)
         for frozen in frozen_components(pipeline):
             frozen.requires_grad_(False)
 
-    def forward(self, batch: Batch, generator: torch.Generator) -> Float[Tensor, ""]:
-        """The loss of a batch; noise, timesteps and condition dropout are drawn from ``generator`` (on the CPU)."""
+    def forward(self, batch: Batch) -> Float[Tensor, ""]:
+        """The loss of a batch. Noise, timestep and dropout of a clip come from its seed: no other clip of the batch counts."""
         pipeline, count = self.pipeline, batch.frames.shape[1]
+        draws = [torch.Generator().manual_seed(seed) for seed in batch.seeds.tolist()]
+        self.dropout_seeds[:] = [int(torch.randint(2**62, (), generator=draw)) for draw in draws]
         frames, ends = batch.frames * 2 - 1, [0, count - 1]
         shown = takes_renders(pipeline, self.settings)
         renders = batch.renders * 2 - 1 if shown else None
-        condition = condition_latents(pipeline.vae, frames[:, ends], ends, count, renders, generator)
-        latents = encode_frames(pipeline.vae, frames, generator)
+        condition = condition_latents(pipeline.vae, frames[:, ends], ends, count, renders, draws)
+        latents = encode_frames(pipeline.vae, frames, draws)
         clean = latents - condition if pipeline.config.residual else latents
         blends = pipeline.config.sources > 0
-        noise = torch.zeros_like(clean) if blends else torch.randn(clean.shape, generator=generator).to(clean)
-        share = 1.0 if blends else self.settings.terminal_share
-        timesteps = draw_timesteps(len(frames), share, generator).to(clean.device)
+        noise = torch.zeros_like(clean) if blends else noise_source(draws, clean.device)("start", 0, tuple(clean.shape))
+        timesteps = draw_timesteps(1.0 if blends else self.settings.terminal_share, draws).to(clean.device)
         points = None if pipeline.structure_encoder is None else batch.points
         tokens = pipeline.condition_tokens(frames[:, 0], [""] * len(frames), points, batch.colours)
-        kept = drop_conditions(
-            tokens, {"image": self.settings.drop_image, "structure": self.settings.drop_structure}, generator
-        )
+        kept = drop_conditions(tokens, {"image": self.settings.drop_image, "structure": self.settings.drop_structure}, draws)
         visibility = batch.visibility if shown else None
         seen = pipeline.input_condition(condition, ends, visibility, batch.sources if blends else None)
         noisy = pipeline.scheduler.add_noise(clean, noise, timesteps)
@@ -73,18 +79,20 @@ def frozen_components(pipeline: ReconXPipeline) -> list[nn.Module]:
     return [network for network in (pipeline.vae, pipeline.text_encoder) if network is not None]
 
 
-def draw_timesteps(count: int, terminal_share: float, generator: torch.Generator, steps: int = 1000) -> Int[Tensor, " b"]:
-    """Uniform random timesteps; each is replaced by the last one with probability ``terminal_share``."""
-    drawn = torch.randint(steps, (count,), generator=generator)
-    return torch.where(torch.rand(count, generator=generator) < terminal_share, steps - 1, drawn)
+def draw_timesteps(terminal_share: float, draws: Sequence[torch.Generator], steps: int = 1000) -> Int[Tensor, " b"]:
+    """Uniform random timesteps, one per generator; each is replaced by the last one with probability ``terminal_share``."""
+    drawn = [int(torch.randint(steps, (), generator=draw)) for draw in draws]
+    return torch.tensor([steps - 1 if chance(terminal_share, draw) else step for step, draw in zip(drawn, draws)])
 
 
-def drop_conditions(tokens: dict[str, Tokens], shares: dict[str, float], generator: torch.Generator) -> dict[str, Tensor]:
+def drop_conditions(
+    tokens: dict[str, Tokens], shares: dict[str, float], draws: Sequence[torch.Generator]
+) -> dict[str, Float[Tensor, "b n d"]]:
     """Replace each clip's tokens by the unconditional ones with the given probability (PAPER.md 3)."""
     kept = {}
     for name, (present, absent) in tokens.items():
-        dropped = torch.rand(len(present), generator=generator) < shares.get(name, 0.0)
-        kept[name] = present if absent is None else torch.where(dropped[:, None, None].to(present.device), absent, present)
+        dropped = torch.tensor([chance(shares.get(name, 0.0), draw) for draw in draws])[:, None, None]
+        kept[name] = present if absent is None else torch.where(dropped.to(present.device), absent, present)
     return kept
 
 
@@ -105,3 +113,23 @@ def _learns(name: str, phase: str) -> bool:
         return network == "image_projector" or "_ip." in name
     temporal = any(part in name for part in ("temp_convs", "temp_attentions", "transformer_in"))
     return network == "structure_encoder" or (network == "unet" and not temporal)
+
+
+def freeze_unreached(pipeline: ReconXPipeline) -> None:
+    """Freeze the parameters that the pipeline's forward pass does not use; several processes would wait for their gradients.
+
+    These are the projections of tokens for which there is no encoder, and CLIP's last layer norm (`clip_tokens`).
+    """
+    for attention in spatial_cross_attentions(pipeline.unet):
+        own: Any = attention.processor  # typed as diffusers' own ones only
+        of_tokens: dict[str, Sequence[nn.Module]] = {
+            "text_encoder": (attention.to_k, attention.to_v),
+            "image_encoder": (own.to_k_ip, own.to_v_ip),
+        }
+        if pipeline.unet.config["structure_dim"] is not None:
+            of_tokens["structure_encoder"] = (own.to_k_structure, own.to_v_structure, own.structure_gate)
+        for parts in (parts for name, parts in of_tokens.items() if getattr(pipeline, name) is None):
+            for part in parts:
+                part.requires_grad_(False)
+    if pipeline.image_encoder is not None:
+        pipeline.image_encoder.post_layernorm.requires_grad_(False)

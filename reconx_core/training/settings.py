@@ -59,9 +59,9 @@ class TrainSettings(Section):
         description="What is trained. image: the image cross-attention only (the paper's warm-up); structure: spatial layers, "
         "structure encoder and gates (its second phase); all: everything, from scratch.",
     )
-    steps: int = Field(10_000, ge=1)
-    batch: int = Field(1, ge=1, description="Clips per step and process.")
-    accumulate: int = Field(1, ge=1, description="Gradient accumulation steps.")
+    steps: int = Field(10_000, ge=1, description="Optimiser updates; of these the other settings count steps, too.")
+    batch: int = Field(1, ge=1, description="Clips per forward pass and process.")
+    accumulate: int = Field(1, ge=1, description="Forward passes of each process per optimiser update.")
     learning_rate: float = Field(1e-4, gt=0)
     warmup: int = Field(100, ge=0, description="Warm-up steps of the learning rate.")
     decay: bool = Field(True, description="Cosine decay of the learning rate to a hundredth; False: constant.")

@@ -3,7 +3,10 @@
 import pytest
 import torch
 
-from reconx_core.training.batches import draw_batch, pick_frames, pick_window, prepare, prepared_clips
+from reconx_core.training import batches
+from reconx_core.training.batches import pick_frames, pick_window, prepare, prepared_clips
+from reconx_core.training.schedule import Schedule
+from reconx_core.training.settings import TrainSettings
 from reconx_core.video.sources import SOURCES, frame_sources
 
 CPU = torch.device("cpu")
@@ -13,20 +16,25 @@ def draw(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
+def draw_batch(load, size, crop, augment, update=0):
+    settings = TrainSettings(frames=4, crop=crop, augment=augment)
+    return batches.draw_batch(load, Schedule(3, len(load), size), update, 0, settings)
+
+
 @pytest.fixture(scope="module")
 def load(clip):
     return prepared_clips([lambda: clip], 256, True, CPU, 1)
 
 
-def test_the_same_state_gives_the_same_batch(load):
-    first, second, other = (draw_batch(load, 2, 4, (32, 48), True, draw(seed)) for seed in (3, 3, 4))
+def test_an_update_has_always_the_same_samples(load):
+    first, second, other = (draw_batch(load, 2, (32, 48), True, update) for update in (3, 3, 4))
     for name, tensor in vars(first).items():
         assert torch.equal(tensor, getattr(second, name)), name
     assert not torch.equal(first.frames, other.frames)
 
 
 def test_photos_stand_at_both_ends_and_are_fully_visible(load):
-    batch = draw_batch(load, 3, 4, (32, 48), True, draw())
+    batch = draw_batch(load, 3, (32, 48), True)
     assert batch.frames.shape == (3, 4, 3, 32, 48)
     assert torch.equal(batch.renders[:, [0, -1]], batch.frames[:, [0, -1]])
     assert (batch.visibility[:, [0, -1]] == 1).all()
@@ -42,13 +50,13 @@ def test_both_photos_are_always_among_the_frames():
 
 def test_points_are_seen_from_the_first_frame(load):
     """The points are in the frame of the first camera, also in reversed clips, and mirrored with the frames."""
-    seen = [draw_batch(load, 1, 4, (48, 64), True, draw(seed)).points[0] for seed in range(16)]
+    seen = [draw_batch(load, 1, (48, 64), True, update).points[0] for update in range(32)]
     assert len({tuple(points[0].tolist()) for points in seen}) == 4  # forwards or backwards, mirrored or not
     assert all(points[:, 2][points[:, 2] > 0].median() == pytest.approx(1) for points in seen)
 
 
 def test_without_augmentation_the_clip_is_unchanged(clip, load):
-    batch = draw_batch(load, 1, 4, (48, 64), False, draw())
+    batch = draw_batch(load, 1, (48, 64), False)
     assert torch.allclose(batch.frames[0].movedim(1, -1), clip.images, atol=0.51 / 255)
     sources = frame_sources(clip.renders, clip.visibility, (clip.alone, clip.alone_visibility))
     assert torch.allclose(batch.sources[0, :, :2].movedim(2, -1), sources[:, :2], atol=0.51 / 255)

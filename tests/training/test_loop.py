@@ -7,9 +7,11 @@ import torch
 from small_models import small_pipeline
 
 from reconx_core.errors import UserError
+from reconx_core.training.batches import draw_batch, prepared_clips
 from reconx_core.training.loop import LAST, PROGRESS, lr_lambda, train
-from reconx_core.training.objective import Objective, choose_parameters, draw_timesteps, drop_conditions
+from reconx_core.training.objective import Objective, choose_parameters, draw_timesteps, drop_conditions, freeze_unreached
 from reconx_core.training.samples import sample_grid
+from reconx_core.training.schedule import make_schedule
 from reconx_core.training.settings import TrainSettings
 
 
@@ -19,12 +21,29 @@ def settings(**changes):
     return TrainSettings(**{**given, **changes})
 
 
+def draws(count):
+    return [torch.Generator().manual_seed(seed) for seed in range(count)]
+
+
 def run(out, clip, **changes):
-    losses = []
-    made = train(
-        small_pipeline(), [lambda: clip], settings(**changes), out, lambda k, loss: losses.append(loss), lambda *_: None
-    )
-    return losses, torch.cat([p.detach().flatten() for p in made.unet.parameters()])
+    log = Losses()
+    made = train(small_pipeline(), [lambda: clip], settings(**changes), out, log)
+    return log.losses, torch.cat([p.detach().flatten() for p in made.unet.parameters()])
+
+
+class Losses:
+    """A log that keeps the losses, and ends the run at step ``last``."""
+
+    def __init__(self, last=None):
+        self.losses, self.last = [], last
+
+    def step(self, number, loss):
+        if number == self.last:
+            raise KeyboardInterrupt
+        self.losses.append(loss)
+
+    def sample(self, number, pipeline):
+        pass
 
 
 @pytest.mark.long
@@ -40,13 +59,8 @@ def test_resuming_from_a_checkpoint_changes_nothing(tmp_path, clip):
 
 def interrupted(out, clip):
     """A run that ends after its first checkpoint."""
-
-    def stop(step, loss):
-        if step == 2:
-            raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        train(small_pipeline(), [lambda: clip], settings(checkpoint_every=2), out, stop, lambda *_: None)
+        train(small_pipeline(), [lambda: clip], settings(checkpoint_every=2), out, Losses(last=2))
     assert (out / LAST / PROGRESS).is_file()
 
 
@@ -86,7 +100,7 @@ def test_a_checkpoint_that_is_older_than_some_settings_is_resumed(tmp_path, clip
 
 def test_without_clips_there_is_a_sentence(tmp_path):
     with pytest.raises(UserError, match="no clip"):
-        train(small_pipeline(), [], settings(), tmp_path, lambda *_: None, lambda *_: None)
+        train(small_pipeline(), [], settings(), tmp_path)
 
 
 def test_phases_train_what_they_say():
@@ -103,13 +117,13 @@ def test_phases_train_what_they_say():
 def test_conditions_are_dropped_with_their_probability():
     present, absent = torch.ones(4000, 1, 1), torch.zeros(4000, 1, 1)
     tokens = {"image": (present, absent), "text": (present, None)}
-    kept = drop_conditions(tokens, {"image": 0.25}, torch.Generator().manual_seed(0))
+    kept = drop_conditions(tokens, {"image": 0.25}, draws(4000))
     assert kept["image"].mean() == pytest.approx(0.75, abs=0.03)
     assert (kept["text"] == 1).all()
 
 
 def test_the_last_timestep_has_its_share():
-    drawn = draw_timesteps(4000, 0.5, torch.Generator().manual_seed(0))
+    drawn = draw_timesteps(0.5, draws(4000))
     assert (drawn == 999).float().mean() == pytest.approx(0.5, abs=0.03)
     assert drawn.min() < 10
 
@@ -132,8 +146,38 @@ def test_a_sample_grid_shows_truth_render_and_frames(clip):
 def test_one_clip_is_overfitted(tmp_path, clip):
     """The network, its conditions and the loss fit together: frames of a clip it has seen come out above 30 dB."""
     chosen = settings(steps=200, learning_rate=3e-3, terminal_share=1.0, ema=0, drop_image=0, drop_structure=0, augment=False)
-    losses = []
-    made = train(small_pipeline(), [lambda: clip], chosen, tmp_path, lambda k, loss: losses.append(loss), lambda *_: None)
+    log = Losses()
+    made = train(small_pipeline(), [lambda: clip], chosen, tmp_path, log)
     _, scores = sample_grid(made, [clip], chosen)
-    assert sum(losses[-20:]) < 0.2 * sum(losses[:20])
+    assert sum(log.losses[-20:]) < 0.2 * sum(log.losses[:20])
     assert scores["psnr"] > 30 > scores["points_psnr"]
+
+
+@pytest.mark.parametrize("phase", ["all", "image", "structure"])
+@pytest.mark.parametrize("blends", [True, False])
+def test_every_parameter_that_learns_has_a_gradient(clip, phase, blends):
+    """Several processes would wait for the gradient of one that has none."""
+    chosen = settings(phase=phase, drop_image=0.5, drop_structure=0.5)
+    pipeline = small_pipeline(blends)
+    objective = Objective(pipeline, chosen)
+    choose_parameters(objective, phase)
+    freeze_unreached(pipeline)
+    ready = prepared_clips([lambda: clip], 256, blends, torch.device("cpu"), 1)
+    objective(draw_batch(ready, make_schedule(chosen, 1, 1, 0), 0, 0, chosen)).backward()
+    learning = [name for name, parameter in objective.named_parameters() if parameter.requires_grad]
+    assert learning
+    assert [name for name in learning if objective.get_parameter(name).grad is None] == []
+
+
+def test_accumulated_steps_are_those_of_a_larger_batch(tmp_path, clip):
+    """And they count as one: the warm-up, too, is in updates."""
+    shared = {"steps": 2, "warmup": 2, "terminal_share": 0.0, "learning_rate": 1e-3}
+    at_once, weights = run(tmp_path / "a", clip, batch=4, **shared)
+    in_parts, accumulated = run(tmp_path / "b", clip, batch=1, accumulate=4, **shared)
+    assert len(at_once) == len(in_parts) == 2
+    assert in_parts == pytest.approx(at_once, rel=1e-5)
+    assert (accumulated - weights).abs().max() < 1e-5
+    further, _ = run(tmp_path / "b", clip, batch=2, accumulate=2, **shared | {"steps": 3})
+    assert len(further) == 1
+    with pytest.raises(UserError, match="4 clips per update, here 2"):
+        run(tmp_path / "b", clip, batch=2, **shared | {"steps": 4})

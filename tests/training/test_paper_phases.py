@@ -11,6 +11,7 @@ from small_checkpoint import small_checkpoint, write_small_config
 from flows import cli
 from reconx_core.training import batches, samples
 from reconx_core.training.objective import Objective
+from reconx_core.training.schedule import Schedule
 from reconx_core.training.settings import TrainSettings
 from reconx_core.video.backends.learned import load_pipeline
 
@@ -94,8 +95,8 @@ def test_what_is_trained_is_given_what_is_sampled(phases, clip, monkeypatch):
     monkeypatch.setattr(type(pipeline), "network", record)
     settings = TrainSettings(crop=(48, 64), frames=4, points=64, drop_image=0, drop_structure=0, model="any", sample_steps=1)
     prepared = batches.prepare(clip, 64, False, torch.device("cpu"))
-    batch = batches.draw_batch([lambda: prepared], 1, 4, (48, 64), settings.augment, torch.Generator().manual_seed(0))
-    Objective(pipeline.to(torch.float32), settings)(batch, torch.Generator().manual_seed(0))
+    batch = batches.draw_batch([lambda: prepared], Schedule(0, 1, 1), 0, 0, settings)
+    Objective(pipeline.to(torch.float32), settings)(batch)
     recipe = samples.recipe_of(pipeline, settings)
     samples.generate(pipeline, samples.at_rate(recipe, pipeline, clip), clip, torch.Generator().manual_seed(0))
     trained, sampled = seen[0], seen[1]
