@@ -204,15 +204,26 @@ class Log:
             progress = f"step {number + 1} of {self.settings.steps}  loss {mean:.4f}  {seconds_per_step:.2f} s a step"
             self.console.print(progress)
 
-    def sample(self, number: int, pipeline: Any) -> None:
-        """Log a grid of true, rendered and generated frames of a few clips, and the PSNR of renders and generated frames."""
+    def sample(self, number: int, objective: Any) -> None:
+        """Log a grid of true, rendered and generated frames of a few clips, their PSNR, and the validation loss."""
         from reconx_core.training.samples import sample_grid
 
-        grid, scores = sample_grid(pipeline, [load() for load in self.shown], self.settings)
+        grid, scores = sample_grid(objective.pipeline, [load() for load in self.shown], self.settings)
         path = self.out / "samples" / f"{number:06d}.png"
         write_png(path, grid)
+        told = [f"{name} {value:.2f} dB" for name, value in scores.items()]
+        if self.settings.validation:
+            scores["validation_loss"] = self._validation_loss(objective)
+            told.append(f"validation loss {scores['validation_loss']:.4f}")
         self._observe(lambda: self._log_sample(number, path, scores))
-        self.console.print(f"step {number}: " + ", ".join(f"{name} {value:.2f} dB" for name, value in scores.items()))
+        self.console.print(f"step {number}: {', '.join(told)}")
+
+    def _validation_loss(self, objective: Any) -> float:
+        from reconx_core.training.batches import prepared_clips
+        from reconx_core.training.validation import validation_loss
+
+        blends, device = objective.pipeline.config.sources > 0, objective.pipeline.device
+        return validation_loss(objective, prepared_clips(self.shown, self.settings.points, blends, device, 0), self.settings)
 
     def finish(self) -> None:
         self._observe(lambda: self.client.set_terminated(self.run))

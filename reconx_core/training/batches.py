@@ -43,6 +43,11 @@ class Batch:
     colours: Float[Tensor, "b p 3"]
     fps: Float[Tensor, " b"] | None = None  # None: the network's default
 
+    def to(self, device: torch.device) -> Batch:
+        """The batch on a device; the seeds stay where they are drawn from."""
+        moved = {name: value.to(device) for name, value in vars(self).items() if name != "seeds" and value is not None}
+        return replace(self, **moved)
+
 
 @dataclass(frozen=True)
 class Sample:

@@ -6,9 +6,7 @@ draws the same samples and noise as an uninterrupted one, and several processes 
 
 from __future__ import annotations
 
-import json
 import math
-import shutil
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -20,19 +18,14 @@ from accelerate import Accelerator
 from diffusers.training_utils import EMAModel
 
 from reconx_core.errors import UserError
-from reconx_core.io.files import write_json
 from reconx_core.training.batches import Prepared, draw_batch, prepared_clips
+from reconx_core.training.checkpoints import resume, save
 from reconx_core.training.objective import Objective, choose_parameters, freeze_unreached, frozen_components
 from reconx_core.training.processes import join_processes
 from reconx_core.training.schedule import Schedule, make_schedule
-from reconx_core.training.settings import TrainSettings, current_names
+from reconx_core.training.settings import TrainSettings
 from reconx_core.types import Clip
 from reconx_core.video.diffusion.pipeline import ReconXPipeline
-
-LAST = "last"  # folder of the newest checkpoint
-PROGRESS = "progress.json"
-# May change when a run is resumed; batch and accumulate as long as updates are of as many clips.
-FREE = {"steps", "batch", "accumulate", "checkpoint_every", "sample_every", "sample_steps", "validation"}
 
 
 @dataclass
@@ -54,8 +47,8 @@ class Log(Protocol):
     def step(self, number: int, loss: float) -> None:
         """The loss of every optimiser update."""
 
-    def sample(self, number: int, pipeline: ReconXPipeline) -> None:
-        """The pipeline in its EMA weights after every ``sample_every`` updates, and at the end."""
+    def sample(self, number: int, objective: Objective) -> None:
+        """The networks in their EMA weights after every ``sample_every`` updates, and at the end."""
 
 
 def train(
@@ -75,7 +68,7 @@ def train(
     if not clips:
         raise UserError("There is no clip to train on; name scenes with true cameras under 'data'.")
     run = start(pipeline, settings)
-    first = resume(run, settings, out)
+    first = resume(run.accelerator, settings, out)
     schedule = make_schedule(settings, len(clips), run.accelerator.num_processes, run.accelerator.process_index)
     ready = prepared_clips(clips, settings.points, pipeline.config.sources > 0, run.accelerator.device, settings.clip_cache)
     for step in range(first, settings.steps):
@@ -84,9 +77,9 @@ def train(
         if log is not None:
             log.step(step, loss)
         if done % settings.checkpoint_every == 0 or done == settings.steps:
-            save(run, settings, out, done)
+            save(run.accelerator, settings, out, done)
         if log is not None and (done % settings.sample_every == 0 or done == settings.steps):
-            with_ema_weights(run, lambda log=log, done=done: log.sample(done, pipeline))  # type: ignore[misc]
+            with_ema_weights(run, lambda log=log, done=done: log.sample(done, run.objective))  # type: ignore[misc]
     if run.ema is not None:
         run.ema.copy_to(run.parameters)
     return pipeline
@@ -166,56 +159,3 @@ def with_ema_weights(run: Run, work: Callable[[], None]) -> None:
         run.objective.train()
         if run.ema is not None:
             run.ema.restore(run.parameters)
-
-
-def save(run: Run, settings: TrainSettings, out: Path, done: int) -> None:
-    """Write a checkpoint to a temporary folder, then swap it with the previous one."""
-    fresh, last, old = (out / name for name in ("new", LAST, "old"))
-    if run.accelerator.is_main_process:
-        shutil.rmtree(fresh, ignore_errors=True)
-    run.accelerator.wait_for_everyone()
-    run.accelerator.save_state(str(fresh), safe_serialization=True)
-    run.accelerator.wait_for_everyone()
-    if not run.accelerator.is_main_process:
-        return
-    progress = {"updates": done, "clips_per_update": clips_per_update(run, settings)}
-    write_json(fresh / PROGRESS, {**progress, "settings": settings.model_dump(mode="json")})
-    shutil.rmtree(old, ignore_errors=True)
-    if last.exists():
-        last.rename(old)
-    fresh.rename(last)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def clips_per_update(run: Run, settings: TrainSettings) -> int:
-    return settings.batch * settings.accumulate * run.accelerator.num_processes
-
-
-def resume(run: Run, settings: TrainSettings, out: Path) -> int:
-    """Load the newest complete checkpoint, if any; returns the number of completed updates.
-
-    Raises:
-        UserError: the checkpoint was made with other settings.
-    """
-    found = next((out / name for name in (LAST, "old") if (out / name / PROGRESS).is_file()), None)
-    if found is None:
-        return 0
-    progress = json.loads((found / PROGRESS).read_text())
-    theirs = earlier_settings(progress["settings"])
-    ours, saved = (chosen.model_dump(mode="json") for chosen in (settings, theirs))
-    changed = [key for key in ours if key not in FREE and ours[key] != saved[key]]
-    before, now = progress.get("clips_per_update", theirs.batch * theirs.accumulate), clips_per_update(run, settings)
-    changed += [f"{before} clips per update, here {now}"] if before != now else []
-    if changed:
-        raise UserError(
-            f"The checkpoint in {out} was made with other settings ({', '.join(changed)}); use them, or another folder with -o."
-        )
-    run.accelerator.load_state(str(found))
-    # Before there was `updates`, the steps over which gradients are accumulated were counted, too.
-    return int(progress.get("updates", progress.get("done", 0) // theirs.accumulate))
-
-
-def earlier_settings(saved: dict[str, Any]) -> TrainSettings:
-    """The settings in a checkpoint, which may be older than some; before there was `renders`, models were trained on them."""
-    values = {"renders": True, **current_names(saved)}
-    return TrainSettings.model_validate({key: value for key, value in values.items() if key in TrainSettings.model_fields})

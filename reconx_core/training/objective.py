@@ -33,7 +33,10 @@ class Objective(nn.Module):
             frozen.requires_grad_(False)
 
     def forward(self, batch: Batch) -> Float[Tensor, ""]:
-        """The loss of a batch. Noise, timestep and dropout of a clip come from its seed: no other clip of the batch counts."""
+        """The loss of a batch. Noise, timestep and dropout of a clip come from its seed: no other clip of the batch counts.
+
+        Nothing is dropped in evaluation mode.
+        """
         pipeline, count = self.pipeline, batch.frames.shape[1]
         draws = [torch.Generator().manual_seed(seed) for seed in batch.seeds.tolist()]
         self.dropout_seeds[:] = [int(torch.randint(2**62, (), generator=draw)) for draw in draws]
@@ -48,7 +51,8 @@ class Objective(nn.Module):
         timesteps = draw_timesteps(1.0 if blends else self.settings.terminal_share, draws).to(clean.device)
         points = None if pipeline.structure_encoder is None else batch.points
         tokens = pipeline.condition_tokens(frames[:, 0], [""] * len(frames), points, batch.colours)
-        kept = drop_conditions(tokens, {"image": self.settings.drop_image, "structure": self.settings.drop_structure}, draws)
+        shares = {"image": self.settings.drop_image, "structure": self.settings.drop_structure} if self.training else {}
+        kept = drop_conditions(tokens, shares, draws)
         visibility = batch.visibility if shown else None
         seen = pipeline.input_condition(condition, ends, visibility, batch.sources if blends else None)
         noisy = pipeline.scheduler.add_noise(clean, noise, timesteps)

@@ -33,7 +33,7 @@ class TrainSettings(Section):
     model: str = Field("tiny", description="tiny (from scratch), or the folder of a pipeline to start from.")
     data: list[ClipSource] = Field(default_factory=list)
     validation: list[ClipSource] = Field(
-        default_factory=list, description="Clips for the sample grids; empty: those of `data`."
+        default_factory=list, description="Clips for the sample grids and the validation loss; empty: grids of `data`."
     )
     size: int = Field(256, ge=64, description="Long side of the clips, in pixels.")
     crop: tuple[int, int] = Field((128, 128), description="Height and width of the random crop of a training step, in pixels.")
@@ -91,6 +91,7 @@ class TrainSettings(Section):
     )
     gradient_checkpointing: bool = False
     checkpoint_every: int = Field(500, ge=1)
+    checkpoints: int = Field(2, ge=1, description="Newest checkpoints that are kept.")
     sample_steps: int = Field(50, ge=1, description="Denoising steps of the sample grids; reconx-tiny takes one.")
     sample_every: int = Field(500, ge=1)
 

@@ -8,11 +8,13 @@ from small_models import small_pipeline
 
 from reconx_core.errors import UserError
 from reconx_core.training.batches import draw_batch, prepared_clips
-from reconx_core.training.loop import LAST, PROGRESS, lr_lambda, train
+from reconx_core.training.checkpoints import PROGRESS, remove, whole_checkpoints
+from reconx_core.training.loop import lr_lambda, train
 from reconx_core.training.objective import Objective, choose_parameters, draw_timesteps, drop_conditions, freeze_unreached
 from reconx_core.training.samples import sample_grid
 from reconx_core.training.schedule import make_schedule
 from reconx_core.training.settings import TrainSettings
+from reconx_core.training.validation import validation_loss
 
 
 def settings(**changes):
@@ -42,7 +44,7 @@ class Losses:
             raise KeyboardInterrupt
         self.losses.append(loss)
 
-    def sample(self, number, pipeline):
+    def sample(self, number, objective):
         pass
 
 
@@ -61,7 +63,7 @@ def interrupted(out, clip):
     """A run that ends after its first checkpoint."""
     with pytest.raises(KeyboardInterrupt):
         train(small_pipeline(), [lambda: clip], settings(checkpoint_every=2), out, Losses(last=2))
-    assert (out / LAST / PROGRESS).is_file()
+    assert [folder.name for folder in whole_checkpoints(out)] == ["000002"]
 
 
 def test_a_checkpoint_of_other_settings_is_refused(tmp_path, clip):
@@ -73,7 +75,7 @@ def test_a_checkpoint_of_other_settings_is_refused(tmp_path, clip):
 @pytest.mark.long
 def test_a_checkpoint_with_earlier_names_of_settings_is_resumed(tmp_path, clip):
     run(tmp_path, clip, steps=1)
-    progress = tmp_path / LAST / PROGRESS
+    progress = whole_checkpoints(tmp_path)[0] / PROGRESS
     saved = json.loads(progress.read_text())
     saved["settings"]["vary"] = saved["settings"].pop("augment")
     saved["settings"]["kept_clips"] = saved["settings"].pop("clip_cache")
@@ -87,7 +89,7 @@ def test_a_checkpoint_that_is_older_than_some_settings_is_resumed(tmp_path, clip
     """It was made on renders, and its data had no frame rate."""
     told = {"renders": True, "data": [{"path": "procedural:hall?seed=1"}]}
     run(tmp_path, clip, steps=1, **told)
-    progress = tmp_path / LAST / PROGRESS
+    progress = whole_checkpoints(tmp_path)[0] / PROGRESS
     saved = json.loads(progress.read_text())
     for key in ("renders", "sample_steps"):
         del saved["settings"][key]
@@ -181,3 +183,30 @@ def test_accumulated_steps_are_those_of_a_larger_batch(tmp_path, clip):
     assert len(further) == 1
     with pytest.raises(UserError, match="4 clips per update, here 2"):
         run(tmp_path / "b", clip, batch=2, **shared | {"steps": 4})
+
+
+def test_the_newest_checkpoints_are_kept_and_the_newest_whole_one_is_resumed(tmp_path, clip):
+    kept = {"checkpoint_every": 1, "checkpoints": 2, "decay": False}
+    _, weights = run(tmp_path, clip, steps=4, **kept)
+    newest, before = whole_checkpoints(tmp_path)
+    assert [newest.name, before.name] == ["000004", "000003"]
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["000003", "000004"]
+    (newest / PROGRESS).unlink()  # as where it was killed while it wrote or removed
+    losses, again = run(tmp_path, clip, steps=4, **kept)
+    assert len(losses) == 1
+    assert torch.equal(again, weights)
+    remove(newest)
+    before.rename(tmp_path / "last")  # where earlier versions had theirs
+    assert len(run(tmp_path, clip, steps=4, **kept)[0]) == 1
+    assert [folder.name for folder in whole_checkpoints(tmp_path)] == ["000004", "last"]
+
+
+def test_the_validation_loss_is_the_same_every_time_and_sees_the_weights(clip):
+    objective = Objective(small_pipeline(), settings(drop_image=1.0, drop_structure=1.0, frames=9, crop=(640, 640))).eval()
+    ready = prepared_clips([lambda: clip], 256, False, torch.device("cpu"), 1)
+    first, second = (validation_loss(objective, ready, objective.settings) for _ in range(2))
+    assert first == second
+    other = Objective(objective.pipeline, settings(frames=9, crop=(640, 640))).eval()
+    assert validation_loss(other, ready, other.settings) == first, "nothing is dropped"
+    torch.nn.init.normal_(objective.pipeline.unet.conv_out.weight)
+    assert validation_loss(objective, ready, objective.settings) != first
