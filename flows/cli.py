@@ -26,6 +26,14 @@ VramOption = Annotated[
 ]
 WorkersOption = Annotated[int, typer.Option("--workers", min=1, help="Scenes that run side by side.")]
 
+DaskOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="local|tcp://HOST:PORT",
+        help="Processes instead of threads: --workers of them here, or those of a Dask scheduler (docs/scale.md).",
+    ),
+]
+
 
 def main() -> None:
     """Entry point: a user's mistake ends with one sentence and exit code 2."""
@@ -102,13 +110,7 @@ def evaluate(
     vram: VramOption = None,
     store: StoreOption = None,
     workers: WorkersOption = 1,
-    dask: Annotated[
-        str | None,
-        typer.Option(
-            metavar="local|tcp://HOST:PORT",
-            help="Processes instead of threads: --workers of them here, or those of a Dask scheduler (docs/scale.md).",
-        ),
-    ] = None,
+    dask: DaskOption = None,
 ) -> None:
     """Reconstruct and score every scene of a dataset; exit code 1 if a scene failed."""
     from flows.evaluate import evaluate as run
@@ -127,17 +129,19 @@ def evaluate(
 
 @app.command()
 def train(
-    preset: Annotated[str, typer.Argument(help="tiny, paper-image, paper-structure, or a YAML file.")] = "tiny",
+    preset: Annotated[str, typer.Argument(help="tiny, paper-image, paper-structure, extrapolate, or a YAML file.")] = "tiny",
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder for checkpoints, samples and the model.")] = Path("training"),
     set_: Annotated[list[str] | None, typer.Option("--set", "-S", metavar="KEY=VALUE", help="Change one setting.")] = None,
     store: StoreOption = None,
+    workers: Annotated[int, typer.Option("--workers", min=1, help="Clips that are made side by side.")] = 1,
+    dask: DaskOption = None,
 ) -> None:
     """Train the video model on clips with true cameras; the same command goes on from the newest checkpoint."""
     from flows.execution.run import default_store
     from flows.train import resolve_train_settings
     from flows.train import train as run
 
-    run(resolve_train_settings(preset, set_), out, store or default_store(), console)
+    run(resolve_train_settings(preset, set_), out, store or default_store(), console, workers, dask)
 
 
 @app.command()

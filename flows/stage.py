@@ -36,7 +36,9 @@ def run_stage(stage: str, root: Path, console: Console, artifacts: Path = ARTIFA
         adopt(artifacts, root)
         return [ScenePlan(name, source, settings) for name, source in find_scenes(dataset)]
 
-    runs = run_stages(plans, root, console, last=stage)
+    from tasks.execute import stages_before
+
+    runs = run_stages(plans, root, console, stages_before(stage))
 
     from flows.execution.flow import describe_error
     from flows.runs.registry import register_end

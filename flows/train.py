@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
-from functools import partial
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,31 +17,20 @@ from rich.markup import escape
 from flows.execution.run import PRESETS as RUN_PRESETS
 from flows.execution.run import stop_at_once
 from flows.runs.tracking import make_client, open_experiment, reason_of, tracking_uri
-from reconx_core import datasets
-from reconx_core.cache import store
+from flows.training.clips import Loaders, Workshop, draw_clips, make_clips
+from reconx_core.cache.store import Reference
 from reconx_core.errors import UserError
 from reconx_core.io.files import require_writable
 from reconx_core.io.images import write_png
-from reconx_core.seeds import generator
-from reconx_core.settings import Settings, parse_settings, read_override
-from reconx_core.training.settings import RENAMED, ClipSource, TrainSettings, load_train_settings
-from reconx_core.types import Clip
-from tasks.execute import Job, Monitor, execute, source_digest
+from reconx_core.pointcloud import weights_of as geometry_weights
+from reconx_core.settings import Contents, PointcloudSettings, read_override
+from reconx_core.training.settings import RENAMED, TrainSettings, load_train_settings
+from reconx_core.weights.choice import resolve_geometry
 
 PRESETS = RUN_PRESETS / "training"
-STAGES = ("views", "pointcloud", "clip")
+GEOMETRY = "pointcloud."  # the one section of the settings
 SAMPLES = 3  # training clips in a sample grid if there are no validation clips
 LOG_EVERY = 10  # steps between two logged losses
-
-
-@dataclass
-class RepairMonitor(Monitor):
-    """Prints only repairs of damaged artifacts."""
-
-    console: Console
-
-    def repaired(self, stage: str, scene: str, damage: str) -> None:
-        self.console.print(f"{stage} of {scene} is made again: {damage}")
 
 
 def resolve_train_settings(preset: str, overrides: list[str] | None) -> TrainSettings:
@@ -59,17 +46,27 @@ def resolve_train_settings(preset: str, overrides: list[str] | None) -> TrainSet
     pairs = [override.partition("=") for override in overrides or []]
     if wrong := [key for key, sep, _ in pairs if not sep]:
         raise UserError(f"'-S {wrong[0]}' should look like key=value, for example steps=500.")
-    named = [(RENAMED.get(key.strip(), key.strip()), value) for key, _, value in pairs]
-    return load_train_settings(path, {key: read_override(TrainSettings, key, value) for key, value in named})
+    chosen: dict[str, Any] = {}
+    for key, _, value in pairs:
+        name = RENAMED.get(key.strip(), key.strip())
+        if name.startswith(GEOMETRY):
+            inner = name.removeprefix(GEOMETRY)
+            chosen.setdefault("pointcloud", {})[inner] = read_override(PointcloudSettings, inner, value)
+        else:
+            chosen[name] = read_override(TrainSettings, name, value)
+    settings = load_train_settings(path, chosen)
+    return settings.model_copy(update={"pointcloud": resolve_geometry(settings.pointcloud)})
 
 
-def train(settings: TrainSettings, out: Path, root: Path, console: Console) -> None:
+def train(settings: TrainSettings, out: Path, root: Path, console: Console, workers: int = 1, dask: str | None = None) -> None:
     """Make the clips, train, and write the pipeline to ``out/model``.
 
     Of several processes (`accelerate launch`) the main one does all but the training itself, while the others wait.
+    ``workers``, ``dask``: who makes the clips, see :func:`flows.execution.run.run_stages`.
 
     Raises:
-        UserError: no data, no usable clip, a checkpoint with other settings, or folders that cannot be written.
+        UserError: no data, no usable clip, a checkpoint with other settings, weights of the geometry that are missing, or
+            folders that cannot be written.
     """
     require_writable(root)
     require_writable(out)
@@ -80,12 +77,14 @@ def train(settings: TrainSettings, out: Path, root: Path, console: Console) -> N
         processes = join_processes()
         main = processes.is_main_process
         console = console if main else Console(quiet=True)
-        clips, shown = share(lambda: make_all_clips(settings, root, console))
         pipeline = initial_pipeline(settings)
         if settings.phase == "structure" and pipeline.structure_encoder is None:
             pipeline.add_structure(settings.seed)
             console.print("The model gets the structure encoder and its attention, at first worth nothing (PAPER.md 3).")
+        studio = Studio(settings, contents_of(pipeline, settings), Workshop(root, out, console, workers, dask))
+        count, shown = share(studio.open)
         log = Log(out, settings, console, shown) if main else None
+        clips = loop.EpochClips(count, lambda epoch: share(lambda: studio.clips(epoch)))
         loop.train(pipeline, clips, settings, out, log)
         if log is not None:
             save_pipeline(pipeline, out / "model")
@@ -94,12 +93,47 @@ def train(settings: TrainSettings, out: Path, root: Path, console: Console) -> N
     console.print(f"The model is in {out / 'model'}", soft_wrap=True)
 
 
-def make_all_clips(
-    settings: TrainSettings, root: Path, console: Console
-) -> tuple[list[Callable[[], Clip]], list[Callable[[], Clip]]]:
-    """Loaders of the clips to train on, and of those to show: without validation clips some of the former."""
-    clips = make_clips(settings.data, settings, root, console)
-    return clips, make_clips(settings.validation, settings, root, console) or clips[:SAMPLES]
+def contents_of(pipeline: Any, settings: TrainSettings) -> Contents:
+    """What clips hold for the pipeline's model: nothing that it does not read.
+
+    Raises:
+        UserError: the weights of the geometry that it needs are missing.
+    """
+    from reconx_core.training.batches import reads_of
+
+    reads = reads_of(pipeline, settings)
+    contents: Contents = "sources" if reads.sources else "renders" if reads.renders else "points" if reads.points else "frames"
+    if contents != "frames":
+        geometry_weights(settings.pointcloud)
+    return contents
+
+
+@dataclass
+class Studio:
+    """Makes the clips of a run, on the main process."""
+
+    settings: TrainSettings
+    contents: Contents
+    shop: Workshop
+    kept: list[Reference] = field(default_factory=list)  # of the clips to show
+    known: dict[int, Loaders] = field(default_factory=dict)  # by epoch, the newest
+
+    def open(self) -> tuple[int, Loaders]:
+        """How many clips an epoch has, and loaders of those to show: without validation clips some of the first epoch's."""
+        first, validation = (
+            draw_clips(sources, self.settings, self.contents) for sources in (self.settings.data, self.settings.validation)
+        )
+        count, shown = len(first.plans), make_clips(validation, self.shop, self.kept) if self.settings.validation else []
+        if shown or not self.settings.new_clips:
+            return count, shown or self.clips(0)[:SAMPLES]
+        return count, make_clips(first.only(SAMPLES), self.shop, self.kept)  # a run that goes on needs no more of them
+
+    def clips(self, epoch: int) -> Loaders:
+        """Loaders of an epoch's clips."""
+        if epoch not in self.known:
+            wanted = draw_clips(self.settings.data, self.settings, self.contents, epoch)
+            self.known = {epoch: make_clips(wanted, self.shop, list(self.kept))}  # those of earlier epochs may go
+        return self.known[epoch]
 
 
 def initial_pipeline(settings: TrainSettings) -> Any:
@@ -113,57 +147,6 @@ def initial_pipeline(settings: TrainSettings) -> Any:
     if not (Path(settings.model) / "model_index.json").is_file():
         raise UserError(f"There is no model in '{settings.model}'; give 'tiny' or the folder of a pipeline.")
     return ReconXPipeline.from_pretrained(settings.model, local_files_only=True, use_safetensors=True)
-
-
-def make_clips(sources: list[ClipSource], settings: TrainSettings, root: Path, console: Console) -> list[Callable[[], Clip]]:
-    """Loaders of all clips, computed or found in the store; clips whose photos do not overlap are skipped and reported."""
-    wanted = [clip for number, source in enumerate(sources) for clip in choose_clips(source, settings.seed, number)]
-    loaders: list[Callable[[], Clip]] = []
-    with console.status("Making clips") as status:
-        for number, (name, path, split, fps) in enumerate(wanted):
-            status.update(f"Making clips: {number + 1} of {len(wanted)}")
-            try:
-                reference = make_clip(name, path, split, settings, root, console)
-            except UserError as error:
-                console.print(f"Left out: {name} {split}: {error}", soft_wrap=True)
-                continue
-            loaders.append(partial(load_clip, reference.folder(root), fps))
-    console.print(f"{len(loaders)} of {len(wanted)} clips")
-    return loaders
-
-
-def load_clip(folder: Path, fps: float) -> Clip:
-    """A stored clip and its frame rate."""
-    return replace(store.load(folder, "clip"), fps=fps)
-
-
-def choose_clips(source: ClipSource, seed: int, number: int) -> Iterator[tuple[str, str, str, float]]:
-    """Scene name, path, split and frames a second of each clip of a source, sampled with the seed."""
-    expanded = os.path.expandvars(source.path)
-    if "$" in expanded:
-        raise UserError(f"The training data '{expanded}' names an environment variable that is not set.")
-    for name, path in datasets.scene_names(Path(expanded)):
-        count = len(datasets.read(path).photos)
-        draw = generator(seed, "clips", str(number), name)
-        for _ in range(source.clips):
-            skips = [skip for skip in range(source.skip[0], source.skip[1] + 1) if skip * (source.frames - 1) < count]
-            if not skips:
-                raise UserError(f"'{name}' has {count} photos, too few for clips of {source.frames} frames.")
-            skip = skips[int(torch.randint(len(skips), (), generator=draw))]
-            start = int(torch.randint(count - skip * (source.frames - 1), (), generator=draw))
-            yield name, str(path), f"clip:{start}:{skip}:{source.frames}", source.fps / skip
-
-
-def make_clip(name: str, path: str, split: str, settings: TrainSettings, root: Path, console: Console) -> store.Reference:
-    """Compute the clip's artifact, after those of its views and its point cloud."""
-    chosen = [f"views.size={settings.size}", f"views.split={split}", "views.protocol=posed"]
-    stereo = ["pointcloud.backend=classical", f"pointcloud.stereo_size={min(400, settings.size)}"]
-    job_settings: Settings = parse_settings({"seed": settings.seed}, [*chosen, *stereo])
-    digest, references = source_digest(path), dict[str, store.Reference]()
-    for stage in STAGES:
-        job = Job(stage, f"{name} {split}", path, digest, job_settings, root, RepairMonitor(console))
-        references[stage], _ = execute(job, references)
-    return references["clip"]
 
 
 def save_pipeline(pipeline: Any, folder: Path) -> None:
@@ -184,7 +167,7 @@ class Log:
     out: Path
     settings: TrainSettings
     console: Console
-    shown: list[Callable[[], Clip]]
+    shown: Loaders
     losses: list[float] = field(default_factory=list)
     client: Any = None
     run: str = ""
@@ -219,11 +202,11 @@ class Log:
         self.console.print(f"step {number}: {', '.join(told)}")
 
     def _validation_loss(self, objective: Any) -> float:
-        from reconx_core.training.batches import prepared_clips
+        from reconx_core.training.batches import prepared_clips, reads_of
         from reconx_core.training.validation import validation_loss
 
-        blends, device = objective.pipeline.config.sources > 0, objective.pipeline.device
-        return validation_loss(objective, prepared_clips(self.shown, self.settings.points, blends, device, 0), self.settings)
+        ready = prepared_clips(self.shown, reads_of(objective.pipeline, self.settings), 0)
+        return validation_loss(objective, ready, self.settings)
 
     def finish(self) -> None:
         self._observe(lambda: self.client.set_terminated(self.run))

@@ -147,6 +147,20 @@ class MetricsSettings(Section):
     video_frames: int = Field(60, ge=2)
 
 
+Contents = Literal["frames", "points", "renders", "sources"]
+
+
+class ClipSection(Section):
+    """Of a training clip; no section of a run."""
+
+    contents: Contents = Field(
+        "sources",
+        description="What is stored beside the frames, each with what stands before it: points of the cloud; renders of the "
+        "cloud; and the renders of each photo's points alone.",
+    )
+    second: int | None = Field(None, ge=1, description="Number of the frame that is the second photo; null: the last.")
+
+
 class Settings(Section):
     seed: int = 0
     views: ViewsSettings = ViewsSettings()
@@ -156,6 +170,12 @@ class Settings(Section):
     confidence: ConfidenceSettings = ConfidenceSettings()
     splats: SplatsSettings = SplatsSettings()
     metrics: MetricsSettings = MetricsSettings()
+
+
+class ClipSettings(Settings):
+    """What a training clip depends on: some sections of a run, and its own."""
+
+    clip: ClipSection = ClipSection()
 
 
 def parse_settings(base: dict[str, Any], overrides: list[str] | None = None) -> Settings:

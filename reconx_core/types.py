@@ -183,30 +183,43 @@ class Frames:
 
 @dataclass(frozen=True)
 class Clip:
-    """A real clip to train the video model on: its first and last frame are the photos that the point cloud was made from."""
+    """A real clip to train the video model on: the point cloud was made from its first frame and another one, its photos.
+
+    What the model does not read is None. With points, the world is the frame of the first camera, and their median depth there
+    is 1.
+    """
 
     images: Float[Tensor, "f h w 3"]
     cameras: Cameras
-    renders: Float[Tensor, "f h w 3"]  # the point cloud at every camera
-    visibility: Float[Tensor, "f h w"]  # [0, 1]
-    alone: Float[Tensor, "f 2 h w 3"]  # the points of the first photo alone and of the last alone, at every camera
-    alone_visibility: Float[Tensor, "f 2 h w"]
-    points: Float[Tensor, "p 3"]  # of the cloud, world
-    colours: Float[Tensor, "p 3"]
+    renders: Float[Tensor, "f h w 3"] | None = None  # the point cloud at every camera
+    visibility: Float[Tensor, "f h w"] | None = None  # [0, 1]
+    alone: Float[Tensor, "f 2 h w 3"] | None = None  # the points of each photo alone at every camera
+    alone_visibility: Float[Tensor, "f 2 h w"] | None = None
+    points: Float[Tensor, "p 3"] | None = None  # of the cloud
+    colours: Float[Tensor, "p 3"] | None = None
+    second: int | None = None  # the frame that is the second photo; None: the last
     fps: float | None = None  # frames a second of the video that it was taken from, over its step from frame to frame
 
     def __post_init__(self) -> None:
         n, h, w = len(self.cameras), self.cameras.height, self.cameras.width
-        _expect("Clip.images", self.images, (n, h, w, 3))
-        _expect("Clip.renders", self.renders, (n, h, w, 3))
-        _expect("Clip.visibility", self.visibility, (n, h, w))
-        _expect("Clip.alone", self.alone, (n, 2, h, w, 3))
-        _expect("Clip.alone_visibility", self.alone_visibility, (n, 2, h, w))
-        _expect("Clip.points", self.points, (None, 3))
-        _expect("Clip.colours", self.colours, (len(self.points), 3))
+        points = None if self.points is None else len(self.points)
+        shapes: dict[str, tuple[int | None, ...]] = {
+            "images": (n, h, w, 3), "renders": (n, h, w, 3), "visibility": (n, h, w), "alone": (n, 2, h, w, 3),
+            "alone_visibility": (n, 2, h, w), "points": (points, 3), "colours": (points, 3),
+        }  # fmt: skip
+        for name, shape in shapes.items():
+            if (value := getattr(self, name)) is not None:
+                _expect(f"Clip.{name}", value, shape)
+        if self.second is not None and not 0 < self.second < n:
+            raise ValueError(f"Clip.second: expected a frame from 1 to {n - 1}, got {self.second}")
 
     def __len__(self) -> int:
         return len(self.images)
+
+    @property
+    def ends(self) -> tuple[int, int]:
+        """The frames that are the photos."""
+        return 0, len(self) - 1 if self.second is None else self.second
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from reconx_core.losses.lpips import lpips_files
 from reconx_core.names import shown
 from reconx_core.pointcloud import BACKENDS as GEOMETRY
 from reconx_core.pointcloud import weights_of as geometry_weights
-from reconx_core.settings import STAGES, Settings
+from reconx_core.settings import STAGES, ClipSettings, Settings
 from reconx_core.video import weights_of as video_weights
 
 PARENTS: dict[str, tuple[str, ...]] = {
@@ -39,10 +39,14 @@ PARENTS: dict[str, tuple[str, ...]] = {
     "confidence": ("views", "pointcloud", "video"),
     "splats": ("pointcloud", "confidence"),
     "metrics": ("views", "pointcloud", "confidence", "splats"),
-    "clip": ("views", "pointcloud"),  # not a stage of a run: training data of `reconx train`
+    "clip": (),  # not a stage of a run: training data of `reconx train`
 }
-# The sections that a stage reads: its own; `confidence` also builds the geometry backend that `pointcloud` names.
-SECTIONS = {stage: (stage,) for stage in PARENTS} | {"confidence": ("confidence", "pointcloud"), "clip": ()}
+# The sections that a stage reads: its own; `confidence` also builds the geometry backend that `pointcloud` names, and `clip`
+# does at once what `views` and `pointcloud` do.
+SECTIONS = {stage: (stage,) for stage in PARENTS} | {
+    "confidence": ("confidence", "pointcloud"),
+    "clip": ("views", "pointcloud", "clip"),
+}
 SEEDLESS = ("views",)  # no randomness, so all seeds share its artifacts
 
 
@@ -114,7 +118,7 @@ def parts_of(
     stage: str, settings: Settings, parents: Mapping[str, str], environment: Mapping[str, Any], source: str
 ) -> dict[str, Any]:
     """The parts of a cache key, from digests of the parents' outputs and the source, and from :func:`environment_of`."""
-    source = source if stage == "views" else ""
+    source = "" if PARENTS[stage] else source
     return {"settings": resolved_settings(stage, settings), "parents": dict(parents), "source": source, **environment}
 
 
@@ -148,7 +152,7 @@ def code_of(stage: str) -> str:
 
 def _modules_of(stage: str) -> tuple[str, ...]:
     """Where the code of a stage begins; its random generator is made here, so that no import of its own shows it."""
-    drawing = ["reconx_core.seeds"] if stage in STAGES and stage not in SEEDLESS else []
+    drawing = [] if stage in SEEDLESS else ["reconx_core.seeds"]
     return (f"tasks.{stage}", *([f"reconx_core.{stage}"] if stage in STAGES else []), *drawing)
 
 
@@ -262,12 +266,23 @@ def machine() -> dict[str, str | int]:
 
 def uses_gpu(stage: str, settings: Settings) -> bool:
     """Whether the stage uses a GPU if there is one, so that its output may differ from that of a CPU."""
-    if stage in ("pointcloud", "confidence"):
+    if finds_geometry(stage, settings):
         backend = GEOMETRY.get(settings.pointcloud.backend)
         return backend is not None and backend.weights != "none"
     if stage == "video":
         return settings.video.backend not in ("points", "none")
     return stage == "metrics" or (stage == "splats" and settings.splats.backend != "cpu")
+
+
+def finds_geometry(stage: str, settings: Settings) -> bool:
+    """Whether the stage runs the geometry backend."""
+    with_points = isinstance(settings, ClipSettings) and settings.clip.contents != "frames"
+    return stage in ("pointcloud", "confidence") or (stage == "clip" and with_points)
+
+
+def stages_before(stage: str) -> tuple[str, ...]:
+    """The stage and all whose results it can depend on: those before it in a run."""
+    return STAGES[: STAGES.index(stage) + 1] if stage in STAGES else (stage,)
 
 
 def device_class() -> str:
@@ -282,7 +297,7 @@ def weights_digests(stage: str, settings: Settings) -> dict[str, str]:
     """
     if stage == "video" and (folder := video_weights(settings.video)) is not None:
         return _digests(files_of(folder))
-    if stage in ("pointcloud", "confidence") and (place := geometry_weights(settings.pointcloud)) is not None:
+    if finds_geometry(stage, settings) and (place := geometry_weights(settings.pointcloud)) is not None:
         return _digests(files_of(place))
     wanted = stage == "metrics" or (stage == "splats" and settings.splats.lpips_weight > 0)
     files = (lpips_files() or ()) if wanted else ()

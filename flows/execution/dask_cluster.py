@@ -75,7 +75,9 @@ class Cluster:
 
 
 @contextmanager
-def open_cluster(setting: str, workers: int, root: Path, monitor: Monitor) -> Iterator[Cluster]:
+def open_cluster(
+    setting: str, workers: int, root: Path, monitor: Monitor, stages: tuple[str, ...] = STAGES
+) -> Iterator[Cluster]:
     """The cluster that ``--dask`` names: ``local``, which ends with the block, or that of a scheduler.
 
     Raises:
@@ -87,7 +89,7 @@ def open_cluster(setting: str, workers: int, root: Path, monitor: Monitor) -> It
         token = stack.enter_context(store.token(root))
         messenger = Messenger(token.name)
         stack.enter_context(_relay(client, messenger.topic, monitor))
-        stack.enter_context(_prepare(client, token, messenger))
+        stack.enter_context(_prepare(client, token, messenger, stages))
         resources = [worker["resources"] for worker in client.scheduler_info(n_workers=-1)["workers"].values()]
         yield Cluster(address, messenger, any(offered.get("GPU") for offered in resources))
 
@@ -131,11 +133,11 @@ def _relay(client: Client, topic: str, monitor: Monitor) -> Iterator[None]:
 
 
 @contextmanager
-def _prepare(client: Client, token: Path, messenger: Messenger) -> Iterator[None]:
+def _prepare(client: Client, token: Path, messenger: Messenger, stages: tuple[str, ...]) -> Iterator[None]:
     """Have every worker do what this run needs before its first stage, those that join or start again during the block, too."""
     names = [*ENVIRONMENT, "PREFECT_HOME", "PREFECT_API_URL"]
     environment = {name: os.environ[name] for name in names}
-    preparation = Preparation(messenger.topic, token, environment, _codes(), messenger)
+    preparation = Preparation(messenger.topic, token, environment, _codes(stages), messenger)
     try:
         client.register_plugin(preparation)
     except (ImportError, AttributeError) as error:
@@ -147,8 +149,8 @@ def _prepare(client: Client, token: Path, messenger: Messenger) -> Iterator[None
             client.unregister_worker_plugin(preparation.name)
 
 
-def _codes() -> dict[str, str]:
-    return {stage: code_of(stage) for stage in STAGES}
+def _codes(stages: tuple[str, ...]) -> dict[str, str]:
+    return {stage: code_of(stage) for stage in stages}
 
 
 @dataclass
@@ -163,7 +165,7 @@ class Preparation(WorkerPlugin):
 
     def setup(self, worker: Any) -> None:
         """Raise UserError where the worker cannot do what the run needs."""
-        load_stages(STAGES)
+        load_stages(self.codes)
         route_warnings(self.messenger.say)
         os.environ.update(self.environment)
         ask_local_servers_directly()

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from reconx_core.io.files import write_json
-from reconx_core.settings import STAGES, Settings
-from tasks.execute import resolved_settings
+from reconx_core.settings import Settings
+from tasks.execute import resolved_settings, stages_before
 
 
 def task_id(stage: str, scene: str, source: str, settings: Settings) -> str:
@@ -20,8 +20,7 @@ def task_id(stage: str, scene: str, source: str, settings: Settings) -> str:
 
     Plans that agree in it share the task.
     """
-    upto = STAGES[: STAGES.index(stage) + 1]  # a stage's ancestors are all the stages before it
-    parts = [stage, scene, source, [resolved_settings(each, settings) for each in upto]]
+    parts = [stage, scene, source, [resolved_settings(each, settings) for each in stages_before(stage)]]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 

@@ -28,7 +28,7 @@ from reconx_core.errors import UserError
 from reconx_core.io.files import write_atomic
 from reconx_core.names import shown
 from reconx_core.settings import STAGES
-from tasks.execute import PARENTS, Job, Monitor, code_of, execute, key_of, source_digest
+from tasks.execute import PARENTS, Job, Monitor, code_of, execute, key_of, source_digest, stages_before
 
 if TYPE_CHECKING:
     from flows.execution.dask_cluster import Cluster
@@ -108,16 +108,15 @@ def reconx() -> None:
 
 
 def run_scenes(
-    plans: Iterable[ScenePlan], root: Path, monitor: Monitor, last: str = "metrics", workers: int = 1,
+    plans: Iterable[ScenePlan], root: Path, monitor: Monitor, stages: tuple[str, ...] = STAGES, workers: int = 1,
     cluster: Cluster | None = None,
 ) -> list[SceneRun]:  # fmt: skip
-    """Run the stages up to ``last`` for every scene, in threads or in the cluster; one that fails does not stop the others.
+    """Run the ``stages`` for every scene, in threads or in the cluster; one that fails does not stop the others.
 
     Where plans agree in all that a stage depends on, they share its task.
     """
-    wanted = STAGES[: STAGES.index(last) + 1]
     runs = [SceneRun(plan) for plan in plans]
-    steps = make_steps(runs, wanted)
+    steps = make_steps(runs, stages)
     runner: Any = cluster.runner() if cluster else ThreadPoolTaskRunner(max_workers=workers)
     token = _work.set(lambda: _submit_all(steps, root.resolve(), monitor, cluster))
     try:
@@ -125,7 +124,7 @@ def run_scenes(
     finally:
         _work.reset(token)
     for run in runs:
-        run.references = {stage: run.references[stage] for stage in wanted if stage in run.references}
+        run.references = {stage: run.references[stage] for stage in stages if stage in run.references}
     return runs
 
 
@@ -178,7 +177,7 @@ def _submit(step: Step, root: Path, monitor: Monitor, cluster: Cluster | None) -
     plan = step.plan
     step.failed = any(parent.failed for parent in step.parents.values())
     try:
-        digest = source_digest(plan.source) if step.stage == "views" else ""
+        digest = "" if PARENTS[step.stage] else source_digest(plan.source)
     except Exception as error:
         _fail(step, error, root, monitor)
     if step.failed:
@@ -239,7 +238,7 @@ def _fail(step: Step, error: BaseException, root: Path, monitor: Monitor) -> Non
     # Again, since a source that cannot be read and a worker that died have failed without their task.
     keep_failure(root, step.stage, step.name, step.plan.label, describe_error(error))
     for run in step.runs:
-        if run.failed_stage is None or STAGES.index(step.stage) < STAGES.index(run.failed_stage):
+        if run.failed_stage is None or run.failed_stage not in stages_before(step.stage):
             run.failed_stage, run.error = step.stage, error
             monitor.failed(run.plan.label, step.stage, describe_error(error))
 

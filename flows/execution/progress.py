@@ -22,6 +22,7 @@ from tasks.execute import Monitor
 
 # Seconds per stage of three 800x600 photos on two cores, until the store has measured its own.
 _FIRST_GUESS = {"views": 1, "pointcloud": 30, "condition": 5, "video": 1, "confidence": 15, "splats": 60, "metrics": 20}
+CLIP_GUESS = 3.0  # seconds of a training clip, which is no stage of a run
 _RECENT = 5
 
 
@@ -34,8 +35,8 @@ class TimeLeft(ProgressColumn):
 class Display(Monitor):
     """What a person sees of a run. Expected times come from the store's recent measurements."""
 
-    def __init__(self, console: Console, root: Path, many: bool) -> None:
-        self.console, self.many = console, many
+    def __init__(self, console: Console, root: Path, many: bool, quiet: bool = False) -> None:
+        self.console, self.many, self.quiet = console, many, quiet  # quiet: the bar and what goes wrong in the store only
         self.expected = expected_seconds(root)
         self.left: dict[tuple[str, str], float] = {}
         self.running: dict[tuple[str, str], tuple[float, float]] = {}  # start, and share done as far as it is known
@@ -48,7 +49,7 @@ class Display(Monitor):
 
     def planned(self, stage: str, scene: str) -> None:
         with self.lock:
-            self.left[stage, scene] = self.expected[stage]
+            self.left[stage, scene] = self.expected.get(stage, CLIP_GUESS)
 
     def started(self, stage: str, scene: str) -> None:
         with self.lock:
@@ -65,6 +66,8 @@ class Display(Monitor):
             if (stage, scene) in self.reported:
                 return
             self.reported.add((stage, scene))
+        if self.quiet:
+            return
         where = f"{scene}  " if self.many else ""
         self.console.print(f"  {where}{stage:<11}{describe(measured, cached)}", highlight=False)
         for note in (measured or {}).get("notes", []) if cached else []:
@@ -82,7 +85,7 @@ class Display(Monitor):
             for pair in [pair for pair in (*self.left, *self.running) if pair[1] == scene]:
                 self.left.pop(pair, None)
                 self.running.pop(pair, None)
-        if self.many and not known:
+        if self.many and not known and not self.quiet:
             self.console.print(f"  [red]{scene} failed in {stage}:[/red] {escape(error)}", highlight=False, soft_wrap=True)
 
     def repaired(self, stage: str, scene: str, damage: str) -> None:

@@ -102,10 +102,10 @@ def stop_at_once(console: Console) -> Iterator[None]:
 
 
 def run_stages(
-    make_plans: Callable[[], list[ScenePlan]], root: Path, console: Console, last: str = "metrics", workers: int = 1,
-    dask: str | None = None,
+    make_plans: Callable[[], list[ScenePlan]], root: Path, console: Console, stages: tuple[str, ...] = STAGES, workers: int = 1,
+    dask: str | None = None, quiet: bool = False,
 ) -> list[SceneRun]:  # fmt: skip
-    """Run the stages up to ``last``; returns what came of every plan, failures included.
+    """Run the ``stages``; returns what came of every plan, failures included. ``quiet``: without a line for each.
 
     ``dask``: ``local`` for ``workers`` processes instead of threads, or the address of a scheduler, which has its own workers.
 
@@ -127,9 +127,9 @@ def run_stages(
             with warnings.catch_warnings(record=True) as noticed:
                 stack.enter_context(in_use(root))
                 store.clear_abandoned(root)
-                load_stages(STAGES[: STAGES.index(last) + 1])
+                load_stages(stages)
                 plans = make_plans()
-            display = Display(console, root, many=len(plans) > 1)
+            display = Display(console, root, many=len(plans) > 1, quiet=quiet)
             for notice in noticed:
                 if is_own_warning(notice.category, notice.filename):
                     display.say(str(notice.message))
@@ -137,11 +137,11 @@ def run_stages(
                 route_warnings(display.say)
                 wait_for_server()
                 if dask is None:
-                    return run_scenes(plans, root, display, last, workers)
+                    return run_scenes(plans, root, display, stages, workers)
                 from flows.execution.dask_cluster import open_cluster
 
-                with open_cluster(dask, workers, root, display) as cluster:
-                    return run_scenes(plans, root, display, last, cluster=cluster)
+                with open_cluster(dask, workers, root, display, stages) as cluster:
+                    return run_scenes(plans, root, display, stages, cluster=cluster)
 
 
 def require_dask() -> None:

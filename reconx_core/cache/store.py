@@ -40,6 +40,8 @@ SCHEMA = 1  # part of every cache key: increase it when the format or the meanin
 MANIFEST, MEASURED, RECORD = "manifest.json", "measured.json", "prefect.json"
 _OUTSIDE_DIGEST = {MANIFEST, MEASURED, RECORD}
 _COLOUR_FIELDS = {"images", "renders", "alone"}  # float in memory, uint8 sRGB on disk
+# Of training clips, of which there may be hundreds of thousands, everything is small on disk, and float in memory.
+_SMALL = {"Clip": {"visibility": "uint8", "alone_visibility": "uint8", "colours": "uint8", "points": "float16"}}
 _FRAME_ELEMENTS = 4096  # arrays with rows at least this large are chunked per row (a frame)
 
 # One Blosc thread: several would write blocks in the order in which they finish, so bytes would differ from run to run.
@@ -96,7 +98,7 @@ def _save_dataclass(folder: Path, prefix: str, group: zarr.Group, value: Any) ->
     for field in fields(value):
         item = getattr(value, field.name)
         if isinstance(item, Tensor):
-            _save_array(group, field.name, to_uint8(item) if field.name in _COLOUR_FIELDS else item)
+            _save_array(group, field.name, _to_disk(item, type(value).__name__, field.name))
         elif isinstance(item, types.PointCloud):
             _save_table(folder / f"{prefix}.{field.name}.parquet", item)
             tables.append(field.name)
@@ -110,7 +112,7 @@ def _save_dataclass(folder: Path, prefix: str, group: zarr.Group, value: Any) ->
 def _load_dataclass(folder: Path, prefix: str, group: zarr.Group) -> Any:
     attributes: dict[str, Any] = group.attrs.asdict()
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in attributes["scalars"].items()}
-    values |= {name: _load_array(array) for name, array in group.arrays()}
+    values |= {name: _from_disk(_load_array(array), attributes["type"], name) for name, array in group.arrays()}
     values |= {name: _load_dataclass(folder, f"{prefix}.{name}", member) for name, member in group.groups()}
     values |= {name: _load_table(folder / f"{prefix}.{name}.parquet") for name in attributes["tables"]}
     return getattr(types, attributes["type"])(**values)
@@ -128,8 +130,23 @@ def _save_array(group: zarr.Group, name: str, tensor: Tensor) -> None:
 
 
 def _load_array(array: zarr.Array) -> Tensor:
-    tensor = torch.from_numpy(np.ascontiguousarray(array[...]))
-    return from_uint8(tensor) if array.basename in _COLOUR_FIELDS else tensor
+    return torch.from_numpy(np.ascontiguousarray(array[...]))
+
+
+def _stored_as(kind: str, name: str) -> str:
+    """The type on disk of a float field: "uint8" for numbers in [0, 1], "float16", or "" for the tensor's own."""
+    return "uint8" if name in _COLOUR_FIELDS else _SMALL.get(kind, {}).get(name, "")
+
+
+def _to_disk(tensor: Tensor, kind: str, name: str) -> Tensor:
+    stored = _stored_as(kind, name)
+    return to_uint8(tensor) if stored == "uint8" else tensor.half() if stored == "float16" else tensor
+
+
+def _from_disk(tensor: Tensor, kind: str, name: str) -> Tensor:
+    # By what is there: earlier versions stored some of these fields as float32.
+    stored = _stored_as(kind, name)
+    return from_uint8(tensor) if stored == "uint8" and tensor.dtype == torch.uint8 else tensor.float() if stored else tensor
 
 
 def _save_table(path: Path, value: types.PointCloud | tuple[Any, ...]) -> None:

@@ -19,6 +19,7 @@ EARLIER = ("last", "old")  # where versions before 0.3 kept theirs, the newer on
 # May change when a run is resumed; batch and accumulate as long as updates are of as many clips.
 FREE = {
     "steps", "batch", "accumulate", "checkpoint_every", "checkpoints", "sample_every", "sample_steps", "validation",
+    "loader_workers", "clip_cache",
 }  # fmt: skip
 
 

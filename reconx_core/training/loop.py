@@ -7,7 +7,7 @@ draws the same samples and noise as an uninterrupted one, and several processes 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,14 +18,25 @@ from accelerate import Accelerator
 from diffusers.training_utils import EMAModel
 
 from reconx_core.errors import UserError
-from reconx_core.training.batches import Prepared, draw_batch, prepared_clips
+from reconx_core.training.batches import Batch, Reads, reads_of
 from reconx_core.training.checkpoints import resume, save
+from reconx_core.training.loader import Batches, load_batches
 from reconx_core.training.objective import Objective, choose_parameters, freeze_unreached, frozen_components
 from reconx_core.training.processes import join_processes
 from reconx_core.training.schedule import Schedule, make_schedule
 from reconx_core.training.settings import TrainSettings
 from reconx_core.types import Clip
 from reconx_core.video.diffusion.pipeline import ReconXPipeline
+
+NO_CLIP = "There is no clip to train on; name scenes with true cameras under 'data'."
+
+
+@dataclass(frozen=True)
+class EpochClips:
+    """The clips to train on."""
+
+    count: int  # of every epoch, as they are drawn: some may be missing of an epoch's
+    of_epoch: Callable[[int], Sequence[Callable[[], Clip]]]  # their loaders; with several processes, all call it together
 
 
 @dataclass
@@ -53,26 +64,25 @@ class Log(Protocol):
 
 def train(
     pipeline: ReconXPipeline,
-    clips: Sequence[Callable[[], Clip]],
+    clips: EpochClips,
     settings: TrainSettings,
     out: Path,
     log: Log | None = None,
 ) -> ReconXPipeline:
     """Train the pipeline's networks, resuming from a checkpoint in ``out`` if there is one; returns it with EMA weights.
 
-    Each of ``clips`` loads one clip. ``log`` is told of progress; on the main process only, if there are several.
+    ``log`` is told of progress; on the main process only, if there are several.
 
     Raises:
         UserError: no clips, or the checkpoint belongs to other settings.
     """
-    if not clips:
-        raise UserError("There is no clip to train on; name scenes with true cameras under 'data'.")
+    if not clips.count:
+        raise UserError(NO_CLIP)
     run = start(pipeline, settings)
     first = resume(run.accelerator, settings, out)
-    schedule = make_schedule(settings, len(clips), run.accelerator.num_processes, run.accelerator.process_index)
-    ready = prepared_clips(clips, settings.points, pipeline.config.sources > 0, run.accelerator.device, settings.clip_cache)
-    for step in range(first, settings.steps):
-        loss = training_step(run, ready, schedule, settings, step)
+    schedule = make_schedule(settings, clips.count, run.accelerator.num_processes, run.accelerator.process_index)
+    for step, batches in updates(clips, schedule, settings, reads_of(pipeline, settings), first):
+        loss = training_step(run, batches, settings)
         done = step + 1
         if log is not None:
             log.step(step, loss)
@@ -83,6 +93,23 @@ def train(
     if run.ema is not None:
         run.ema.copy_to(run.parameters)
     return pipeline
+
+
+def updates(
+    clips: EpochClips, schedule: Schedule, settings: TrainSettings, reads: Reads, first: int
+) -> Iterator[tuple[int, Iterator[Batch]]]:
+    """The number of every update from ``first`` on, and the iterator that gives its batches next.
+
+    Raises:
+        UserError: none of an epoch's clips could be made.
+    """
+    epochs = schedule.epochs(first, settings.steps) if settings.new_clips else [(0, range(first, settings.steps))]
+    for epoch, numbers in epochs:
+        loaders = clips.of_epoch(epoch)
+        if not loaders:
+            raise UserError(NO_CLIP)
+        batches = load_batches(Batches(loaders, schedule, settings, reads), numbers)
+        yield from ((number, batches) for number in numbers)
 
 
 def start(pipeline: ReconXPipeline, settings: TrainSettings) -> Run:
@@ -121,16 +148,14 @@ def lr_lambda(step: int, settings: TrainSettings) -> float:
     return 0.01 + 0.99 * (1 + math.cos(math.pi * share)) / 2 if settings.decay else 1.0
 
 
-def training_step(
-    run: Run, clips: Sequence[Callable[[], Prepared]], schedule: Schedule, settings: TrainSettings, step: int
-) -> float:
-    """One optimiser update, on the mean gradient of all its samples; returns their mean loss."""
+def training_step(run: Run, batches: Iterator[Batch], settings: TrainSettings) -> float:
+    """One optimiser update, on the mean gradient of the next ``accumulate`` batches; returns the mean loss of all processes."""
     losses = []
-    for part in range(schedule.accumulate):
-        batch = draw_batch(clips, schedule, step, part, settings)
-        with gradients_stay(run) if part + 1 < schedule.accumulate else nullcontext():
+    for part in range(settings.accumulate):
+        batch = next(batches).to(run.accelerator.device)
+        with gradients_stay(run) if part + 1 < settings.accumulate else nullcontext():
             loss = run.wrapped(batch)
-            run.accelerator.backward(loss / schedule.accumulate)
+            run.accelerator.backward(loss / settings.accumulate)
         losses.append(loss.detach())
     run.accelerator.clip_grad_norm_(run.parameters, settings.gradient_clip)
     run.optimiser.step()

@@ -37,33 +37,38 @@ class Objective(nn.Module):
 
         Nothing is dropped in evaluation mode.
         """
-        pipeline, count = self.pipeline, batch.frames.shape[1]
+        pipeline = self.pipeline
         draws = [torch.Generator().manual_seed(seed) for seed in batch.seeds.tolist()]
         self.dropout_seeds[:] = [int(torch.randint(2**62, (), generator=draw)) for draw in draws]
-        frames, ends = batch.frames * 2 - 1, [0, count - 1]
-        shown = takes_renders(pipeline, self.settings)
-        renders = batch.renders * 2 - 1 if shown else None
-        condition = condition_latents(pipeline.vae, frames[:, ends], ends, count, renders, draws)
+        frames, blends = batch.frames * 2 - 1, pipeline.config.sources > 0
+        condition, seen = self.conditions(batch, frames, draws)
         latents = encode_frames(pipeline.vae, frames, draws)
         clean = latents - condition if pipeline.config.residual else latents
-        blends = pipeline.config.sources > 0
         noise = torch.zeros_like(clean) if blends else noise_source(draws, clean.device)("start", 0, tuple(clean.shape))
         timesteps = draw_timesteps(1.0 if blends else self.settings.terminal_share, draws).to(clean.device)
-        points = None if pipeline.structure_encoder is None else batch.points
-        tokens = pipeline.condition_tokens(frames[:, 0], [""] * len(frames), points, batch.colours)
+        tokens = pipeline.condition_tokens(frames[:, 0], [""] * len(frames), batch.points, batch.colours, batch.farthest)
         shares = {"image": self.settings.drop_image, "structure": self.settings.drop_structure} if self.training else {}
         kept = drop_conditions(tokens, shares, draws)
-        visibility = batch.visibility if shown else None
-        seen = pipeline.input_condition(condition, ends, visibility, batch.sources if blends else None)
         noisy = pipeline.scheduler.add_noise(clean, noise, timesteps)
         fps = None if blends else batch.fps
         predicted = pipeline.network(timesteps, noisy, seen, fps, **kept)
         return velocity_loss(predicted.float(), pipeline.scheduler.get_velocity(clean, noise, timesteps), self.settings.loss)
 
-
-def takes_renders(pipeline: ReconXPipeline, settings: TrainSettings) -> bool:
-    """Whether the model is conditioned on renders; one that diffuses the difference from them cannot be without."""
-    return settings.renders or pipeline.config.residual
+    def conditions(
+        self, batch: Batch, frames: Float[Tensor, "b f 3 h w"], draws: Sequence[torch.Generator]
+    ) -> tuple[Float[Tensor, "b c f h w"], Float[Tensor, "b d f h w"]]:
+        """Condition latents, and all that is concatenated to the noisy ones; each clip has its photos at its own ``ends``."""
+        pipeline, found = self.pipeline, []
+        for clip, (ends, draw) in enumerate(zip(batch.ends.tolist(), draws)):
+            one = slice(clip, clip + 1)
+            renders, visibility, sources = (
+                None if part is None else part[one] for part in (batch.renders, batch.visibility, batch.sources)
+            )
+            shown = None if renders is None else renders * 2 - 1
+            latents = condition_latents(pipeline.vae, frames[one][:, ends], ends, frames.shape[1], shown, [draw])
+            found.append((latents, pipeline.input_condition(latents, ends, visibility, sources)))
+        condition, seen = (torch.cat(parts) for parts in zip(*found))
+        return condition, seen
 
 
 def velocity_loss(predicted: Float[Tensor, "b c f h w"], velocity: Float[Tensor, "b c f h w"], kind: str) -> Float[Tensor, ""]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from reconx_core.metrics.image import psnr
 from reconx_core.seeds import generator
-from reconx_core.training.objective import takes_renders
+from reconx_core.training.batches import takes_renders
 from reconx_core.training.settings import TrainSettings
 from reconx_core.types import Clip
 from reconx_core.video.backends.learned import RECIPES, Recipe, generate_clip
@@ -26,16 +27,23 @@ SHOWN = 4  # frames per clip in the grid
 def sample_grid(
     pipeline: ReconXPipeline, clips: Sequence[Clip], settings: TrainSettings
 ) -> tuple[Float[Tensor, "h w 3"], dict[str, float]]:
-    """An image grid (per clip a row of true, of rendered and of generated frames) and the mean PSNR of renders and samples."""
+    """An image grid (per clip a row of true, of rendered and of generated frames) and the mean PSNR of renders and samples.
+
+    Without the renders of clips that have none.
+    """
     recipe = recipe_of(pipeline, settings)
-    rows, scores = [], {"points_psnr": [], "psnr": []}  # type: ignore[var-annotated]
+    rows, scores = [], defaultdict[str, list[float]](list)
     for number, clip in enumerate(clips):
-        truth, rendered = clip.images[1:-1], fill_holes(clip.renders, clip.visibility)[0][1:-1]
-        made = generate(pipeline, at_rate(recipe, pipeline, clip), clip, generator(settings.seed, "sample", str(number)))
+        others = [frame for frame in range(len(clip)) if frame not in clip.ends]
+        truth, images = clip.images[others], dict[str, Tensor]()
+        if clip.renders is not None and clip.visibility is not None:
+            images["points_psnr"] = fill_holes(clip.renders, clip.visibility)[0][others]
+        draw = generator(settings.seed, "sample", str(number))
+        images["psnr"] = generate(pipeline, at_rate(recipe, pipeline, clip), clip, draw)
         everywhere = torch.ones(truth.shape[1:3], dtype=torch.bool)
         shown = torch.linspace(0, len(truth) - 1, SHOWN).round().long()
-        rows += [torch.cat(list(frames[shown]), 1) for frames in (truth, rendered, made)]
-        for name, frames in (("points_psnr", rendered), ("psnr", made)):
+        rows += [torch.cat(list(frames[shown]), 1) for frames in (truth, *images.values())]
+        for name, frames in images.items():
             scores[name] += [psnr(frame, true, everywhere) for frame, true in zip(frames, truth)]
     width = min(row.shape[1] for row in rows)
     return torch.cat([row[:, :width] for row in rows]), {name: float(torch.tensor(s).mean()) for name, s in scores.items()}
@@ -56,12 +64,17 @@ def at_rate(recipe: Recipe, pipeline: ReconXPipeline, clip: Clip) -> Recipe:
     return recipe if clip.fps is None or pipeline.config.sources else replace(recipe, fps=round(clip.fps))
 
 
-def generate(pipeline: ReconXPipeline, recipe: Recipe, clip: Clip, draw: torch.Generator) -> Float[Tensor, "f h w 3"]:
-    """Generate the frames between a clip's two photos."""
-    chosen = even_indices(len(clip.points), recipe.points)
-    seen = normalise_points(clip.points[chosen], clip.cameras.cam_to_world[0]), clip.colours[chosen]
-    cloud = None if pipeline.structure_encoder is None else seen
-    photos, between = clip.images[[0, -1]], slice(1, -1)
-    alone = (clip.alone[between], clip.alone_visibility[between]) if pipeline.config.sources else None
-    renders = (clip.renders[between], clip.visibility[between], alone)
-    return generate_clip(pipeline, recipe, photos, *renders, cloud, draw, lambda step: None)
+def generate(pipeline: ReconXPipeline, recipe: Recipe, clip: Clip, draw: torch.Generator) -> Float[Tensor, "k h w 3"]:
+    """Generate the frames of a clip that are not its photos."""
+    others = [frame for frame in range(len(clip)) if frame not in clip.ends]
+    renders, visibility, alone, alone_visibility = (
+        None if part is None else part[others] for part in (clip.renders, clip.visibility, clip.alone, clip.alone_visibility)
+    )
+    beside = None if alone is None or alone_visibility is None or not pipeline.config.sources else (alone, alone_visibility)
+    cloud = None
+    if pipeline.structure_encoder is not None and clip.points is not None and clip.colours is not None:
+        chosen = even_indices(len(clip.points), recipe.points)
+        cloud = normalise_points(clip.points[chosen], clip.cameras.cam_to_world[0]), clip.colours[chosen]
+    return generate_clip(
+        pipeline, recipe, clip.images[list(clip.ends)], len(others), renders, visibility, beside, cloud, draw, clip.ends[1]
+    )

@@ -6,6 +6,7 @@ the run's seed alone: the processes, and the steps over which gradients are accu
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -38,6 +39,14 @@ class Schedule:
 
     def epoch(self, update: int) -> int:
         return update // self.updates_per_epoch
+
+    def epochs(self, first: int, end: int) -> Iterator[tuple[int, range]]:
+        """The epochs from update ``first`` on, each with its updates up to ``end``."""
+        while first < end:
+            epoch = self.epoch(first)
+            updates = range(first, min((epoch + 1) * self.updates_per_epoch, end))
+            yield epoch, updates
+            first = updates.stop
 
     def indices(self, part: int) -> range:
         """Of the update's samples, those of this process in the ``part``-th forward pass."""

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from reconx_core.errors import UserError
-from reconx_core.settings import Section, read_yaml
+from reconx_core.settings import PointcloudSettings, Section, read_yaml
 
 RENAMED = {"vary": "augment", "kept_clips": "clip_cache"}  # earlier names: accepted in YAML files, -S and checkpoints
 
@@ -32,6 +32,18 @@ class TrainSettings(Section):
     seed: int = 0
     model: str = Field("tiny", description="tiny (from scratch), or the folder of a pipeline to start from.")
     data: list[ClipSource] = Field(default_factory=list)
+    pointcloud: PointcloudSettings = Field(
+        PointcloudSettings(backend="classical"),
+        description="How the point cloud of a clip's two photos is found, with their true cameras; as in a run.",
+    )
+    second_photo: Literal["last", "random"] = Field(
+        "last",
+        description="Which frame of a clip is its second photo: the last (interpolation), or a random one in its middle half, "
+        "after which the model extrapolates.",
+    )
+    new_clips: bool = Field(
+        False, description="Whether every epoch draws clips of its own, with new starts and skips, or all have the first one's."
+    )
     validation: list[ClipSource] = Field(
         default_factory=list, description="Clips for the sample grids and the validation loss; empty: grids of `data`."
     )
@@ -42,7 +54,10 @@ class TrainSettings(Section):
     clip_cache: int = Field(
         0,
         ge=0,
-        description="Number of prepared clips cached on the device (about 11 MB each at 320 px); 0: no cache.",
+        description="Number of prepared clips that each loader keeps in memory (about 11 MB each at 320 px); 0: none.",
+    )
+    loader_workers: int = Field(
+        0, ge=0, description="Processes that read and prepare batches ahead, per training process; 0: between the steps."
     )
     augment: bool = Field(
         False,
@@ -95,10 +110,25 @@ class TrainSettings(Section):
     sample_steps: int = Field(50, ge=1, description="Denoising steps of the sample grids; reconx-tiny takes one.")
     sample_every: int = Field(500, ge=1)
 
+    @model_validator(mode="after")
+    def _extrapolates_in_order(self) -> TrainSettings:
+        if self.second_photo == "random" and self.augment:
+            raise ValueError("second_photo=random needs augment=false, since frames after the second photo stay there")
+        return self
+
 
 def current_names(values: dict[str, Any]) -> dict[str, Any]:
     """The settings with renamed keys (`RENAMED`) under their current names."""
     return {RENAMED.get(key, key): value for key, value in values.items()}
+
+
+def _merged(base: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
+    """``overrides`` replace values; those of the section `pointcloud`, the values in it."""
+    # The backend is the default's also where only other settings of it are given.
+    geometry = [part for part in ({"backend": "classical"}, base.get("pointcloud"), overrides.get("pointcloud")) if part]
+    if not all(isinstance(part, dict) for part in geometry):
+        return {**base, **overrides}  # which is refused
+    return {**base, **overrides, "pointcloud": {key: value for part in geometry for key, value in part.items()}}
 
 
 def load_train_settings(path: Path, overrides: dict[str, Any]) -> TrainSettings:
@@ -109,10 +139,10 @@ def load_train_settings(path: Path, overrides: dict[str, Any]) -> TrainSettings:
     """
     try:
         base = read_yaml(path.read_text(encoding="utf-8-sig")) or {}
-        return TrainSettings.model_validate({**current_names(base), **current_names(overrides)})
+        return TrainSettings.model_validate(_merged(current_names(base), current_names(overrides)))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"Cannot read the training settings in {path}: {error}") from None
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"Training setting '{where}' in {path}: {first['msg'].lower()}.") from None
+        where = "".join(f" '{part}'" for part in [".".join(str(part) for part in first["loc"])] if part)
+        raise UserError(f"Training setting{where} in {path}: {first['msg'].lower()}.") from None

@@ -8,7 +8,7 @@ from statistics import mean
 import torch
 
 from reconx_core.seeds import derive_seed, generator
-from reconx_core.training.batches import Prepared, draw_sample, join
+from reconx_core.training.batches import Prepared, draw_sample, join, reads_of
 from reconx_core.training.objective import Objective
 from reconx_core.training.settings import TrainSettings
 
@@ -22,7 +22,7 @@ def validation_loss(objective: Objective, clips: Sequence[Callable[[], Prepared]
     The objective is in evaluation mode, so that nothing is dropped. A clip with fewer frames or smaller pictures than
     those of a training step is taken as it is.
     """
-    losses = []
+    losses, reads = [], reads_of(objective.pipeline, settings)
     for number, load in enumerate(clips):
         clip, multiple = load(), objective.pipeline.pixels_per_step
         frames = min(settings.frames, len(clip.pictures))
@@ -30,6 +30,6 @@ def validation_loss(objective: Objective, clips: Sequence[Callable[[], Prepared]
         for draw in range(DRAWS):
             names = ("validation", str(number), str(draw))
             sample = draw_sample(clip, frames, (sides[0], sides[1]), False, generator(settings.seed, *names))
-            batch = join([sample], [clip.fps], [derive_seed(settings.seed, *names)])
+            batch = join([sample], [derive_seed(settings.seed, *names)], reads)
             losses.append(objective(batch.to(objective.pipeline.device)).item())
     return mean(losses)

@@ -10,10 +10,11 @@ from dataclasses import fields, is_dataclass
 
 import pytest
 import torch
+import zarr
 
 from reconx_core.cache import store
 from reconx_core.errors import UserError
-from reconx_core.types import Cameras, Condition, Frames, Gaussians, PointCloud, Pointmaps, Views, ViewScore
+from reconx_core.types import Cameras, Clip, Condition, Frames, Gaussians, PointCloud, Pointmaps, Views, ViewScore
 
 H, W = 40, 60
 
@@ -47,7 +48,16 @@ def examples():
         "cloud": cloud(100),
         "rows": (ViewScore("a", 1.5, 0.5, None, False, True), ViewScore("b", 2.5, 0.25, None, True, False)),
         "kept": torch.arange(4),
+        "clip": clip(),
+        "photos": Clip(colours(3, H, W, 3), cameras(3), second=1),
     }
+
+
+def clip():
+    """All that a training clip may hold, in numbers that half precision and 8 bits hold."""
+    alone = colours(3, 2, H, W, 3), colours(3, 2, H, W)
+    points = torch.randn(9, 3).half().float(), colours(9, 3)
+    return Clip(colours(3, H, W, 3), cameras(3), colours(3, H, W, 3), colours(3, H, W), *alone, *points)
 
 
 def assert_same(a, b):
@@ -70,6 +80,13 @@ def published(tmp_path):
 def test_every_type_comes_back_as_it_was(tmp_path, published):
     for name, value in examples().items():
         assert_same(value, store.load(published.folder(tmp_path), name))
+
+
+def test_training_clips_are_small_on_disk(tmp_path):
+    store.save(tmp_path, "clip", clip())
+    arrays = dict(zarr.open_group(tmp_path / "clip.zarr", mode="r").arrays())
+    assert {str(array.dtype) for name, array in arrays.items()} == {"uint8", "float16"}
+    assert arrays["points"].dtype == "float16"
 
 
 def test_same_content_has_the_same_digest_whatever_the_key_and_the_measurements(tmp_path, published):

@@ -1,13 +1,16 @@
 """`reconx train` from the command line: cached clips, a saved model that a run can use, clear messages for wrong input."""
 
 import io
+import re
 
 import pytest
 from rich.console import Console
 
-from flows.train import choose_clips, resolve_train_settings, train
+from flows.train import resolve_train_settings, train
+from flows.training.clips import draw_clips
 from reconx_core.errors import UserError
-from reconx_core.training.settings import ClipSource
+from reconx_core.settings import PointcloudSettings
+from reconx_core.training.settings import ClipSource, TrainSettings
 from reconx_core.video.backends.learned import load_pipeline
 
 DATA = '[{path: "procedural:hall?seed=1&views=2&targets=2&arc=8&width=96&height=64", frames: 4}]'
@@ -21,13 +24,13 @@ def run(folder, *changes):
 
 
 @pytest.mark.long
-def test_train_makes_a_model_that_a_run_can_use(tmp_path):
+def test_train_makes_a_model_that_a_run_can_use(server, tmp_path):
     output = run(tmp_path)
-    assert "1 of 1 clips" in output
+    assert "1 clips; left out: 0" in output
     assert (tmp_path / "out" / "samples" / "000002.png").is_file()
     assert (tmp_path / "mlflow.db").is_file()
     again = run(tmp_path, "steps=3", f"validation={DATA}")
-    assert "step 3:" in again
+    assert re.search(r"step 3: .*validation loss -?\d", again)
     assert "step 2:" not in again  # it resumed from the checkpoint
     assert load_pipeline(tmp_path / "out" / "model").config.residual
     size = sum(file.stat().st_size for file in (tmp_path / "out" / "model").rglob("*.safetensors"))
@@ -49,7 +52,7 @@ def test_wrong_settings_are_sentences(preset, changes, words):
         resolve_train_settings(preset, changes)
 
 
-@pytest.mark.parametrize("preset", ["tiny", "paper-image", "paper-structure"])
+@pytest.mark.parametrize("preset", ["tiny", "paper-image", "paper-structure", "extrapolate"])
 def test_presets_are_valid(preset):
     resolve_train_settings(preset, None)
 
@@ -62,21 +65,60 @@ def test_earlier_names_of_settings_are_accepted(tmp_path, earlier, field, value)
     assert getattr(resolve_train_settings(str(file), None), field) == value
 
 
-def test_clips_are_drawn_from_the_seed():
-    source = ClipSource(path="procedural:hall?seed=1&views=9&targets=1", frames=4, skip=(1, 5), clips=6)
-    drawn = [list(choose_clips(source, seed, 0)) for seed in (0, 0, 1)]
-    assert drawn[0] == drawn[1] != drawn[2]
-    assert len({split for _, _, split, _ in drawn[0]}) > 3
-    assert all(fps == 30 / int(split.split(":")[2]) for _, _, split, fps in drawn[0])
+def drawn(path, seed=0, epoch=0, second_photo="last", contents="points", **source):
+    settings = TrainSettings(seed=seed, second_photo=second_photo)
+    return draw_clips([ClipSource(path=path, **source)], settings, contents, epoch)
+
+
+def test_clips_are_drawn_from_the_seed_and_the_epoch():
+    source = {"frames": 4, "skip": (1, 5), "clips": 6}
+    first, same, other, later = (
+        drawn("procedural:hall?seed=1&views=9&targets=1", *by, **source) for by in ((0,), (0,), (1,), (0, 1))
+    )
+    names = [[plan.name for plan in wanted.plans] for wanted in (first, same, other, later)]
+    assert names[0] == names[1]
+    assert names[0] != names[2]
+    assert names[0] != names[3]
+    assert len(set(names[0])) > 3
+    splits = [plan.settings.views.split for plan in first.plans]
+    assert first.rates == [30 / int(split.split(":")[2]) for split in splits]
+
+
+def test_a_second_photo_is_drawn_from_the_middle_half():
+    clips = drawn("procedural:hall?seed=1&views=8&targets=1", second_photo="random", frames=9, clips=30)
+    places = {plan.settings.clip.second for plan in clips.plans}
+    assert places == {2, 3, 4, 5, 6}
+    plan = clips.plans[0]
+    assert plan.settings.views.split.startswith(f"views:0,{plan.settings.clip.second}:1,")
+
+
+def test_frames_alone_do_not_depend_on_the_geometry():
+    plan = drawn("procedural:hall?seed=1&views=2&targets=1", contents="frames", frames=3).plans[0]
+    assert plan.settings.pointcloud == PointcloudSettings()
 
 
 def test_an_unset_variable_is_named(monkeypatch):
     monkeypatch.delenv("RECONX_DATA", raising=False)
     with pytest.raises(UserError, match=r"RECONX_DATA.*not set"):
-        list(choose_clips(ClipSource(path="$RECONX_DATA/posed/fox"), 0, 0))
+        drawn("$RECONX_DATA/posed/fox")
 
 
-def test_a_scene_too_short_for_its_clips_is_named():
-    source = ClipSource(path="procedural:hall?seed=1&views=2&targets=1", frames=4)
-    with pytest.raises(UserError, match=r"hall_1.*3 photos"):
-        list(choose_clips(source, 0, 0))
+def test_scenes_that_are_too_short_are_counted():
+    wanted = drawn("procedural:hall?seed=1..3&views=2&targets=1", frames=4)
+    assert wanted.plans == []
+    assert wanted.left_out == {"scenes are too short": 3}
+    assert "'hall_1' has 3 photos" in wanted.example
+
+
+def test_the_geometry_is_a_setting_and_its_weights_are_asked_for_first(tmp_path, monkeypatch):
+    monkeypatch.setenv("RECONX_WEIGHTS", str(tmp_path))
+    chosen = resolve_train_settings("paper-structure", ["pointcloud.batch=2"]).pointcloud
+    assert (chosen.backend, chosen.batch) == ("dust3r", 2)
+    assert resolve_train_settings("tiny", ["pointcloud.planes=32"]).pointcloud.backend == "classical"
+    with pytest.raises(UserError, match=r"no weights for pointcloud.backend=dust3r.*reconx weights fetch dust3r"):
+        run(tmp_path, "pointcloud.backend=dust3r")
+
+
+def test_extrapolation_and_augmentation_exclude_each_other():
+    with pytest.raises(UserError, match="second_photo=random needs augment=false"):
+        resolve_train_settings("tiny", ["second_photo=random"])

@@ -7,9 +7,9 @@ import torch
 from small_models import small_pipeline
 
 from reconx_core.errors import UserError
-from reconx_core.training.batches import draw_batch, prepared_clips
+from reconx_core.training.batches import draw_batch, prepared_clips, reads_of
 from reconx_core.training.checkpoints import PROGRESS, remove, whole_checkpoints
-from reconx_core.training.loop import lr_lambda, train
+from reconx_core.training.loop import EpochClips, lr_lambda, train
 from reconx_core.training.objective import Objective, choose_parameters, draw_timesteps, drop_conditions, freeze_unreached
 from reconx_core.training.samples import sample_grid
 from reconx_core.training.schedule import make_schedule
@@ -23,13 +23,17 @@ def settings(**changes):
     return TrainSettings(**{**given, **changes})
 
 
+def only(clip):
+    return EpochClips(1, lambda epoch: [lambda: clip])
+
+
 def draws(count):
     return [torch.Generator().manual_seed(seed) for seed in range(count)]
 
 
 def run(out, clip, **changes):
     log = Losses()
-    made = train(small_pipeline(), [lambda: clip], settings(**changes), out, log)
+    made = train(small_pipeline(), only(clip), settings(**changes), out, log)
     return log.losses, torch.cat([p.detach().flatten() for p in made.unet.parameters()])
 
 
@@ -62,7 +66,7 @@ def test_resuming_from_a_checkpoint_changes_nothing(tmp_path, clip):
 def interrupted(out, clip):
     """A run that ends after its first checkpoint."""
     with pytest.raises(KeyboardInterrupt):
-        train(small_pipeline(), [lambda: clip], settings(checkpoint_every=2), out, Losses(last=2))
+        train(small_pipeline(), only(clip), settings(checkpoint_every=2), out, Losses(last=2))
     assert [folder.name for folder in whole_checkpoints(out)] == ["000002"]
 
 
@@ -102,7 +106,9 @@ def test_a_checkpoint_that_is_older_than_some_settings_is_resumed(tmp_path, clip
 
 def test_without_clips_there_is_a_sentence(tmp_path):
     with pytest.raises(UserError, match="no clip"):
-        train(small_pipeline(), [], settings(), tmp_path)
+        train(small_pipeline(), EpochClips(0, lambda epoch: []), settings(), tmp_path)
+    with pytest.raises(UserError, match="no clip"):  # all that were drawn could not be made
+        train(small_pipeline(), EpochClips(2, lambda epoch: []), settings(), tmp_path)
 
 
 def test_phases_train_what_they_say():
@@ -149,7 +155,7 @@ def test_one_clip_is_overfitted(tmp_path, clip):
     """The network, its conditions and the loss fit together: frames of a clip it has seen come out above 30 dB."""
     chosen = settings(steps=200, learning_rate=3e-3, terminal_share=1.0, ema=0, drop_image=0, drop_structure=0, augment=False)
     log = Losses()
-    made = train(small_pipeline(), [lambda: clip], chosen, tmp_path, log)
+    made = train(small_pipeline(), only(clip), chosen, tmp_path, log)
     _, scores = sample_grid(made, [clip], chosen)
     assert sum(log.losses[-20:]) < 0.2 * sum(log.losses[:20])
     assert scores["psnr"] > 30 > scores["points_psnr"]
@@ -164,8 +170,9 @@ def test_every_parameter_that_learns_has_a_gradient(clip, phase, blends):
     objective = Objective(pipeline, chosen)
     choose_parameters(objective, phase)
     freeze_unreached(pipeline)
-    ready = prepared_clips([lambda: clip], 256, blends, torch.device("cpu"), 1)
-    objective(draw_batch(ready, make_schedule(chosen, 1, 1, 0), 0, 0, chosen)).backward()
+    reads = reads_of(pipeline, chosen)
+    ready = prepared_clips([lambda: clip], reads, 1)
+    objective(draw_batch(ready, make_schedule(chosen, 1, 1, 0), 0, 0, chosen, reads)).backward()
     learning = [name for name, parameter in objective.named_parameters() if parameter.requires_grad]
     assert learning
     assert [name for name in learning if objective.get_parameter(name).grad is None] == []
@@ -203,10 +210,21 @@ def test_the_newest_checkpoints_are_kept_and_the_newest_whole_one_is_resumed(tmp
 
 def test_the_validation_loss_is_the_same_every_time_and_sees_the_weights(clip):
     objective = Objective(small_pipeline(), settings(drop_image=1.0, drop_structure=1.0, frames=9, crop=(640, 640))).eval()
-    ready = prepared_clips([lambda: clip], 256, False, torch.device("cpu"), 1)
+    ready = prepared_clips([lambda: clip], reads_of(objective.pipeline, objective.settings), 1)
     first, second = (validation_loss(objective, ready, objective.settings) for _ in range(2))
     assert first == second
     other = Objective(objective.pipeline, settings(frames=9, crop=(640, 640))).eval()
     assert validation_loss(other, ready, other.settings) == first, "nothing is dropped"
     torch.nn.init.normal_(objective.pipeline.unet.conv_out.weight)
     assert validation_loss(objective, ready, objective.settings) != first
+
+
+def test_every_epoch_has_clips_of_its_own(tmp_path, clip):
+    asked = []
+    clips = EpochClips(2, lambda epoch: asked.append(epoch) or [lambda: clip])
+    chosen = settings(steps=3, new_clips=True, batch=1)
+    train(small_pipeline(), clips, chosen, tmp_path)
+    assert asked == [0, 1]
+    asked.clear()
+    train(small_pipeline(), clips, chosen.model_copy(update={"steps": 4, "decay": True}), tmp_path)
+    assert asked == [1], "it goes on in the middle of an epoch"

@@ -79,10 +79,11 @@ def learned_frames(
     for number, ((pair, frames), seed) in enumerate(zip(clips, seeds)):
         on_step = lambda step, number=number: progress(number * recipe.steps + step + 1, len(clips) * recipe.steps)  # noqa: E731
         cloud = None if points is None else _in_frame_of(points, pointmaps.cameras.cam_to_world[pair[0]])
-        clip = (inputs.images[pair], condition.renders[frames], condition.visibility[frames])
+        clip = (inputs.images[pair], len(frames), condition.renders[frames], condition.visibility[frames])
         alone = photo_renders(inputs, pointmaps, pair, condition.cameras[frames]) if pipeline.config.sources else None
         with _one_clip_at_a_time:  # scenes may run in parallel threads, and the scheduler has state
-            images[frames] = generate_clip(pipeline, recipe, *clip, alone, cloud, torch.Generator().manual_seed(seed), on_step)
+            draw = torch.Generator().manual_seed(seed)
+            images[frames] = generate_clip(pipeline, recipe, *clip, alone, cloud, draw, on_step=on_step)
     return images, condition.visibility.clamp(min=PLAUSIBLE)
 
 
@@ -93,26 +94,33 @@ def with_settings(recipe: Recipe, settings: VideoSettings) -> Recipe:
 
 
 def generate_clip(
-    pipeline: ReconXPipeline, recipe: Recipe, photos: Float[Tensor, "2 h w 3"], renders: Float[Tensor, "k h w 3"],
-    visibility: Float[Tensor, "k h w"], alone: tuple[Tensor, Tensor] | None, cloud: tuple[Tensor, Tensor] | None,
-    generator: torch.Generator, on_step: Callable[[int], None],
+    pipeline: ReconXPipeline, recipe: Recipe, photos: Float[Tensor, "2 h w 3"], count: int,
+    renders: Float[Tensor, "k h w 3"] | None, visibility: Float[Tensor, "k h w"] | None, alone: tuple[Tensor, Tensor] | None,
+    cloud: tuple[Tensor, Tensor] | None, generator: torch.Generator, second: int | None = None,
+    on_step: Callable[[int], None] = lambda step: None,
 ) -> Float[Tensor, "k h w 3"]:  # fmt: skip
-    """Generate the k frames between two photos, in order.
+    """Generate the k = ``count`` frames of a clip beside its two photos, in order.
 
-    ``alone``: the result of `photo_renders`, for a model that blends sources. ``cloud``: points in the camera frame of the
-    first photo, and their colours.
+    ``second``: the frame that is the second photo, the first being frame 0; None: the last (interpolation), otherwise the
+    frames after it go on where the photos end (PAPER.md 5). ``renders``, ``visibility``: of the generated frames; only for
+    recipes with renders. ``alone``: the result of `photo_renders`, for a model that blends sources. ``cloud``: points in the
+    camera frame of the first photo, and their colours.
     """
-    height, width = visibility.shape[1:]
-    if pipeline.config.residual:
-        renders, visibility = fill_holes(renders, visibility)
+    ends = [0, count + 1 if second is None else second]
+    height, width = photos.shape[1:3]
     fit, back = resizers(height, width, recipe.pixels, pipeline.pixels_per_step)
     given: dict[str, Any] = {}
     if recipe.renders:
-        given["renders"] = fit(torch.cat([photos[:1], renders, photos[1:]]))[None]
-        given["visibility"] = fit(F.pad(visibility, (0, 0, 0, 0, 1, 1), value=1.0)[..., None])[None, :, 0]
-    if alone is not None:
-        beside = F.pad(frame_sources(renders, visibility, alone), (0, 0, 0, 0, 0, 0, 0, 0, 1, 1))
-        given["sources"] = fit(beside.flatten(0, 1)).unflatten(0, (-1, SOURCES))[None]
+        assert renders is not None
+        assert visibility is not None
+        if pipeline.config.residual:
+            renders, visibility = fill_holes(renders, visibility)
+        given["renders"] = fit(_between(renders, photos, ends))[None]
+        given["visibility"] = fit(_between(visibility, torch.ones_like(photos[..., 0]), ends)[..., None])[None, :, 0]
+        if alone is not None:
+            sources = frame_sources(renders, visibility, alone)
+            beside = _between(sources, sources.new_zeros(2, *sources.shape[1:]), ends)
+            given["sources"] = fit(beside.flatten(0, 1)).unflatten(0, (-1, SOURCES))[None]
     if cloud is not None:
         given["points"], given["point_features"] = cloud[0][None], cloud[1][None]
 
@@ -120,14 +128,19 @@ def generate_clip(
         on_step(step)
         return tensors
 
-    count = len(renders) + 2
     made = pipeline(
-        fit(photos)[None], [0, count - 1], generator, count, **given, prompt=recipe.prompt,
+        fit(photos)[None], ends, generator, count + 2, **given, prompt=recipe.prompt,
         num_inference_steps=recipe.steps, guidance_scale=recipe.guidance, image_guidance_scale=recipe.image_guidance,
         structure_guidance_scale=recipe.structure_guidance, eta=recipe.eta, fps=recipe.fps,
         batch_guidance=recipe.batch_guidance, vae_slice_size=recipe.vae_slice, callback_on_step_end=callback,
     )  # fmt: skip
-    return back(made.frames[0, 1:-1].float().cpu()).clamp(0, 1)
+    others = [frame for frame in range(count + 2) if frame not in ends]
+    return back(made.frames[0, others].float().cpu()).clamp(0, 1)
+
+
+def _between(frames: Float[Tensor, "k ..."], photos: Float[Tensor, "2 ..."], ends: list[int]) -> Float[Tensor, "f ..."]:
+    """All frames of a clip in order: the photos at ``ends``, of which the first is 0, the others at the other places."""
+    return torch.cat([photos[:1], frames[: ends[1] - 1], photos[1:], frames[ends[1] - 1 :]])
 
 
 def resizers(

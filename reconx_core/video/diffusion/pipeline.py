@@ -226,11 +226,13 @@ class ReconXPipeline(DiffusionPipeline):
         prompts: Sequence[str],
         points: Float[Tensor, "b n 3"] | None = None,
         point_features: Float[Tensor, "b n d"] | None = None,
+        farthest: Int[Tensor, "b t"] | None = None,
     ) -> dict[str, Tokens]:
         """Conditional and unconditional tokens of each condition, in the order of guidance.
 
         ``photo`` is in [-1, 1]. The unconditional inputs are a mid-grey image, zeros as structure tokens, and the empty prompt.
         Conditions without an encoder have no tokens; a structure encoder without point features (the paper's) gets only points.
+        ``farthest``: the points that become tokens, where they are known (`StructureEncoder.sample`).
         """
         nothing = photo.new_zeros(len(photo), 0, self.unet.config.cross_attention_dim)
         tokens: dict[str, Tokens] = {"image": (nothing, None), "text": (nothing, None)}
@@ -242,7 +244,7 @@ class ReconXPipeline(DiffusionPipeline):
             if self.structure_encoder.config["feature_dim"] == 0:
                 point_features = None
             features = None if point_features is None else point_features.to(photo.device)
-            structure = self.structure_encoder(points.to(photo.device), features)
+            structure = self.structure_encoder(points.to(photo.device), features, farthest)
             tokens["structure"] = structure, torch.zeros_like(structure)
         if self.text_encoder is not None:
             states = text_tokens(self.text_encoder, text_ids(self.tokenizer, [*prompts, ""]))

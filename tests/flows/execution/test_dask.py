@@ -125,6 +125,19 @@ def kill_when_named(file):
     psutil.Process(int(file.read_text())).kill()
 
 
+def test_training_clips_are_made_by_the_workers(workers, tiny, tmp_path):
+    from flows.training.clips import Workshop, draw_clips, make_clips
+    from reconx_core.training.settings import ClipSource, TrainSettings
+
+    source = ClipSource(path="procedural:hall?seed=1..3&views=3&targets=1", frames=4)
+    wanted, kept = draw_clips([source], TrainSettings(), "frames"), []
+    loaders = make_clips(wanted, Workshop(tmp_path / "store", tmp_path, Console(quiet=True), dask=workers.address), kept)
+    assert len(loaders) == len({reference.key for reference in kept}) == 3
+    assert [line.partition(":")[2] for line in workers.computed()] == ["views"] * 3
+    assert tiny() == [], "the head computes nothing"
+    assert all(loader().images.shape == (4, standins.HEIGHT, standins.WIDTH, 3) for loader in loaders)
+
+
 @pytest.mark.slow
 def test_killed_run_leaves_no_process_and_the_next_goes_on(workers, reconx, tiny, data, tmp_path):
     log, only = tmp_path / "log", ("--scenes", "attic,barn")
@@ -156,12 +169,13 @@ def test_models_stay_loaded_between_scenes(server, tmp_path):
 
     from flows.evaluate import find_scenes
     from flows.execution.run import resolve_settings, run_stages
+    from tasks.execute import stages_before
 
     settings, scenes = resolve_settings(None, QUICK), find_scenes("procedural:room?seed=0..1&views=3&width=192&height=144")
     plans = [ScenePlan(name, source, settings) for name, source in scenes]
     one = {"n_workers": 1, "threads_per_worker": 1, "memory_limit": 0, "dashboard_address": None}
     with LocalCluster(**one) as cluster, Client(cluster, set_as_default=False) as client:
-        runs = run_stages(lambda: plans, tmp_path, Console(), last="video", dask=cluster.scheduler_address)
+        runs = run_stages(lambda: plans, tmp_path, Console(), stages=stages_before("video"), dask=cluster.scheduler_address)
         assert [run.error for run in runs] == [None, None]
         (uses,) = client.run(uses_of_the_video_model).values()
     assert uses == {"read": 1, "found in memory": 1}
@@ -205,7 +219,7 @@ def test_worker_that_cannot_do_its_part_refuses(server, tmp_path, monkeypatch, c
     monkeypatch.setattr(cluster, "route_warnings", lambda say: None)
     monkeypatch.setenv("PREFECT_API_URL", server)  # so that what the worker sets here is undone
     monkeypatch.setattr(cluster, "send_events_to", lambda url: None)
-    fit = {"token": tmp_path, "environment": {"PREFECT_API_URL": server}, "codes": cluster._codes()}
+    fit = {"token": tmp_path, "environment": {"PREFECT_API_URL": server}, "codes": cluster._codes(STAGES)}
     worker, messenger = SimpleNamespace(address="tcp://10.0.0.7:40000"), cluster.Messenger("topic")
     cluster.Preparation("name", **fit, messenger=messenger).setup(worker)
     with pytest.raises(UserError, match=message):
