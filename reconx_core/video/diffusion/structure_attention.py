@@ -78,8 +78,9 @@ class StructureAttnProcessor(nn.Module):
     def add_structure(self, structure_dim: int) -> None:
         """Give a layer without it the third term, at first worth zero."""
         beside = next(self.to_k_ip.parameters())
-        self.to_k_structure = nn.Linear(structure_dim, len(beside), bias=False).to(beside)
-        self.to_v_structure = nn.Linear(structure_dim, len(beside), bias=False).to(beside)
+        like: dict[str, Any] = {"bias": False, "device": beside.device, "dtype": beside.dtype}
+        self.to_k_structure = nn.Linear(structure_dim, len(beside), **like)
+        self.to_v_structure = nn.Linear(structure_dim, len(beside), **like)
         self.structure_gate = nn.Parameter(beside.new_zeros(1))  # not 0-d, which sharded training does not support
 
     def forward(
