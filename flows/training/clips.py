@@ -168,8 +168,7 @@ def _plan(
         clip, split = f"{clip}:{second}", f"views:{start},{numbers[second]}:{','.join(map(str, others))}"
     # Frames alone do not depend on the geometry, nor should their keys.
     geometry = PointcloudSettings() if contents == "frames" else settings.pointcloud
-    job = ClipSettings(
-        seed=settings.seed, views=ViewsSettings(size=settings.size, split=split, protocol="posed"), pointcloud=geometry,
-        clip=ClipSection(contents=contents, second=second),
-    )  # fmt: skip
+    views = ViewsSettings(size=settings.size, crop=settings.clip_size, split=split, protocol="posed")
+    section = ClipSection(contents=contents, second=second)
+    job = ClipSettings(seed=settings.seed, views=views, pointcloud=geometry, clip=section)
     return ScenePlan(shown(clip), place_of(path), job)

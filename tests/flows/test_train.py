@@ -97,6 +97,14 @@ def test_frames_alone_do_not_depend_on_the_geometry():
     assert plan.settings.pointcloud == PointcloudSettings()
 
 
+@pytest.mark.parametrize("preset", ["paper-image", "paper-structure", "extrapolate"])
+def test_clips_of_the_papers_recipes_are_as_large_as_a_step_needs_them(preset):
+    settings = resolve_train_settings(preset, None)
+    source = ClipSource(path="procedural:hall?seed=1&views=40&targets=1", frames=settings.frames)
+    views = draw_clips([source], settings, "frames").plans[0].settings.views
+    assert views.crop == settings.crop == (512, 512)
+
+
 def test_an_unset_variable_is_named(monkeypatch):
     monkeypatch.delenv("RECONX_DATA", raising=False)
     with pytest.raises(UserError, match=r"RECONX_DATA.*not set"):

@@ -20,9 +20,9 @@ from reconx_core.video.diffusion import latents as conversion
 
 pytestmark = pytest.mark.long
 
-SCENE = "procedural:hall?seed=1&views=2&targets=2&arc=8&width=64&height=64"
+SCENE = "procedural:hall?seed=1&views=2&targets=2&arc=8&width=96&height=64"
 SMALL = [
-    "size=64",
+    "clip_size=[64, 64]",
     "crop=[64, 64]",
     "frames=4",
     "points=64",
