@@ -31,14 +31,15 @@ from torch import nn
 from benchmarks.alignment import problem
 from benchmarks.quality_tables import Grid, print_grid
 from reconx_core.errors import UserError
-from reconx_core.pointcloud.backends.dust3r import ITERATIONS, predict
+from reconx_core.pointcloud.backends.dust3r import ITERATIONS, encode, predict
+from reconx_core.pointcloud.backends.predictions import both_orders, collect
 from reconx_core.pointcloud.global_alignment.align import align_pointmaps
+from reconx_core.pointcloud.global_alignment.graph import pair_graph
 from reconx_core.pointcloud.networks.da3 import DA3
 from reconx_core.pointcloud.networks.da3_config import DA3Config, da3_config
 from reconx_core.pointcloud.networks.dpt import DPTConfig
 from reconx_core.pointcloud.networks.dust3r import DUSt3R, DUSt3RConfig
 from reconx_core.pointcloud.networks.vggt import VGGT, VGGTConfig
-from reconx_core.settings import PointcloudSettings
 
 TINY_DPT = DPTConfig((0, 0, 0, 0), (4, 4, 4, 4), 8, 4)
 TINY = {
@@ -96,16 +97,15 @@ def now(device: str) -> float:
 def dust3r_rows(sizes: dict[type, Any], views: int, shape: tuple[int, int], batches: list[int], device: str) -> list[list[str]]:
     """Prediction of all pairs in both orders: first in float32, then as the backend does it."""
     network, images = build(DUSt3R, sizes[DUSt3R], device), torch.rand(views, 3, *shape)
-    settings = [PointcloudSettings(backend="dust3r", graph="complete", batch=batch) for batch in batches]
-    pairs = views * (views - 1)
+    pairs = both_orders(pair_graph(views, "complete"))
 
-    def row(kind: str, chosen: PointcloudSettings) -> list[str]:
-        name = f"DUSt3R, {pairs} ordered pairs, {chosen.batch} at once, {kind}"
-        return measured(name, lambda: predict(network, images, None, chosen), device)
+    def row(kind: str, batch: int) -> list[str]:
+        work = lambda: collect(predict(network, encode(network, images, batch), pairs, batch), len(pairs))  # noqa: E731
+        return measured(f"DUSt3R, {len(pairs)} ordered pairs, {batch} at once, {kind}", work, device)
 
-    rows = [row("float32", settings[-1])]
+    rows = [row("float32", batches[-1])]
     network.lower_precision(torch.bfloat16)
-    return rows + [row("bfloat16", chosen) for chosen in settings]
+    return rows + [row("bfloat16", batch) for batch in batches]
 
 
 @torch.inference_mode()

@@ -170,15 +170,25 @@ class Frames:
     cameras: Cameras
     confidence: Float[Tensor, "f h w"]  # [0, 1]
     is_photo: Bool[Tensor, " f"]
+    pair: Int[Tensor, "f 2"] | None = None  # the two photos that a frame lies between; a photo's own index twice; None: unknown
 
     def __post_init__(self) -> None:
         n, h, w = len(self.cameras), self.cameras.height, self.cameras.width
         _expect("Frames.images", self.images, (n, h, w, 3))
         _expect("Frames.confidence", self.confidence, (n, h, w))
         _expect("Frames.is_photo", self.is_photo, (n,), torch.bool)
+        if self.pair is not None:
+            _expect("Frames.pair", self.pair, (n, 2), torch.int64)
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def select(self, index: Int[Tensor, " k"]) -> Frames:
+        """The frames at ``index``; ``pair`` keeps counting the photos of all frames."""
+        return replace(
+            self, images=self.images[index], cameras=self.cameras[index], confidence=self.confidence[index],
+            is_photo=self.is_photo[index], pair=None if self.pair is None else self.pair[index],
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -274,14 +284,13 @@ class Scores:
 
 
 class GeometryBackend(Protocol):
-    """Computes the pointmaps of the views that could be registered; returns them and the indices of these views.
+    """The geometry of views: pointmaps and cameras."""
 
-    ``fixed``: given cameras of all views or of the first ones. They are not optimised, and set the world frame and units.
-    """
+    def __call__(self, views: Views, fixed: Cameras | None, generator: torch.Generator) -> tuple[Pointmaps, Int[Tensor, " k"]]:
+        """Pointmaps of the views that could be registered, and the indices of these views.
 
-    def __call__(
-        self, views: Views, fixed: Cameras | None, generator: torch.Generator
-    ) -> tuple[Pointmaps, Int[Tensor, " k"]]: ...
+        ``fixed``: given cameras of all views or of the first ones. They are not optimised, and set the world frame and units.
+        """
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,9 @@
 """Stage `confidence`: per-pixel confidence of every frame (paper IV-E, eq. 13).
 
-The geometry backend matches each frame against the others with all cameras fixed; consistent pixels get a high confidence,
-generated content that contradicts the other frames a low one. The result is the geometric mean of this confidence and the
-generator's own (0 in a filled hole), or this confidence alone (`confidence.generator`). Not the product: both depend on the
-same depth, so it would count an error twice.
+The geometry backend matches each frame against the others of its clip, its two photos among them, with all cameras fixed;
+consistent pixels get a high confidence, generated content that contradicts the other frames a low one. The result is the
+geometric mean of this confidence and the generator's own (0 in a filled hole), or this confidence alone
+(`confidence.generator`). Not the product: both depend on the same depth, so it would count an error twice.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from reconx_core.confidence.clips import clips_of
 from reconx_core.geometry.transforms import resize_cameras, size_for
 from reconx_core.io.images import resize_images
 from reconx_core.settings import ConfidenceSettings
@@ -35,9 +36,11 @@ def estimate_confidence(
         return replace(frames, confidence=torch.cat([photos, torch.ones_like(frames.confidence[len(photos) :])]))
     if bool(frames.is_photo.all()):
         return replace(frames, confidence=photos)
-    agreement = match_frames(frames, backend, settings.size, generator)[len(photos) :]
-    generated = (frames.confidence[len(photos) :] * agreement).sqrt() if settings.generator else agreement
-    return replace(frames, confidence=torch.cat([photos, generated]))
+    confidence = torch.cat([photos, frames.confidence[len(photos) :]])
+    for clip in clips_of(frames):
+        agreement = match_frames(frames.select(clip.members), backend, settings.size, generator)[len(clip.photos) :]
+        confidence[clip.frames] = (confidence[clip.frames] * agreement).sqrt() if settings.generator else agreement
+    return replace(frames, confidence=confidence)
 
 
 def match_frames(

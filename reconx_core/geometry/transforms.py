@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -53,6 +55,14 @@ def resize_cameras(cameras: Cameras, height: int, width: int) -> Cameras:
     """The same cameras at another image size (pixel (0, 0)'s corner is the origin, so this is a plain scaling)."""
     scale = cameras.intrinsics.new_tensor([width / cameras.width, height / cameras.height, 1.0])
     return Cameras(cameras.intrinsics * scale[:, None], cameras.cam_to_world, width, height)
+
+
+def join_cameras(first: Cameras, second: Cameras) -> Cameras:
+    """Both sets of cameras, of one image size, as one."""
+    return replace(
+        first, intrinsics=torch.cat([first.intrinsics, second.intrinsics]),
+        cam_to_world=torch.cat([first.cam_to_world, second.cam_to_world]),
+    )  # fmt: skip
 
 
 def size_for(long_side: int, height: int, width: int) -> tuple[int, int]:

@@ -10,8 +10,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from reconx_core.errors import UserError
+from reconx_core.geometry.transforms import join_cameras
 from reconx_core.settings import VideoSettings
-from reconx_core.types import BackendInfo, Cameras, Condition, Frames, Pointmaps, Views
+from reconx_core.types import BackendInfo, Condition, Frames, Pointmaps, Views
 from reconx_core.video.hole_filling import fill_holes
 
 BACKENDS: dict[str, BackendInfo] = {
@@ -52,7 +53,7 @@ def generate_frames(
     if settings.backend == "none" or len(condition.cameras) == 0:
         return photos
     images, confidence = _generate(inputs, pointmaps, condition, settings, generator, progress)
-    return _append(photos, images, confidence, condition.cameras)
+    return _append(photos, images, confidence, condition)
 
 
 def _generate(
@@ -87,10 +88,9 @@ def weights_of(settings: VideoSettings) -> Path | None:
     return find_model(settings)
 
 
-def _append(photos: Frames, images: torch.Tensor, confidence: torch.Tensor, cameras: Cameras) -> Frames:
-    together = Cameras(
-        torch.cat([photos.cameras.intrinsics, cameras.intrinsics]),
-        torch.cat([photos.cameras.cam_to_world, cameras.cam_to_world]), cameras.width, cameras.height,
-    )  # fmt: skip
+def _append(photos: Frames, images: torch.Tensor, confidence: torch.Tensor, condition: Condition) -> Frames:
+    together = join_cameras(photos.cameras, condition.cameras)
     is_photo = torch.arange(len(together)) < len(photos)
-    return Frames(torch.cat([photos.images, images]), together, torch.cat([photos.confidence, confidence]), is_photo)
+    pair = torch.cat([torch.arange(len(photos))[:, None].repeat(1, 2), condition.pair])
+    images, confidence = torch.cat([photos.images, images]), torch.cat([photos.confidence, confidence])
+    return Frames(images, together, confidence, is_photo, pair)

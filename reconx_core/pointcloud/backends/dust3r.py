@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -9,14 +10,18 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from reconx_core.pointcloud.backends.predictions import (
+    Window,
     align,
+    align_known,
     both_orders,
     choose_window,
+    collect,
     crop_to_window,
     find_weights,
     lift,
     load_network,
 )
+from reconx_core.pointcloud.global_alignment.align import Edges
 from reconx_core.pointcloud.global_alignment.graph import (
     COMPLETE_UP_TO,
     nearest_pairs,
@@ -49,35 +54,39 @@ class Dust3r:
             UserError: fewer than two photos, or the weights are missing or cannot be read.
         """
         require_two(views)
+        network, window, encoded = self._encode(views)
+        pairs = both_orders(choose_pairs(encoded.tokens, fixed, self.settings))
+        edges = predict(network, encoded, pairs, self.settings.batch)
+        if fixed is not None and len(fixed) == len(views):
+            aligned = align_known(edges, views, fixed, window, encoded.tokens.device)
+        else:
+            aligned = align(*collect(edges, len(pairs)), views, fixed, window, ITERATIONS, has_shared_focal(views))
+        return lift(aligned, views, fixed, window), torch.arange(len(views))
+
+    def _encode(self, views: Views) -> tuple[DUSt3R, Window, Encoded]:
         network = load_network(load_dust3r, find_weights("dust3r", self.settings.weights, WEIGHTS))
         size = network.config.image_size
         landscape = self.settings.crop == "auto" and size != SQUARE_SIZE and are_square(views.masks)
         window = choose_window(views.masks.shape[1:], size, PATCH, landscape)
-        pairs, points, confidence = predict(network, crop_to_window(views.images, window), fixed, self.settings)
-        aligned = align(pairs, points, confidence, views, fixed, window, ITERATIONS, has_shared_focal(views))
-        return lift(aligned, views, fixed, window), torch.arange(len(views))
+        return network, window, encode(network, crop_to_window(views.images, window), self.settings.batch)
 
 
 @torch.inference_mode()
-def predict(
-    network: DUSt3R, images: Float[Tensor, "n 3 H W"], fixed: Cameras | None, settings: PointcloudSettings
-) -> tuple[Int[Tensor, "e 2"], Float[Tensor, "e 2 H W 3"], Float[Tensor, "e 2 H W"]]:
-    """Pairs of views in both orders, each with the pointmaps of both views in the first one's frame and their confidence >= 1.
-
-    Every photo is encoded once; ``settings.batch`` is the maximum number of photos or pairs per forward pass.
-    """
+def encode(network: DUSt3R, images: Float[Tensor, "n 3 H W"], batch: int) -> Encoded:
+    """Every photo's tokens; ``batch`` photos per forward pass."""
     device = next(network.parameters()).device
-    encoded = [network.encode(part.to(device) * 2 - 1) for part in images.split(settings.batch)]
-    tokens, grid = torch.cat([part.tokens for part in encoded]), encoded[0].grid
-    pairs = both_orders(choose_pairs(tokens, fixed, settings)).to(device)
-    # Written in place: the maps of many frames take gigabytes, and concatenation would need twice the memory.
-    points = torch.empty(len(pairs), 2, *images.shape[2:], 3, device=device)
-    confidence = torch.empty(points.shape[:-1], device=device)
-    for at in torch.arange(len(pairs), device=device).split(settings.batch):
-        first, second = pairs[at].unbind(1)
-        for side, found in enumerate(network.decode(Encoded(tokens[first], grid), Encoded(tokens[second], grid))):
-            points[at, side], confidence[at, side] = found.points.float(), found.confidence.float()
-    return pairs, points, confidence
+    encoded = [network.encode(part.to(device) * 2 - 1) for part in images.split(batch)]
+    return Encoded(torch.cat([part.tokens for part in encoded]), encoded[0].grid)
+
+
+@torch.inference_mode()
+def predict(network: DUSt3R, encoded: Encoded, pairs: Int[Tensor, "e 2"], batch: int) -> Iterator[Edges]:
+    """Pointmaps of both views of each pair in the first one's frame and their confidence >= 1, ``batch`` pairs at a time."""
+    for part in pairs.to(encoded.tokens.device).split(batch):
+        views = (Encoded(encoded.tokens[part[:, side]], encoded.grid) for side in (0, 1))
+        found = network.decode(*views)
+        points = torch.stack([one.points.float() for one in found], 1)
+        yield Edges(part, points, torch.stack([one.confidence.float() for one in found], 1))
 
 
 def choose_pairs(tokens: Float[Tensor, "n t c"], fixed: Cameras | None, settings: PointcloudSettings) -> list[tuple[int, int]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -17,7 +17,14 @@ from reconx_core.errors import UserError
 from reconx_core.geometry.transforms import depth_of, resize_cameras, size_for, transform, unproject
 from reconx_core.io.images import resize_for_network, resize_images
 from reconx_core.pointcloud.backends.classical import upsample_depth
-from reconx_core.pointcloud.global_alignment.align import AGREES, Aligned, align_pointmaps, clean_confidence
+from reconx_core.pointcloud.global_alignment.align import (
+    AGREES,
+    Aligned,
+    Edges,
+    align_edges,
+    align_pointmaps,
+    clean_confidence,
+)
 from reconx_core.pointcloud.global_alignment.graph import pair_graph
 from reconx_core.types import Cameras, PointCloud, Pointmaps, Views
 from reconx_core.weights.folder import weights_folder
@@ -119,10 +126,35 @@ def align(
         pairs, points, sure, cameras, known, steps, weight=weight,
         shared_focal=shared_focal and not everything and known is None,
     )  # fmt: skip
-    cameras = _move(aligned.cameras, torch.device("cpu"))
-    points, sure = aligned.points_world.cpu(), aligned.confidence.cpu()
+    return _cleaned(aligned)
+
+
+def align_known(edges: Iterable[Edges], views: Views, fixed: Cameras, window: Window, device: torch.device) -> Aligned:
+    """The same for known cameras of all views, edge by edge, so that the edges' pointmaps are never in memory together."""
+    usable = crop_to_window(views.masks[..., None].float(), window)[:, 0].to(device) > 0.5
+    sure = (edge._replace(confidence=torch.where(usable[edge.pairs], 1 - 1 / edge.confidence, 0.0)) for edge in edges)
+    return _cleaned(align_edges(sure, _move(to_window(fixed, window), device)))
+
+
+def _cleaned(aligned: Aligned) -> Aligned:
+    """Without floaters, and on the CPU; they are found on the device of the predictions."""
+    points, sure, cameras = aligned
     # Upstream's tolerance of 0.1 % is below the networks' accuracy: it would set the confidence of every third pixel to 0.
-    return Aligned(points, clean_confidence(points, sure, cameras, AGREES), cameras)
+    clean = clean_confidence(points, sure, cameras, AGREES)
+    return Aligned(points.cpu(), clean.cpu(), _move(cameras, torch.device("cpu")))
+
+
+def collect(
+    edges: Iterable[Edges], count: int
+) -> tuple[Int[Tensor, "e 2"], Float[Tensor, "e 2 H W 3"], Float[Tensor, "e 2 H W"]]:
+    """All ``count`` edges as tensors. Written in place: concatenation would need twice the memory."""
+    done = 0
+    for part in edges:
+        if not done:
+            pairs, points, confidence = (like.new_empty(count, *like.shape[1:]) for like in part)
+        here = slice(done, done := done + len(part.pairs))
+        pairs[here], points[here], confidence[here] = part
+    return pairs, points, confidence
 
 
 def _with_intrinsics(views: Views, intrinsics: Float[Tensor, "n 3 3"]) -> Cameras:

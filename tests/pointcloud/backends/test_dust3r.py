@@ -13,10 +13,12 @@ from reconx_core.pointcloud import fuse, make_backend
 from reconx_core.pointcloud.backends import dust3r
 from reconx_core.pointcloud.backends.dust3r import Dust3r, are_square
 from reconx_core.pointcloud.backends.predictions import choose_window, from_window, to_window
+from reconx_core.pointcloud.global_alignment.align import Edges, align_edges, align_pointmaps
 from reconx_core.pointcloud.networks.dust3r import PATCH, DUSt3RConfig, Encoded, Prediction
 from reconx_core.settings import PointcloudSettings
 
 SETTINGS = PointcloudSettings(backend="dust3r", batch=2)
+PAIRS = [(0, 1), (0, 2), (1, 0), (1, 2), (2, 0), (2, 1)]
 
 
 class Exact(nn.Module):
@@ -143,6 +145,21 @@ def test_masked_pixels_are_not_trusted(monkeypatch):
     masks[:, :40] = False
     pointmaps, _ = reconstruct(monkeypatch, replace(inputs, masks=masks), inputs.cameras)
     assert (pointmaps.confidence[:, :40] == 0).all()
+
+
+def test_known_cameras_give_the_same_edge_by_edge():
+    """Half precision and one edge at a time, against all at once in full."""
+    network, cameras = Exact(160), room().inputs().cameras
+    cameras = to_window(cameras, choose_window((120, 160), 160, PATCH))
+    first, second = (Encoded(side[:, None, None].float(), (7, 10)) for side in torch.tensor(PAIRS).unbind(1))
+    points = torch.stack([seen.points for seen in network.decode(first, second)], 1)
+    points *= 3.0 + torch.arange(len(PAIRS))[:, None, None, None, None] / 7  # every edge in units of its own
+    points += 0.01 * torch.randn(points.shape, generator=draw())
+    sure = 0.5 + 0.5 * torch.rand(points.shape[:-1], generator=draw(1))
+    whole = align_pointmaps(torch.tensor(PAIRS), points, sure, cameras, iterations=0)
+    parts = align_edges((Edges(torch.tensor(PAIRS)[k], points[k], sure[k]) for k in torch.arange(6).split(4)), cameras)
+    assert torch.allclose(parts.points_world, whole.points_world, rtol=2e-3, atol=2e-3)
+    assert (parts.confidence - whole.confidence).abs().max() < 5e-3
 
 
 def test_cameras_come_back_from_the_window():
