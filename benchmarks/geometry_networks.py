@@ -32,8 +32,8 @@ from benchmarks.alignment import problem
 from benchmarks.quality_tables import Grid, print_grid
 from reconx_core.errors import UserError
 from reconx_core.pointcloud.backends.dust3r import ITERATIONS, encode, predict
-from reconx_core.pointcloud.backends.predictions import both_orders, collect
-from reconx_core.pointcloud.global_alignment.align import align_pointmaps
+from reconx_core.pointcloud.backends.predictions import both_orders
+from reconx_core.pointcloud.global_alignment.align import align_pointmaps, collect
 from reconx_core.pointcloud.global_alignment.graph import pair_graph
 from reconx_core.pointcloud.networks.da3 import DA3
 from reconx_core.pointcloud.networks.da3_config import DA3Config, da3_config

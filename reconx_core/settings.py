@@ -94,6 +94,10 @@ class ConfidenceSettings(Section):
         description="Geometric mean with the generator's own confidence; False: the geometry backend's alone (the paper's).",
     )
     size: int = Field(256, ge=64, description="Long side at which frames are matched with each other.")
+    cameras: Literal["auto", "given", "refine", "find"] = Field(
+        "auto",
+        description="Generated frames' cameras: as given, refined a little, or found; auto: found if the generator had none.",
+    )
 
 
 class SplatsSettings(Section):

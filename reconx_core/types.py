@@ -171,6 +171,7 @@ class Frames:
     confidence: Float[Tensor, "f h w"]  # [0, 1]
     is_photo: Bool[Tensor, " f"]
     pair: Int[Tensor, "f 2"] | None = None  # the two photos that a frame lies between; a photo's own index twice; None: unknown
+    cameras_told: bool = True  # False: the generator was not told the frames' cameras, which then are a guess
 
     def __post_init__(self) -> None:
         n, h, w = len(self.cameras), self.cameras.height, self.cameras.width
@@ -283,6 +284,17 @@ class Scores:
     protocol: CameraProtocol
 
 
+@dataclass(frozen=True)
+class Located:
+    """Cameras of frames, found among photos whose cameras are known, in the frame and units of the latter."""
+
+    cam_to_world: Float[Tensor, "m 4 4"]  # the identity where none was found
+    lost: tuple[str, ...]  # why a frame's camera was not found; empty where it was
+
+    def __post_init__(self) -> None:
+        _expect("Located.cam_to_world", self.cam_to_world, (len(self.lost), 4, 4))
+
+
 class GeometryBackend(Protocol):
     """The geometry of views: pointmaps and cameras."""
 
@@ -290,6 +302,14 @@ class GeometryBackend(Protocol):
         """Pointmaps of the views that could be registered, and the indices of these views.
 
         ``fixed``: given cameras of all views or of the first ones. They are not optimised, and set the world frame and units.
+        """
+
+    def locate(
+        self, photos: Views, known: Pointmaps, frames: Views, near: Cameras | None, generator: torch.Generator
+    ) -> Located:
+        """The cameras of ``frames`` that show the same place as ``photos``, whose pointmaps are ``known`` and held.
+
+        The frames' intrinsics are given, in ``frames.cameras``. ``near``: cameras that they are near to, to start from.
         """
 
 
@@ -303,3 +323,4 @@ class BackendInfo:
     weights: str = "none"  # the files that it needs, or "none"
     licence: str = "Apache-2.0"  # of code and weights together, whichever is stricter
     needs_gpu: bool = False
+    told_cameras: bool = True  # of a video backend: whether it is told the frames' cameras; otherwise they have to be found

@@ -9,6 +9,10 @@ from tasks.execute import Inputs, Job
 def run(job: Job, read: Inputs) -> dict[str, Any]:
     inputs = read("views", "views").inputs().select(read("pointcloud", "kept"))
     frames, pointmaps = read("video", "frames"), read("pointcloud", "pointmaps")
-    backend = pointcloud.make_backend(job.settings.pointcloud, fast=True)
-    settings = job.settings.confidence
-    return {"frames": confidence.estimate_confidence(inputs, frames, pointmaps, backend, settings, job.generator())}
+    settings, generator = job.settings.confidence, job.generator()
+    frames, placement = confidence.place_frames(
+        inputs, frames, pointmaps, pointcloud.make_backend(job.settings.pointcloud), settings, generator
+    )
+    judge = pointcloud.make_backend(job.settings.pointcloud, fast=True)
+    judged = confidence.estimate_confidence(inputs, frames, pointmaps, judge, settings, generator)
+    return {"frames": judged, "placement.json": placement.as_json()}

@@ -1,5 +1,6 @@
 """A small procedural room whose photos, cameras and depth are exact, and a textured plane that any camera can look at."""
 
+from dataclasses import replace
 from functools import lru_cache
 
 import torch
@@ -9,7 +10,7 @@ from reconx_core.datasets import procedural
 from reconx_core.datasets.raycast import render
 from reconx_core.geometry.transforms import camera_rays, depth_of, rigid, rotation_angle, so3_exp, unproject
 from reconx_core.settings import ViewsSettings
-from reconx_core.types import Cameras, PointCloud, Pointmaps, Views
+from reconx_core.types import Cameras, Located, PointCloud, Pointmaps, Views
 from reconx_core.views import load_views
 
 SEED = 3
@@ -58,6 +59,24 @@ def assert_right_depth(pointmaps: Pointmaps, same_units: bool = True) -> None:
     assert good.float().mean() > 0.7
     ratio = depth_of(pointmaps.points_world, pointmaps.cameras)[good] / room_depth()[good]
     assert (ratio / (1 if same_units else ratio.median()) - 1).abs().quantile(0.9) < 0.02
+
+
+def withheld() -> tuple[Views, Pointmaps, Views]:
+    """The room's first two photos with their pointmaps, and the third as a frame whose pose is not given."""
+    inputs, whole = room().inputs(), room_pointmaps()
+    known = Pointmaps(whole.points_world[:2], whole.confidence[:2], whole.cameras[[0, 1]], whole.sparse)
+    frame = inputs.select(torch.tensor([2]))
+    nowhere = Cameras(frame.cameras.intrinsics, torch.eye(4)[None], 160, 120)
+    return inputs.select(torch.tensor([0, 1])), known, replace(frame, cameras=nowhere, protocol="intrinsics")
+
+
+def assert_located(located: Located, degrees: float = 0.1, share: float = 0.01) -> None:
+    """The withheld camera to some degrees, and to a share of the photos' distance."""
+    truth = room().inputs().cameras.cam_to_world
+    baseline = (truth[1, :3, 3] - truth[0, :3, 3]).norm()
+    assert located.lost == ("",)
+    assert rotation_angle(located.cam_to_world[:, :3, :3], truth[2:, :3, :3]) < degrees
+    assert (located.cam_to_world[0, :3, 3] - truth[2, :3, 3]).norm() < share * baseline
 
 
 def draw(seed: int = 0) -> torch.Generator:

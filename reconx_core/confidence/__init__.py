@@ -1,9 +1,10 @@
 """Stage `confidence`: per-pixel confidence of every frame (paper IV-E, eq. 13).
 
-The geometry backend matches each frame against the others of its clip, its two photos among them, with all cameras fixed;
-consistent pixels get a high confidence, generated content that contradicts the other frames a low one. The result is the
-geometric mean of this confidence and the generator's own (0 in a filled hole), or this confidence alone
-(`confidence.generator`). Not the product: both depend on the same depth, so it would count an error twice.
+First the frames' cameras are found where the generator was not told them (`place_frames`). Then the geometry backend matches
+each frame against the others of its clip, its two photos among them, with all cameras fixed; consistent pixels get a high
+confidence, generated content that contradicts the other frames a low one. The result is the geometric mean of this confidence
+and the generator's own (0 in a filled hole), or this confidence alone (`confidence.generator`). Not the product: both depend on
+the same depth, so it would count an error twice.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from reconx_core.confidence.cameras import Placement as Placement
+from reconx_core.confidence.cameras import place_frames as place_frames
 from reconx_core.confidence.clips import clips_of
 from reconx_core.geometry.transforms import resize_cameras, size_for
 from reconx_core.io.images import resize_images

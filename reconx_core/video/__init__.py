@@ -24,6 +24,7 @@ BACKENDS: dict[str, BackendInfo] = {
     "reconx": BackendInfo(
         "video", "reconx", "the paper's network: the photos interpolated, with the point cloud as structure condition",
         weights="DynamiCrafter layout with a trained structure condition; none are published", needs_gpu=True,
+        told_cameras=False,
     ),
     "viewcrafter": BackendInfo(
         "video", "viewcrafter", "the same network on renders of the point cloud",
@@ -53,7 +54,7 @@ def generate_frames(
     if settings.backend == "none" or len(condition.cameras) == 0:
         return photos
     images, confidence = _generate(inputs, pointmaps, condition, settings, generator, progress)
-    return _append(photos, images, confidence, condition)
+    return _append(photos, images, confidence, condition, BACKENDS[settings.backend].told_cameras)
 
 
 def _generate(
@@ -88,9 +89,9 @@ def weights_of(settings: VideoSettings) -> Path | None:
     return find_model(settings)
 
 
-def _append(photos: Frames, images: torch.Tensor, confidence: torch.Tensor, condition: Condition) -> Frames:
+def _append(photos: Frames, images: torch.Tensor, confidence: torch.Tensor, condition: Condition, told: bool) -> Frames:
     together = join_cameras(photos.cameras, condition.cameras)
     is_photo = torch.arange(len(together)) < len(photos)
     pair = torch.cat([torch.arange(len(photos))[:, None].repeat(1, 2), condition.pair])
     images, confidence = torch.cat([photos.images, images]), torch.cat([photos.confidence, confidence])
-    return Frames(images, together, confidence, is_photo, pair)
+    return Frames(images, together, confidence, is_photo, pair, told)

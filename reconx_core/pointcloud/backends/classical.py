@@ -13,11 +13,12 @@ from torch import Tensor
 from reconx_core.geometry.transforms import resize_cameras, size_for, unproject
 from reconx_core.io.images import resize_images
 from reconx_core.pointcloud.global_alignment.graph import pair_graph, view_distance
+from reconx_core.pointcloud.sfm.locate import locate_frames
 from reconx_core.pointcloud.sfm.solve import Sfm, solve_cameras
 from reconx_core.pointcloud.stereo.dense import Scene, estimate_depth
 from reconx_core.pointcloud.stereo.ranges import depth_ranges
 from reconx_core.settings import PointcloudSettings
-from reconx_core.types import Cameras, Pointmaps, Views
+from reconx_core.types import Cameras, Located, Pointmaps, Views
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,12 @@ class Classical:
         scene, pairs = stereo_scene(views.select(kept), sfm, self.settings)
         depth, confidence = estimate_depth(scene, pairs, self.settings.rounds)
         return lift(depth, confidence, views.masks[kept], sfm), kept
+
+    def locate(
+        self, photos: Views, known: Pointmaps, frames: Views, near: Cameras | None, generator: torch.Generator
+    ) -> Located:
+        """Cameras of frames among photos with known points, by feature matches."""
+        return locate_frames(photos, known, frames, near, generator)
 
 
 def stereo_scene(views: Views, sfm: Sfm, settings: PointcloudSettings) -> tuple[Scene, Int[Tensor, "e 2"]]:

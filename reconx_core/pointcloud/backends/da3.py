@@ -28,9 +28,10 @@ from reconx_core.pointcloud.networks.checkpoints import load_da3
 from reconx_core.pointcloud.networks.da3 import DA3, GivenCameras
 from reconx_core.pointcloud.networks.da3_camera import decode_cameras
 from reconx_core.pointcloud.sfm.adjust import adjust_cameras
+from reconx_core.pointcloud.sfm.locate import join_views, locate_frames
 from reconx_core.pointcloud.sfm.solve import Sfm, require_two
 from reconx_core.settings import PointcloudSettings
-from reconx_core.types import Cameras, PointCloud, Pointmaps, Views
+from reconx_core.types import Cameras, Located, PointCloud, Pointmaps, Views
 from reconx_core.weights.choice import DA3_WEIGHTS
 
 LEAST_SCALE = 1e-6  # of the predicted camera distances relative to the given ones; below it they say nothing
@@ -78,6 +79,24 @@ class Da3:
         if sfm is not None:
             pointmaps = replace(pointmaps, sparse=sfm.sparse, camera_confidence=sfm.camera_confidence)
         return pointmaps, torch.arange(len(views))
+
+    def locate(
+        self, photos: Views, known: Pointmaps, frames: Views, near: Cameras | None, generator: torch.Generator
+    ) -> Located:
+        """Cameras of frames among photos: the network's, its world laid on the photos' cameras, adjusted to feature matches.
+
+        A frame that has too few matches keeps the network's camera. ``near``: adjusted instead of the network's.
+
+        Raises:
+            UserError: the weights are missing or cannot be read.
+        """
+        if near is not None:
+            return locate_frames(photos, known, frames, near, generator)
+        found, _ = self(join_views(photos, known.cameras, frames), known.cameras, generator)
+        start = found.cameras[slice(len(photos), None)]
+        adjusted = locate_frames(photos, known, frames, start, generator)
+        missed = torch.tensor([bool(why) for why in adjusted.lost])[:, None, None]
+        return Located(torch.where(missed, start.cam_to_world, adjusted.cam_to_world), ("",) * len(frames))
 
 
 @torch.inference_mode()

@@ -13,15 +13,17 @@ from reconx_core.pointcloud.backends.predictions import (
     Window,
     align,
     align_known,
+    align_poses,
     both_orders,
     choose_window,
-    collect,
     crop_to_window,
     find_weights,
     lift,
     load_network,
+    pixel_step,
+    thin,
 )
-from reconx_core.pointcloud.global_alignment.align import Edges
+from reconx_core.pointcloud.global_alignment.align import Edges, collect
 from reconx_core.pointcloud.global_alignment.graph import (
     COMPLETE_UP_TO,
     nearest_pairs,
@@ -31,9 +33,10 @@ from reconx_core.pointcloud.global_alignment.graph import (
 )
 from reconx_core.pointcloud.networks.checkpoints import load_dust3r
 from reconx_core.pointcloud.networks.dust3r import PATCH, DUSt3R, Encoded
+from reconx_core.pointcloud.sfm.locate import join_views, locate_frames
 from reconx_core.pointcloud.sfm.solve import SAME_LENS, require_two
 from reconx_core.settings import PointcloudSettings
-from reconx_core.types import Cameras, Pointmaps, Views
+from reconx_core.types import Cameras, Located, Pointmaps, Views
 
 WEIGHTS = ("DUSt3R_ViTLarge_BaseDecoder_512_dpt",)
 ITERATIONS = 300  # of the global alignment, as upstream
@@ -58,10 +61,33 @@ class Dust3r:
         pairs = both_orders(choose_pairs(encoded.tokens, fixed, self.settings))
         edges = predict(network, encoded, pairs, self.settings.batch)
         if fixed is not None and len(fixed) == len(views):
-            aligned = align_known(edges, views, fixed, window, encoded.tokens.device)
+            aligned = align_known(edges, len(pairs), views, fixed, window, encoded.tokens.device)
         else:
-            aligned = align(*collect(edges, len(pairs)), views, fixed, window, ITERATIONS, has_shared_focal(views))
+            pairs, points, confidence = collect(edges, len(pairs))
+            aligned = align(pairs, points, confidence, views, fixed, window, ITERATIONS, has_shared_focal(views))
         return lift(aligned, views, fixed, window), torch.arange(len(views))
+
+    def locate(
+        self, photos: Views, known: Pointmaps, frames: Views, near: Cameras | None, generator: torch.Generator
+    ) -> Located:
+        """Cameras of frames among photos by global alignment (eq. 9) with the photos' poses held.
+
+        Poses need fewer pixels than depth, so about ``POSE_SIDE`` along the long side are aligned. With ``near``, feature
+        matches adjust it instead.
+
+        Raises:
+            UserError: the weights are missing or cannot be read.
+        """
+        if near is not None:
+            return locate_frames(photos, known, frames, near, generator)
+        views = join_views(photos, known.cameras, frames)
+        network, window, encoded = self._encode(views)
+        step = pixel_step(window)
+        pairs = both_orders(choose_pairs(encoded.tokens, None, self.settings))
+        edges = predict(network, encoded, pairs, self.settings.batch, step)
+        pairs, points, confidence = collect(edges, len(pairs))
+        poses = align_poses(pairs, points, confidence, views, len(photos), window, step, ITERATIONS)
+        return Located(poses[len(photos) :], ("",) * len(frames))
 
     def _encode(self, views: Views) -> tuple[DUSt3R, Window, Encoded]:
         network = load_network(load_dust3r, find_weights("dust3r", self.settings.weights, WEIGHTS))
@@ -80,13 +106,16 @@ def encode(network: DUSt3R, images: Float[Tensor, "n 3 H W"], batch: int) -> Enc
 
 
 @torch.inference_mode()
-def predict(network: DUSt3R, encoded: Encoded, pairs: Int[Tensor, "e 2"], batch: int) -> Iterator[Edges]:
-    """Pointmaps of both views of each pair in the first one's frame and their confidence >= 1, ``batch`` pairs at a time."""
+def predict(network: DUSt3R, encoded: Encoded, pairs: Int[Tensor, "e 2"], batch: int, step: int = 1) -> Iterator[Edges]:
+    """The pointmaps of both views of each pair in the first one's frame and their confidence >= 1, ``batch`` pairs at a time.
+
+    Of every ``step``-th pixel; see ``thin_cameras`` for the cameras that these belong to.
+    """
     for part in pairs.to(encoded.tokens.device).split(batch):
         views = (Encoded(encoded.tokens[part[:, side]], encoded.grid) for side in (0, 1))
         found = network.decode(*views)
-        points = torch.stack([one.points.float() for one in found], 1)
-        yield Edges(part, points, torch.stack([one.confidence.float() for one in found], 1))
+        points = torch.stack([thin(one.points.float(), step) for one in found], 1)
+        yield Edges(part, points, torch.stack([thin(one.confidence.float(), step) for one in found], 1))
 
 
 def choose_pairs(tokens: Float[Tensor, "n t c"], fixed: Cameras | None, settings: PointcloudSettings) -> list[tuple[int, int]]:

@@ -29,6 +29,8 @@ from reconx_core.pointcloud.global_alignment.graph import pair_graph
 from reconx_core.types import Cameras, PointCloud, Pointmaps, Views
 from reconx_core.weights.folder import weights_folder
 
+POSE_SIDE = 170  # pixels along the long side that suffice for poses
+
 
 class Window(NamedTuple):
     """The centre crop of the resized photos that the network gets."""
@@ -129,11 +131,13 @@ def align(
     return _cleaned(aligned)
 
 
-def align_known(edges: Iterable[Edges], views: Views, fixed: Cameras, window: Window, device: torch.device) -> Aligned:
-    """The same for known cameras of all views, edge by edge, so that the edges' pointmaps are never in memory together."""
+def align_known(
+    edges: Iterable[Edges], count: int, views: Views, fixed: Cameras, window: Window, device: torch.device
+) -> Aligned:
+    """The same for known cameras of all views from ``count`` edges in turn, whose pointmaps are never in memory together."""
     usable = crop_to_window(views.masks[..., None].float(), window)[:, 0].to(device) > 0.5
     sure = (edge._replace(confidence=torch.where(usable[edge.pairs], 1 - 1 / edge.confidence, 0.0)) for edge in edges)
-    return _cleaned(align_edges(sure, _move(to_window(fixed, window), device)))
+    return _cleaned(align_edges(sure, count, _move(to_window(fixed, window), device)))
 
 
 def _cleaned(aligned: Aligned) -> Aligned:
@@ -144,17 +148,41 @@ def _cleaned(aligned: Aligned) -> Aligned:
     return Aligned(points.cpu(), clean.cpu(), _move(cameras, torch.device("cpu")))
 
 
-def collect(
-    edges: Iterable[Edges], count: int
-) -> tuple[Int[Tensor, "e 2"], Float[Tensor, "e 2 H W 3"], Float[Tensor, "e 2 H W"]]:
-    """All ``count`` edges as tensors. Written in place: concatenation would need twice the memory."""
-    done = 0
-    for part in edges:
-        if not done:
-            pairs, points, confidence = (like.new_empty(count, *like.shape[1:]) for like in part)
-        here = slice(done, done := done + len(part.pairs))
-        pairs[here], points[here], confidence[here] = part
-    return pairs, points, confidence
+# --- poses alone -------------------------------------------------------------------------------------------------------
+
+
+def pixel_step(window: Window) -> int:
+    """Odd step in pixels that leaves about POSE_SIDE of them along the long side of the window."""
+    return max(1, 2 * round((max(window.size) / POSE_SIDE - 1) / 2) + 1)
+
+
+def thin(maps: Float[Tensor, "b H W *c"], step: int) -> Float[Tensor, "b h w *c"]:
+    """The middle pixel of every ``step`` x ``step`` pixels, ``step`` being odd; what is left over at the end is cut off."""
+    height, width = (side // step * step for side in maps.shape[1:3])
+    return maps[:, step // 2 : height : step, step // 2 : width : step]
+
+
+def thin_cameras(cameras: Cameras, step: int) -> Cameras:
+    """The cameras whose pixels are those that ``thin`` keeps."""
+    height, width = cameras.height // step, cameras.width // step
+    return resize_cameras(replace(cameras, height=height * step, width=width * step), height, width)
+
+
+def align_poses(
+    pairs: Int[Tensor, "e 2"], points: Float[Tensor, "e 2 h w 3"], confidence: Float[Tensor, "e 2 h w"], views: Views,
+    held: int, window: Window, step: int, iterations: int,
+) -> Float[Tensor, "n 4 4"]:  # fmt: skip
+    """Poses of all views by eq. 9 with known intrinsics, those of the ``held`` first ones as they are.
+
+    The predictions are of the pixels that ``thin`` keeps of the window.
+    """
+    assert views.cameras is not None
+    cameras = _move(thin_cameras(to_window(views.cameras, window), step), points.device)
+    usable = thin(crop_to_window(views.masks[..., None].float(), window)[:, 0], step).to(points.device)[pairs] > 0.5
+    sure, weight = torch.where(usable, 1 - 1 / confidence, 0.0), torch.where(usable, confidence.log(), 0.0)
+    intrinsics = cameras.intrinsics
+    fixed = cameras[:held]
+    return align_pointmaps(pairs, points, sure, fixed, intrinsics, iterations, weight=weight).cameras.cam_to_world.cpu()
 
 
 def _with_intrinsics(views: Views, intrinsics: Float[Tensor, "n 3 3"]) -> Cameras:

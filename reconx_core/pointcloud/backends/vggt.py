@@ -19,9 +19,10 @@ from reconx_core.pointcloud.backends.predictions import (
 )
 from reconx_core.pointcloud.networks.checkpoints import load_vggt
 from reconx_core.pointcloud.networks.vggt import VGGTPrediction, decode_cameras
+from reconx_core.pointcloud.sfm.locate import join_views, locate_frames
 from reconx_core.pointcloud.sfm.solve import require_two
 from reconx_core.settings import PointcloudSettings
-from reconx_core.types import Cameras, Pointmaps, Views
+from reconx_core.types import Cameras, Located, Pointmaps, Views
 
 WEIGHTS = ("VGGT-1B", "VGGT-1B-Commercial")
 
@@ -47,6 +48,19 @@ class Vggt:
         # The maps are already consistent: the closed-form start aligns them to the known cameras, without optimisation.
         aligned = align(*as_pairs(predicted), views, fixed, window, iterations=0, shared_focal=False)
         return lift(aligned, views, fixed, window), torch.arange(len(views))
+
+    def locate(
+        self, photos: Views, known: Pointmaps, frames: Views, near: Cameras | None, generator: torch.Generator
+    ) -> Located:
+        """Cameras of frames among photos: the network's, its world laid on the photos' cameras. ``near``: by feature matches.
+
+        Raises:
+            UserError: the weights are missing or cannot be read.
+        """
+        if near is not None:
+            return locate_frames(photos, known, frames, near, generator)
+        found, _ = self(join_views(photos, known.cameras, frames), known.cameras, generator)
+        return Located(found.cameras.cam_to_world[len(photos) :], ("",) * len(frames))
 
 
 def as_pairs(

@@ -8,7 +8,7 @@ there.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -90,29 +90,51 @@ def align_pointmaps(
     return _canonical(aligned) if fixed is None else aligned
 
 
-def align_edges(edges: Iterable[Edges], cameras: Cameras) -> Aligned:
-    """What ``align_pointmaps`` gives without iterations for known cameras of all views, from edges that come one after another.
+def align_edges(edges: Iterable[Edges], count: int, cameras: Cameras) -> Aligned:
+    """What ``align_pointmaps`` gives without iterations for known cameras of all views, from ``count`` edges in turn.
 
     Of each prediction only its depth in its own view and its confidence are kept, in half precision: 4 bytes a pixel instead
     of 16. ``cameras`` are on the device of the edges.
-
-    Raises:
-        ValueError: there are no edges.
     """
-    predicted: list[list[tuple[Tensor, Tensor]]] = [[] for _ in range(len(cameras))]
-    unit = None
+    pairs, predicted, sure, unit = collect(_reduced(edges, cameras), count)
+    depths, fused = [], []
+    for view in range(len(cameras)):
+        edge, side = (pairs == view).nonzero(as_tuple=True)
+        found = predicted[edge, side].float() * unit[edge, None, None]
+        depth, agreed = _fuse(found, sure[edge, side].float())
+        depths.append(depth)
+        fused.append(agreed)
+    return Aligned(unproject(torch.stack(depths), cameras), torch.stack(fused), cameras)
+
+
+def _reduced(edges: Iterable[Edges], cameras: Cameras) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """Per block of edges: pairs, depths in half precision, confidences in half precision, and the unit of the depths."""
     for part in edges:
         moved = start_from_cameras(*part, cameras)(part.points)
         depth = torch.stack([depth_of(moved[:, side], cameras[part.pairs[:, side]]) for side in (0, 1)], 1)
-        unit = depth.abs().median().clamp(min=1e-30) if unit is None else unit  # what half precision is relative to
-        for pair, own, sure in zip(part.pairs.tolist(), (depth / unit).clamp(-HALF, HALF).half(), part.confidence.half()):
-            for view, map_, trust in zip(pair, own, sure):
-                predicted[view].append((map_, trust))
-    if unit is None:
-        raise ValueError("there are no edges to align")
-    fused = [_fuse(*(torch.stack(maps).float() for maps in zip(*of_view))) for of_view in predicted]
-    depth, agreed = (torch.stack(maps) for maps in zip(*fused))
-    return Aligned(unproject(depth * unit, cameras), agreed, cameras)
+        unit = depth.abs().median().clamp(min=1e-30)
+        relative = (depth / unit).clamp(-HALF, HALF).half()
+        yield part.pairs, relative, part.confidence.half(), unit.expand(len(depth))
+
+
+def collect(parts: Iterable[tuple[Tensor, ...]], count: int) -> list[Tensor]:
+    """The parts, of ``count`` rows together, one after another as one tensor each.
+
+    Written in place: concatenation would need twice the memory, and many small parts would leave it in pieces.
+
+    Raises:
+        ValueError: the parts have another number of rows.
+    """
+    whole: list[Tensor] = []
+    done = 0
+    for part in parts:
+        whole = whole or [like.new_empty(count, *like.shape[1:]) for like in part]
+        for target, values in zip(whole, part):
+            target[done : done + len(values)] = values
+        done += len(part[0])
+    if done != count:
+        raise ValueError(f"expected {count} edges, got {done}")
+    return whole
 
 
 def _count_views(pairs: Tensor, points: Tensor, confidence: Tensor, fixed: Cameras | None, intrinsics: Tensor | None) -> int:

@@ -169,7 +169,7 @@ def matched_pixels(problem: Problem, pair: Pair) -> tuple[Float64[np.ndarray, "m
 def _grow(problem: Problem, mapper: pycolmap.IncrementalMapper, options, triangulation, bundle) -> None:
     """Register one photo after the other by absolute pose, or else by its relative pose to a registered one."""
     while mapper.reconstruction.num_reg_images() < len(problem.keypoints):
-        registered = _register_next(mapper, options, False) or _register_next(mapper, options, True)
+        registered = register_next(mapper, options, False) or register_next(mapper, options, True)
         registered = registered or _register_by_neighbour(problem, mapper)
         if not registered:
             return
@@ -177,7 +177,7 @@ def _grow(problem: Problem, mapper: pycolmap.IncrementalMapper, options, triangu
         mapper.iterative_global_refinement(2, 0.001, options, bundle, triangulation, False)
 
 
-def _register_next(mapper: pycolmap.IncrementalMapper, options, structure_less: bool) -> int:
+def register_next(mapper: pycolmap.IncrementalMapper, options, structure_less: bool) -> int:
     """Id of the image that was registered, 0 if none was."""
     register = mapper.register_next_structure_less_image if structure_less else mapper.register_next_image
     return next((i for i in mapper.find_next_images(options, structure_less) if register(options, i)), 0)
@@ -217,15 +217,21 @@ def weakest_link(reconstruction: pycolmap.Reconstruction) -> tuple[int, set[int]
     Tried are the groups that fall apart where the tree of the strongest links is cut, not all.
     """
     ids = sorted(reconstruction.reg_image_ids())
-    seen = np.zeros((len(ids), max(reconstruction.point3D_ids(), default=0) + 1), bool)
-    for row, image_id in enumerate(ids):
-        for point in reconstruction.image(image_id).get_observation_points2D():
-            seen[row, point.point3D_id] = True
+    seen = shared_points(reconstruction, ids)
     best = (len(seen[0]) + 1, set[int]())
     for group in _cuts(seen.astype(np.int64) @ seen.T.astype(np.int64)):
         joint = int((seen[group].any(0) & seen[~group].any(0)).sum())
         best = min(best, (joint, {i for i, inside in zip(ids, group) if inside}), key=lambda found: found[0])
     return best
+
+
+def shared_points(reconstruction: pycolmap.Reconstruction, image_ids: list[int]) -> Bool[np.ndarray, "n p"]:
+    """Which of the images observes which point, by the point's id."""
+    seen = np.zeros((len(image_ids), max(reconstruction.point3D_ids(), default=0) + 1), bool)
+    for row, image_id in enumerate(image_ids):
+        for point in reconstruction.image(image_id).get_observation_points2D():
+            seen[row, point.point3D_id] = True
+    return seen
 
 
 def _cuts(shared: Int64[np.ndarray, "n n"]) -> list[Bool[np.ndarray, " n"]]:

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from exact_scene import assert_right_cameras, assert_right_depth, draw, room, shoot
+from exact_scene import assert_located, assert_right_cameras, assert_right_depth, draw, room, shoot, withheld
 from small_models import save_hub, small_da3
 from torch import nn
 
@@ -95,6 +95,13 @@ def test_first_cameras_alone_are_kept_and_not_shown_to_the_network(monkeypatch):
     assert network.asked is None
     assert torch.equal(pointmaps.cameras.cam_to_world[:2], inputs.cameras.cam_to_world[:2])
     assert rotation_angle(pointmaps.cameras.cam_to_world[2, :3, :3], inputs.cameras.cam_to_world[2, :3, :3]) < 0.2
+
+
+@pytest.mark.parametrize("off", [0.0, 1.0])
+def test_a_withheld_camera_is_found_beside_those_that_are_held(monkeypatch, off):
+    """To what feature matches in 160 pixels give; also where the network is a degree off."""
+    exact(monkeypatch, off)
+    assert_located(Da3(SETTINGS).locate(*withheld(), None, draw()), degrees=0.3, share=0.1)
 
 
 @pytest.mark.parametrize("protocol", ["unposed", "intrinsics"])

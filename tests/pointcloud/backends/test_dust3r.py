@@ -4,13 +4,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from exact_scene import assert_right_cameras, assert_right_depth, draw, room, room_depth
+from exact_scene import assert_located, assert_right_cameras, assert_right_depth, draw, room, room_depth, withheld
 from torch import nn
 
 from reconx_core.errors import UserError
 from reconx_core.geometry.transforms import depth_of, project, resize_cameras, transform, unproject
 from reconx_core.pointcloud import fuse, make_backend
-from reconx_core.pointcloud.backends import dust3r
+from reconx_core.pointcloud.backends import dust3r, predictions
 from reconx_core.pointcloud.backends.dust3r import Dust3r, are_square
 from reconx_core.pointcloud.backends.predictions import choose_window, from_window, to_window
 from reconx_core.pointcloud.global_alignment.align import Edges, align_edges, align_pointmaps
@@ -147,6 +147,15 @@ def test_masked_pixels_are_not_trusted(monkeypatch):
     assert (pointmaps.confidence[:, :40] == 0).all()
 
 
+@pytest.mark.parametrize("side", [170, 50])
+def test_a_withheld_camera_is_found_beside_those_that_are_held(monkeypatch, side):
+    """Also from every third pixel of the network's."""
+    monkeypatch.setattr(predictions, "POSE_SIDE", side)
+    monkeypatch.setattr(dust3r, "load_network", lambda load, path: Exact(160))
+    monkeypatch.setattr(dust3r, "find_weights", lambda *names: names)
+    assert_located(Dust3r(SETTINGS).locate(*withheld(), None, draw()))
+
+
 def test_known_cameras_give_the_same_edge_by_edge():
     """Half precision and one edge at a time, against all at once in full."""
     network, cameras = Exact(160), room().inputs().cameras
@@ -157,7 +166,7 @@ def test_known_cameras_give_the_same_edge_by_edge():
     points += 0.01 * torch.randn(points.shape, generator=draw())
     sure = 0.5 + 0.5 * torch.rand(points.shape[:-1], generator=draw(1))
     whole = align_pointmaps(torch.tensor(PAIRS), points, sure, cameras, iterations=0)
-    parts = align_edges((Edges(torch.tensor(PAIRS)[k], points[k], sure[k]) for k in torch.arange(6).split(4)), cameras)
+    parts = align_edges((Edges(torch.tensor(PAIRS)[k], points[k], sure[k]) for k in torch.arange(6).split(4)), 6, cameras)
     assert torch.allclose(parts.points_world, whole.points_world, rtol=2e-3, atol=2e-3)
     assert (parts.confidence - whole.confidence).abs().max() < 5e-3
 

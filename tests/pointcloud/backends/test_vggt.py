@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from exact_scene import assert_right_cameras, assert_right_depth, draw, room, room_depth
+from exact_scene import assert_located, assert_right_cameras, assert_right_depth, draw, room, room_depth, withheld
 from small_models import save_hub, small_vggt
 from torch import nn
 
@@ -75,6 +75,12 @@ def test_a_depth_belongs_to_the_middle_of_its_pixel():
     index = torch.arange(160) - 80.0  # as if pixel centres lay at whole numbers
     shifted = (index * scale * room_depth()[0] / cameras.intrinsics[0, 0, 0] - inside[0, ..., 0]).abs() / half
     torch.testing.assert_close(shifted, torch.ones(120, 160), atol=0.1, rtol=0)
+
+
+def test_a_withheld_camera_is_found_beside_those_that_are_held(monkeypatch):
+    monkeypatch.setattr(vggt, "load_network", lambda load, path: Exact())
+    monkeypatch.setattr(vggt, "find_weights", lambda *names: names)
+    assert_located(Vggt(SETTINGS).locate(*withheld(), None, draw()))
 
 
 @pytest.mark.parametrize("posed", [False, True])
