@@ -1,11 +1,12 @@
 """Peak memory of the `confidence` stage by the number of photos: clips of 32 frames, DUSt3R on every pair of a clip.
 
-    python -m benchmarks.confidence_memory [--photos 2,3,6,9] [--size 256] [--between 30] [--backend dust3r|classical]
+    python -m benchmarks.confidence_memory [--photos 2,3,6,9] [--size 128] [--between 30] [--backend dust3r|classical]
 
-Each row is measured in a process of its own, as the growth of its resident memory while frames are judged, on the CPU. For
-dust3r the network is one that takes neither time nor memory but gives predictions of the full size, so the network's own need
-comes on top. Maps grow with the pixels, and the last columns scale to 512 x 512: the measured peak, and what the pointmaps of a
-complete graph over all frames would take (computed: 16 bytes a pixel of both maps of each ordered pair).
+On the CPU, each row in a process of its own: the largest sum of tensors that are alive together while frames are judged,
+counted tensor by tensor, and the growth of the process's memory. For dust3r the network is one that takes neither time nor
+memory but gives predictions of the full size, so the network's own need comes on top. Tensors grow with the pixels; the last
+columns scale to 512 x 512 what was counted, and tell what the pointmaps of a complete graph over all frames would take
+(computed: 16 bytes a pixel of both maps of each ordered pair).
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import psutil
 import torch
 from torch import nn
 
+from benchmarks.live_memory import LiveMemory
 from reconx_core.confidence import estimate_confidence
 from reconx_core.geometry.transforms import rigid
 from reconx_core.pointcloud import make_backend
@@ -37,7 +39,8 @@ FULL = 512
 class Row(NamedTuple):
     photos: int
     frames: int
-    peak: float  # GiB
+    tensors: float  # GiB
+    process: float  # GiB
     seconds: float
 
 
@@ -85,8 +88,9 @@ def measure_row(photos: int, between: int, size: int, backend: str) -> Row:
     judge, settings = backend_of(backend, size), ConfidenceSettings(size=size)
     before = psutil.Process().memory_info().rss / 2**30
     draw = torch.Generator().manual_seed(0)
-    _, cost = measure(lambda: estimate_confidence(inputs, frames, None, judge, settings, draw))  # type: ignore[arg-type]
-    return Row(photos, len(frames), cost["peak_mib"] / 2**10 - before, cost["seconds"])
+    with LiveMemory() as memory:
+        _, cost = measure(lambda: estimate_confidence(inputs, frames, None, judge, settings, draw))  # type: ignore[arg-type]
+    return Row(photos, len(frames), memory.peak / 2**30, cost["peak_mib"] / 2**10 - before, cost["seconds"])
 
 
 def complete_graph(frames: int, size: int) -> float:
@@ -98,17 +102,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", default="2,3,6,9")
     parser.add_argument("--between", type=int, default=30)
-    parser.add_argument("--size", type=int, default=256)
+    parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--backend", choices=("dust3r", "classical"), default="dust3r")
     options = parser.parse_args()
     scale = (FULL / options.size) ** 2
-    print("| photos | frames | s | peak GiB | at 512 x 512 | complete graph of all frames |")
-    print("| ---: | ---: | ---: | ---: | ---: | ---: |")
+    print("| photos | frames | s | tensors, GiB | process, GiB | tensors at 512 x 512 | complete graph of all frames |")
+    print("| ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
     for photos in map(int, options.photos.split(",")):
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
             row = pool.submit(measure_row, photos, options.between, options.size, options.backend).result()
-        figures = f"{row.seconds:.0f} | {row.peak:.2f} | {row.peak * scale:.1f} | {complete_graph(row.frames, FULL):.0f}"
-        print(f"| {row.photos} | {row.frames} | {figures} |", flush=True)
+        sizes = f"{row.tensors:.3f} | {row.process:.2f} | {row.tensors * scale:.1f} | {complete_graph(row.frames, FULL):.0f}"
+        print(f"| {row.photos} | {row.frames} | {row.seconds:.0f} | {sizes} |", flush=True)
 
 
 if __name__ == "__main__":

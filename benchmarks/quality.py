@@ -44,7 +44,7 @@ from reconx_core.metrics.image import psnr, ssim
 from reconx_core.pointcloud.sfm.solve import solve_cameras
 from reconx_core.seeds import generator
 from reconx_core.settings import Settings, parse_settings
-from reconx_core.types import Pointmaps, Views
+from reconx_core.types import Frames, Pointmaps, Views
 from reconx_core.views import load_views
 from tasks.execute import machine, measure
 
@@ -188,13 +188,19 @@ def fit_and_score(result: Result, method: str, views: Views, geometry: Geometry 
     draw = {stage: generator(settings.seed, stage, result.scene) for stage in type(settings).model_fields}
     guide = run("condition", lambda: condition.build_condition(inputs, pointmaps, settings.condition, draw["condition"]))
     frames = run("video", lambda: video.generate_frames(inputs, pointmaps, guide, settings.video, draw["video"]))
-    backend = pointcloud.make_backend(settings.pointcloud, fast=True)
-    judge = partial(confidence.estimate_confidence, inputs, frames, pointmaps, backend, settings.confidence)
-    judged = run("confidence", lambda: judge(draw["confidence"]))
+    judged = run("confidence", lambda: judge(inputs, frames, pointmaps, settings, draw["confidence"]))
     gaussians = run("splats", lambda: splats.fit_splats(judged, pointmaps, settings.splats, draw["splats"]))
     score = partial(metrics.score_scene, gaussians, views, kept, pointmaps, settings.metrics)
     scores, _ = run("metrics", lambda: score(draw["metrics"]))
     result.scores[method] = scores.summary
+
+
+def judge(inputs: Views, frames: Frames, pointmaps: Pointmaps, settings: Settings, draw: torch.Generator) -> Frames:
+    """The stage `confidence`."""
+    chosen, backend = settings.confidence, pointcloud.make_backend(settings.pointcloud)
+    placed, _ = confidence.place_frames(inputs, frames, pointmaps, backend, chosen, draw)
+    fast = pointcloud.make_backend(settings.pointcloud, fast=True)
+    return confidence.estimate_confidence(inputs, placed, pointmaps, fast, chosen, draw)
 
 
 def image_based(result: Result, scene: Path, views: Views) -> None:

@@ -85,10 +85,11 @@ def generate(scene: str, inputs: Views, pointmaps: Pointmaps, settings: Settings
 
 def judge(scene: str, inputs: Views, frames: Frames, pointmaps: Pointmaps, settings: Settings, weighed: bool) -> Frames:
     """The stage `confidence`, or without it every pixel alike."""
-    backend = pointcloud.make_backend(settings.pointcloud, fast=True)
     chosen = settings.confidence.model_copy(update={"enabled": weighed})
     draw = generator(settings.seed, "confidence", scene)
-    return confidence.estimate_confidence(inputs, frames, pointmaps, backend, chosen, draw)
+    placed, _ = confidence.place_frames(inputs, frames, pointmaps, pointcloud.make_backend(settings.pointcloud), chosen, draw)
+    backend = pointcloud.make_backend(settings.pointcloud, fast=True)
+    return confidence.estimate_confidence(inputs, placed, pointmaps, backend, chosen, draw)
 
 
 def fit(scene: str, views: Views, kept: object, frames: Frames, pointmaps: Pointmaps, settings: Settings) -> Score:

@@ -101,6 +101,10 @@ class Inputs:
     def __call__(self, stage: str, name: str) -> Any:
         return store.load(self.parents[stage].folder(self.root), name)
 
+    def json(self, stage: str, name: str) -> Any:
+        """The content of a JSON file."""
+        return json.loads((self.parents[stage].folder(self.root) / name).read_text())
+
 
 def resolved_settings(stage: str, settings: Settings) -> dict[str, Any]:
     """The part of the settings that the stage's artifact depends on."""

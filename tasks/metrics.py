@@ -17,10 +17,11 @@ def run(job: Job, read: Inputs) -> dict[str, Any]:
     views, kept, settings = read("views", "views"), read("pointcloud", "kept"), job.settings.metrics
     scores, pictures = metrics.score_scene(gaussians, views, kept, pointmaps, settings, job.generator())
     left_out = sorted(set(range(len(views.inputs()))) - set(kept.tolist()))
+    placement = read.json("confidence", "placement.json")
     clip = render_path(gaussians, pointmaps.cameras, settings.video_frames)
     return {
         "scores": scores.views,
-        "metrics.json": summary(scores, pictures, [views.inputs().names[i] for i in left_out]),
+        "metrics.json": summary(scores, pictures, [views.inputs().names[i] for i in left_out], placement),
         "video.mp4": partial(video_io.write_mp4, frames=clip),
         **{f"pictures/{i:03d}.jpg": encode(side_by_side(p), "JPEG", quality=92) for i, p in enumerate(pictures)},
         **{
@@ -31,15 +32,22 @@ def run(job: Job, read: Inputs) -> dict[str, Any]:
     }
 
 
-def summary(scores: Scores, pictures: list[Picture], left_out: list[str]) -> bytes:
-    """`metrics.json`: means, protocol, resolution, and which picture shows which view."""
+def summary(scores: Scores, pictures: list[Picture], left_out: list[str], placement: dict[str, Any]) -> bytes:
+    """`metrics.json`: means, protocol, resolution, which picture shows which view, and what became of the frames' cameras."""
     height, width = pictures[0].panels["photo"].shape[:2]
     shown = [{"view": p.name, "is_target": p.is_target, "refined": p.refined, "panels": list(p.panels)} for p in pictures]
     content = {
         "protocol": scores.protocol,
-        "summary": scores.summary,
+        "summary": scores.summary | placed_share(placement),
         "size": [width, height],
         "pictures": shown,
         "left_out": left_out,  # input photos whose camera could not be found
+        "frames": placement,
     }
     return json.dumps(content, indent=1, sort_keys=True).encode()
+
+
+def placed_share(placement: dict[str, Any]) -> dict[str, float]:
+    """Share of the generated frames whose camera was found; nothing where none had to be."""
+    found = placement["cameras"] == "find" and placement["frames"] > 0
+    return {"frames_placed": placement["moved"] / placement["frames"]} if found else {}

@@ -16,7 +16,7 @@ from reconx_core.reporting.report import COLUMNS, HEADLINES
 
 RESAMPLES = 9999
 FEW = 20  # scenes, below which the interval is noticeably too narrow
-SKIPPED = {"gaussians", "registered", "camera_confidence"}  # not scores
+SKIPPED = {"gaussians", "registered", "camera_confidence", "frames_placed"}  # not scores
 _SECTIONS = {  # of a record -> what is said where they differ and where not
     "settings": ("Settings that differ:", "The settings are the same."),
     "weights": ("Weights that differ:", "The weights are the same."),

@@ -129,9 +129,21 @@ def scene_report(run: SceneRun, root: Path) -> SceneReport:
         for i, shot in enumerate(about["pictures"])
     )
     split = json.loads((run.references["views"].folder(root) / "split.json").read_text())["split"]
-    notes = (*_notes(run, root), *(f"Photo {name} could not be placed and is left out." for name in about["left_out"]))
+    photos = (f"Photo {name} could not be placed and is left out." for name in about["left_out"])
+    notes = (*_notes(run, root), *photos, *placement_notes(about["frames"]))
     scores = Scores(store.load(folder, "scores"), about["summary"], about["protocol"])
     return SceneReport(run.plan.label, split, tuple(about["size"]), scores, pictures, folder / "video.mp4", costs, notes)
+
+
+def placement_notes(placement: dict[str, Any]) -> tuple[str, ...]:
+    """What became of the generated frames' cameras, in a sentence; none where all stayed as they were given."""
+    if not placement["moved"]:
+        return ()
+    done = "found" if placement["cameras"] == "find" else "refined"
+    return (
+        f"The cameras of {placement['moved']} of {placement['frames']} generated frames were {done}; in the median they are "
+        f"{placement['turn']:.1f} degrees and {placement['shift']:.0%} of the photos' distance from the planned path.",
+    )
 
 
 def run_record(

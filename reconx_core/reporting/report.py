@@ -43,6 +43,7 @@ COLUMNS = {
     **{f"auc_{t}_binned": (f"AUC@{t}°, binned", "{:.3f}", "↑", f"{_AUC}, as VGGT") for t in (5, 10, 20, 30)},
     "registered": ("Placed", "{:.0%}", "", "share of the input photos whose camera was found"),
     "camera_confidence": ("Cameras", "{:.2f}", "", "confidence in the estimated cameras; below 0.5 they may be wrong"),
+    "frames_placed": ("Frames", "{:.0%}", "", "share of the generated frames whose camera was found; the others are left out"),
     "gaussians": ("Gaussians", "{:,.0f}", "", "number of Gaussians in the scene"),
 }
 HEADLINES = ("psnr", "ssim", "lpips", "photo_psnr", "photo_ssim", "auc_30")

@@ -3,9 +3,9 @@
 import pytest
 import torch
 from exact_scene import draw
-from live_memory import LiveMemory
 from torch import nn
 
+from benchmarks.live_memory import LiveMemory
 from reconx_core.confidence import estimate_confidence
 from reconx_core.geometry.transforms import rigid
 from reconx_core.pointcloud.backends import dust3r

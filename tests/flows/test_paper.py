@@ -41,3 +41,6 @@ def test_three_square_photos_go_through_all_stages(reconx, photos, weights, tmp_
     assert (out / "scene.ply").stat().st_size > 0
     metrics = json.loads((out / "metrics.json").read_text())
     assert metrics["summary"]["gaussians"] == 3 * 80 * 80
+    frames = metrics["frames"]
+    assert (frames["cameras"], frames["frames"]) == ("find", 4)  # the model is not told them
+    assert frames["moved"] + len(frames["left_out"]) == 4

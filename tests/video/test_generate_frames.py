@@ -40,6 +40,13 @@ def test_photos_come_first_and_stay_as_they_are(guide):
     assert torch.equal(frames.cameras.cam_to_world[3:], guide.cameras.cam_to_world)
 
 
+def test_frames_tell_between_which_photos_they_lie_and_who_knows_their_cameras(guide):
+    made = generate(guide, "points")
+    assert torch.equal(made.pair[:3], torch.arange(3)[:, None].repeat(1, 2))
+    assert torch.equal(made.pair[3:], guide.pair)
+    assert made.cameras_told
+
+
 def test_holes_are_filled_but_worth_nothing(guide):
     frames = generate(guide, "points")
     holes = guide.visibility <= 0.02
