@@ -16,11 +16,11 @@ SIZE = 256  # long side at which frames are compared
 SMOOTH, WINDOW = 3, 9  # pixels: side of the mean that takes noise and sharpness away, and of the window of a correlation
 TEXTURE = 0.02  # standard deviation of a window's brightness, in the render, from which its correlation says something
 COVERED = 0.7  # share of a window that the points must cover
-SEEN = 0.02  # share of a frame that must show textured points; less says nothing
+SEEN, TEXTURED = 0.2, 0.02  # shares of a frame that must show points, and textured ones; less says nothing
 
 
 def frame_agreement(photos: Views, known: Pointmaps, images: Float[Tensor, "m h w 3"], cameras: Cameras) -> Float[Tensor, " m"]:
-    """Median correlation in [-1, 1] of each frame with the photos' points as its camera sees them; NaN where it sees none.
+    """Median correlation in [-1, 1] of each frame with the photos' points as its camera sees them; NaN where it sees too few.
 
     Correlations are of brightness in windows, so that neither light nor colour of a frame matters. Frames of another place have
     about 0.
@@ -47,11 +47,10 @@ def _correlation(
     other = (mean(frame * frame) - two * two).clamp(min=1e-8)
     correlation = (mean(render * frame) - one * two) / (variance * other).sqrt().clamp(min=1e-8)
     counts = seen & (_pool(weight, WINDOW) > COVERED) & (variance.sqrt() > TEXTURE)
-    return torch.stack([_median(values[kept], kept) for values, kept in zip(correlation, counts)])
-
-
-def _median(values: Float[Tensor, " k"], kept: Bool[Tensor, "h w"]) -> Float[Tensor, ""]:
-    return values.median() if len(values) >= SEEN * kept.numel() else values.new_tensor(torch.nan)
+    # A camera far away sees all of the scene as a speck, which correlates with anything.
+    enough = (weight.mean((1, 2)) >= SEEN) & (counts.float().mean((1, 2)) >= TEXTURED)
+    nothing = correlation.new_tensor(torch.nan)
+    return torch.stack([c[kept].median() if some else nothing for c, kept, some in zip(correlation, counts, enough)])
 
 
 def _mean(image: Float[Tensor, "m h w"], weight: Float[Tensor, "m h w"], side: int) -> Float[Tensor, "m h w"]:

@@ -33,7 +33,7 @@ SURE = 0.35  # confidence of a photo's pixel from which its point serves for abs
 NEIGHBOURS = 3  # following frames that each frame is matched with
 PNP_ERROR = 3.0  # inlier threshold of absolute poses, relative to that of matches: stereo depth is not exact
 FEWEST_INLIERS = 12  # of an absolute pose to start from
-FEWEST_POINTS = 20  # that a frame must share with photos, or with frames that do
+FEWEST_POINTS, LEAST_SHARE = 20, 0.1  # points, and share of its points, that join a frame to photos, or to frames that do
 NO_MATCHES = "too little in common with the photos"
 
 Poses = dict[int, Float64[np.ndarray, "4 4"]]  # world-to-camera, by index into photos and frames together
@@ -155,16 +155,17 @@ def adjust_frames(
 
 
 def linked_frames(reconstruction: pycolmap.Reconstruction, photos: int) -> set[int]:
-    """Frames that share ``FEWEST_POINTS`` points with the photos, or with frames that do.
+    """Frames that share ``FEWEST_POINTS`` and ``LEAST_SHARE`` of their points with the photos, or with frames that do.
 
-    Frames of another place may agree with each other, but no point joins them to the photos.
+    Frames of another place agree with each other, but hardly a point joins them to the photos.
     """
     ids = sorted(reconstruction.reg_image_ids())
     seen = shared_points(reconstruction, ids)
     linked = {row for row, image_id in enumerate(ids) if image_id <= photos}
     while True:
         there = seen[sorted(linked)].any(0)
-        more = {row for row in range(len(ids)) if row not in linked and (seen[row] & there).sum() >= FEWEST_POINTS}
+        enough = np.maximum(FEWEST_POINTS, LEAST_SHARE * seen.sum(1)) <= (seen & there).sum(1)
+        more = set(np.flatnonzero(enough).tolist()) - linked
         if not more:
             return {ids[row] - 1 for row in linked if ids[row] > photos}
         linked |= more
