@@ -135,7 +135,7 @@ def align_known(
     edges: Iterable[Edges], count: int, views: Views, fixed: Cameras, window: Window, device: torch.device
 ) -> Aligned:
     """The same for known cameras of all views from ``count`` edges in turn, whose pointmaps are never in memory together."""
-    usable = crop_to_window(views.masks[..., None].float(), window)[:, 0].to(device) > 0.5
+    usable = crop_masks(views.masks, window).to(device)
     sure = (edge._replace(confidence=torch.where(usable[edge.pairs], 1 - 1 / edge.confidence, 0.0)) for edge in edges)
     return _cleaned(align_edges(sure, count, _move(to_window(fixed, window), device)))
 
@@ -178,7 +178,7 @@ def align_poses(
     """
     assert views.cameras is not None
     cameras = _move(thin_cameras(to_window(views.cameras, window), step), points.device)
-    usable = thin(crop_to_window(views.masks[..., None].float(), window)[:, 0], step).to(points.device)[pairs] > 0.5
+    usable = thin(crop_masks(views.masks, window), step).to(points.device)[pairs]
     sure, weight = torch.where(usable, 1 - 1 / confidence, 0.0), torch.where(usable, confidence.log(), 0.0)
     intrinsics = cameras.intrinsics
     fixed = cameras[:held]

@@ -9,7 +9,7 @@ import torch
 
 from reconx_core import pointcloud, video
 from reconx_core.metrics.image import psnr
-from reconx_core.settings import PointcloudSettings, VideoSettings, ViewsSettings
+from reconx_core.settings import ClipSettings, PointcloudSettings, VideoSettings, ViewsSettings
 from reconx_core.training.samples import generate
 from reconx_core.video.backends.learned import RECIPES, find_model, load_pipeline
 from reconx_core.video.hole_filling import fill_holes
@@ -32,7 +32,7 @@ def clip():
     views = load_views(UNSEEN, ViewsSettings(protocol="posed"))
     settings = PointcloudSettings(stereo_size=256)
     pointmaps, _, _ = pointcloud.estimate(views.inputs(), settings, torch.Generator().manual_seed(0))
-    return make_clip(views, pointmaps)
+    return make_clip(views, pointmaps, ClipSettings())
 
 
 def test_the_weights_are_small_and_have_a_card():

@@ -56,7 +56,7 @@ def peak(monkeypatch):
     """Peak of the tensors that judging so many clips makes, in bytes, and the judged frames."""
     monkeypatch.setattr(dust3r, "load_network", lambda load, path: Free())
     monkeypatch.setattr(dust3r, "find_weights", lambda *names: names)
-    backend = Dust3r(PointcloudSettings(backend="dust3r", graph="complete"))
+    backend = Dust3r(PointcloudSettings(backend="dust3r", graph="complete", crop="none"))
 
     def judge(clips):
         photos, frames = photos_and_frames(clips)
