@@ -6,6 +6,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from rich.console import Console
 from rich.markup import escape
 
+from flows.execution.prefect_server import prefect_server
 from flows.execution.run import PRESETS as RUN_PRESETS
 from flows.execution.run import stop_at_once
 from flows.runs.tracking import make_client, open_experiment, reason_of, tracking_uri
@@ -70,13 +72,15 @@ def train(settings: TrainSettings, out: Path, root: Path, console: Console, work
     """
     require_writable(root)
     require_writable(out)
-    with stop_at_once(console):
+    with stop_at_once(console), ExitStack() as stack:
         from reconx_core.training import loop
         from reconx_core.training.processes import join_processes, share
 
         processes = join_processes()
         main = processes.is_main_process
         console = console if main else Console(quiet=True)
+        if main:  # one server for the clips of all epochs: Prefect's events stay with the first of a process
+            stack.enter_context(prefect_server(root))()
         pipeline = initial_pipeline(settings)
         if settings.phase == "structure" and pipeline.structure_encoder is None:
             pipeline.add_structure(settings.seed)
