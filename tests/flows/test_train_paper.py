@@ -1,6 +1,9 @@
 """The paper's training by commands: a checkpoint in the published layout is converted, warmed up, and given its structure."""
 
+import csv
 import json
+import os
+import subprocess
 import sys
 from dataclasses import replace
 
@@ -9,8 +12,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from small_checkpoint import small_checkpoint, write_small_config
 from small_clip import small_clip
+from small_models import save_hub, small_dust3r
 
 from flows import cli
+from flows.evaluation.ablation import load_ablation
 from reconx_core.training import batches, samples
 from reconx_core.training.objective import Objective
 from reconx_core.training.schedule import Schedule
@@ -129,3 +134,44 @@ def test_what_is_trained_is_given_what_is_sampled(phases, monkeypatch, second):
     ends, others = condition[:, :, places], other[:, :, places]
     # Those of the same photos, which are bytes in training, and not of each other's.
     assert (ends - others).abs().mean() < 0.1 * (ends - ends.flip(2)).abs().mean()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_the_papers_path_by_commands_alone(tmp_path):
+    """Convert, both phases (the second on two processes), the seven rows of the ablation on two scenes, and their table.
+
+    As a user's shell runs them: each in a process of its own, which starts its own Prefect server.
+    """
+    config = write_small_config(tmp_path / "small.yaml", vocabulary=49_408)
+    save_file(small_checkpoint(config, scale=0.05), tmp_path / "dynamicrafter_512_interp.safetensors")
+    save_hub(tmp_path / "dust3r", *small_dust3r())
+    environment = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"} | {"OMP_NUM_THREADS": "1"}
+
+    def run(*words, launch=("-m", "flows.cli")):
+        command = [sys.executable, *launch, *map(str, words)]
+        ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert ended.returncode == 0, ended.stdout + ended.stderr
+        assert "Traceback" not in ended.stderr
+        return ended.stdout
+
+    networks = ["-S", f"pointcloud.weights={tmp_path / 'dust3r'}"]
+    two = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "flows.cli")
+    run("weights", "convert", "dynamicrafter_512_interp.safetensors", "-o", "model", "--config", config)
+    run("train", "paper-image", "-o", "image", "--store", "store", *options("model=model"))
+    structure = options("model=image/model")
+    run("train", "paper-structure", "-o", "structure", "--store", "store", *structure, *networks, launch=two)
+    assert "ReconXPipeline" in run("weights", "verify", "structure/model")
+    small = {
+        "video.weights": tmp_path / "structure" / "model", "video.steps": 2, "video.pixels": 64 * 64,
+        "condition.frames_per_pair": 2, "confidence.size": 64, "splats.steps": 5, "splats.backend": "cpu",
+        "splats.lpips_weight": 0.0,
+    }  # fmt: skip
+    smaller = [word for key, value in small.items() for word in ("-S", f"{key}={value}")]
+    scenes = "procedural:room?seed=1..2&views=3&width=96&height=64"
+    run("evaluate", scenes, "--preset", "paper", "--ablation", "-o", "rows", "--store", "store", *networks, *smaller)
+    run("table", "ablation", "rows")
+    with open(tmp_path / "tables" / "ablation.csv", newline="") as file:
+        lines = [line for line in csv.DictReader(file) if (line["published"], line["score"]) == ("false", "psnr")]
+    assert [line["row"] for line in lines] == [row.name for row in load_ablation()]
+    assert all(float(line["value"]) > 5 and line["scenes"] == "2" for line in lines)
