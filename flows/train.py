@@ -149,7 +149,7 @@ def initial_pipeline(settings: TrainSettings) -> Any:
     from reconx_core.video.diffusion.pipeline import ReconXPipeline
 
     if not (Path(settings.model) / "model_index.json").is_file():
-        raise UserError(f"There is no model in '{settings.model}'; give 'tiny' or the folder of a pipeline.")
+        raise UserError(f"There is no model in '{settings.model}'; name the folder of a pipeline by -S model=FOLDER.")
     return ReconXPipeline.from_pretrained(settings.model, local_files_only=True, use_safetensors=True)
 
 

@@ -143,10 +143,13 @@ def load_train_settings(path: Path, overrides: dict[str, Any]) -> TrainSettings:
     """
     try:
         base = read_yaml(path.read_text(encoding="utf-8-sig")) or {}
+        if not isinstance(base, dict):
+            raise UserError(f"{path} should hold training settings, such as 'steps: 500', but holds {type(base).__name__}.")
         return TrainSettings.model_validate(_merged(current_names(base), current_names(overrides)))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"Cannot read the training settings in {path}: {error}") from None
     except ValidationError as error:
         first = error.errors()[0]
         where = "".join(f" '{part}'" for part in [".".join(str(part) for part in first["loc"])] if part)
-        raise UserError(f"Training setting{where} in {path}: {first['msg'].lower()}.") from None
+        said = first["msg"].removeprefix("Value error, ")
+        raise UserError(f"Training setting{where} (of {path.name} or -S): {said[:1].lower()}{said[1:]}.") from None

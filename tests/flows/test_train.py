@@ -65,6 +65,12 @@ def test_earlier_names_of_settings_are_accepted(tmp_path, earlier, field, value)
     assert getattr(resolve_train_settings(str(file), None), field) == value
 
 
+def test_a_preset_that_is_a_list_is_a_sentence(tmp_path):
+    (tmp_path / "list.yaml").write_text("- steps: 3\n")
+    with pytest.raises(UserError, match=r"list\.yaml should hold training settings.*holds list"):
+        resolve_train_settings(str(tmp_path / "list.yaml"), None)
+
+
 def drawn(path, seed=0, epoch=0, second_photo="last", contents="points", **source):
     settings = TrainSettings(seed=seed, second_photo=second_photo)
     return draw_clips([ClipSource(path=path, **source)], settings, contents, epoch)
