@@ -14,7 +14,7 @@ from reconx_core.settings import ConditionSettings
 from reconx_core.types import Pointmaps, Views
 
 POINTS = 500  # of a view, evenly subsampled, that tell how much another one sees of it
-SEQUENCE = 0.8  # share of the best path's overlap with which the order by name counts as a sequence
+SEQUENCE = 0.6  # share of the best path's overlap with which the order by name counts as a sequence (docs/decisions.md)
 
 
 def view_order(inputs: Views, pointmaps: Pointmaps, settings: ConditionSettings) -> Int[Tensor, " n"]:
