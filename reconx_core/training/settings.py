@@ -145,7 +145,7 @@ def load_train_settings(path: Path, overrides: dict[str, Any]) -> TrainSettings:
         base = read_yaml(path.read_text(encoding="utf-8-sig")) or {}
         if not isinstance(base, dict):
             raise UserError(f"{path} should hold training settings, such as 'steps: 500', but holds {type(base).__name__}.")
-        return TrainSettings.model_validate(_merged(current_names(base), current_names(overrides)))
+        settings = TrainSettings.model_validate(_merged(current_names(base), current_names(overrides)))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"Cannot read the training settings in {path}: {error}") from None
     except ValidationError as error:
@@ -153,3 +153,13 @@ def load_train_settings(path: Path, overrides: dict[str, Any]) -> TrainSettings:
         where = "".join(f" '{part}'" for part in [".".join(str(part) for part in first["loc"])] if part)
         said = first["msg"].removeprefix("Value error, ")
         raise UserError(f"Training setting{where} (of {path.name} or -S): {said[:1].lower()}{said[1:]}.") from None
+    _require_crop_in_clips(settings)
+    return settings
+
+
+def _require_crop_in_clips(settings: TrainSettings) -> None:
+    """Raise UserError where no clip can hold the crop: better now than after all clips are made."""
+    largest = settings.clip_size or (settings.size, settings.size)
+    if any(side > most for side, most in zip(settings.crop, largest)):
+        size = f"clip_size={list(largest)}" if settings.clip_size else f"size={settings.size}, their long side"
+        raise UserError(f"A crop of {settings.crop[0]} x {settings.crop[1]} is larger than the clips ({size}).")

@@ -71,6 +71,13 @@ def test_a_preset_that_is_a_list_is_a_sentence(tmp_path):
         resolve_train_settings(str(tmp_path / "list.yaml"), None)
 
 
+def test_a_crop_that_no_clip_can_hold_is_told_before_any_is_made():
+    with pytest.raises(UserError, match=r"512 x 512 is larger than the clips \(size=320"):
+        resolve_train_settings("tiny", ["crop=[512, 512]", "size=320"])
+    with pytest.raises(UserError, match="larger than the clips"):
+        resolve_train_settings("paper-image", ["crop=[576, 512]"])
+
+
 def drawn(path, seed=0, epoch=0, second_photo="last", contents="points", **source):
     settings = TrainSettings(seed=seed, second_photo=second_photo)
     return draw_clips([ClipSource(path=path, **source)], settings, contents, epoch)
