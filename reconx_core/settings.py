@@ -199,13 +199,22 @@ def parse_settings(base: dict[str, Any], overrides: list[str] | None = None) -> 
 
 def load_settings(path: Path, overrides: list[str] | None = None) -> Settings:
     """Settings from a YAML file such as ``params.yaml`` or a preset."""
+    return parse_settings(read_mapping(path, "the settings", "sections of settings, such as 'splats:'"), overrides)
+
+
+def read_mapping(path: Path, what: str, content: str) -> dict[str, Any]:
+    """The keys and values of a YAML file; ``what`` and ``content`` name it and what it should hold in errors.
+
+    Raises:
+        UserError: the file is unreadable, or holds something else.
+    """
     try:
         base = read_yaml(path.read_text(encoding="utf-8-sig")) or {}
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"Cannot read the settings in {path}: {error}") from None
+        raise UserError(f"Cannot read {what} in {path}: {error}") from None
     if not isinstance(base, dict):
-        raise UserError(f"{path} should hold sections of settings, such as 'splats:', but holds {type(base).__name__}.")
-    return parse_settings(base, overrides)
+        raise UserError(f"{path} should hold {content}, but holds {type(base).__name__}.")
+    return base
 
 
 class _TextLoader(yaml.SafeLoader):

@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from reconx_core.errors import UserError
-from reconx_core.settings import PointcloudSettings, Section, read_yaml
+from reconx_core.settings import PointcloudSettings, Section, read_mapping
 
 RENAMED = {"vary": "augment", "kept_clips": "clip_cache"}  # earlier names: accepted in YAML files, -S and checkpoints
 
@@ -141,16 +140,13 @@ def load_train_settings(path: Path, overrides: dict[str, Any]) -> TrainSettings:
     Raises:
         UserError: the file is unreadable, a key is unknown, or a value is out of range.
     """
+    base = read_mapping(path, "the training settings", "training settings, such as 'steps: 500'")
     try:
-        base = read_yaml(path.read_text(encoding="utf-8-sig")) or {}
-        if not isinstance(base, dict):
-            raise UserError(f"{path} should hold training settings, such as 'steps: 500', but holds {type(base).__name__}.")
         settings = TrainSettings.model_validate(_merged(current_names(base), current_names(overrides)))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"Cannot read the training settings in {path}: {error}") from None
     except ValidationError as error:
         first = error.errors()[0]
-        where = "".join(f" '{part}'" for part in [".".join(str(part) for part in first["loc"])] if part)
+        key = ".".join(str(part) for part in first["loc"])
+        where = f" '{key}'" if key else ""
         said = first["msg"].removeprefix("Value error, ")
         raise UserError(f"Training setting{where} (of {path.name} or -S): {said[:1].lower()}{said[1:]}.") from None
     _require_crop_in_clips(settings)
