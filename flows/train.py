@@ -6,7 +6,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -79,13 +79,14 @@ def train(settings: TrainSettings, out: Path, root: Path, console: Console, work
         processes = join_processes()
         main = processes.is_main_process
         console = console if main else Console(quiet=True)
-        if main:  # one server for the clips of all epochs: Prefect's events stay with the first of a process
-            stack.enter_context(prefect_server(root))()
+        # One server for the clips of all epochs: Prefect's events stay with the first of a process.
+        wait_for_server = stack.enter_context(prefect_server(root) if main else nullcontext(lambda: None))
         pipeline = initial_pipeline(settings)
         if settings.phase == "structure" and pipeline.structure_encoder is None:
             pipeline.add_structure(settings.seed)
             console.print("The model gets the structure encoder and its attention, at first worth nothing (PAPER.md 3).")
         studio = Studio(settings, contents_of(pipeline, settings), Workshop(root, out, console, workers, dask))
+        wait_for_server()
         count, shown = share(studio.open)
         log = Log(out, settings, console, shown) if main else None
         clips = loop.EpochClips(count, lambda epoch: share(lambda: studio.clips(epoch)))
