@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from prefect import flow, task
 from prefect.filesystems import WritableFileSystem
 from prefect.futures import PrefectWrappedFuture
+from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.utilities.annotations import quote
 from pydantic import PrivateAttr
@@ -120,7 +121,9 @@ def run_scenes(
     runner: Any = cluster.runner() if cluster else ThreadPoolTaskRunner(max_workers=workers)
     token = _work.set(lambda: _submit_all(steps, root.resolve(), monitor, cluster))
     try:
-        reconx.with_options(task_runner=runner)()
+        # Its thread would hold the end of a run up by a second, and only a server with services reads what it sends.
+        with temporary_settings(set_defaults={PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+            reconx.with_options(task_runner=runner)()
     finally:
         _work.reset(token)
     for run in runs:

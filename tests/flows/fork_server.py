@@ -15,6 +15,7 @@ import signal
 import socket
 import subprocess
 import sys
+import traceback
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -108,13 +109,13 @@ def serve(path, mlflow_tables):
                 connection.sendall(str(pid).encode())
                 continue
             become(connection)
-            return
 
 
 def import_everything(mlflow_tables):
     from mlflow_tables import migrate_once
     from standins import install
 
+    import flows.cli
     import flows.evaluate
     import flows.execution.flow
     import flows.reconstruct
@@ -157,7 +158,22 @@ def become(connection):
     sys.argv = ["reconx", *request["arguments"]]
     from flows.cli import main
 
-    main()
+    end_at_once(main)
+
+
+def end_at_once(main):
+    """Run it, and end without Prefect's exit handlers, which wait a second for a server to take the last events."""
+    try:
+        main()
+        code = 0
+    except SystemExit as end:
+        code = int(end.code or 0)
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def start(path, *arguments):
