@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from reconx_core.video.diffusion.structure_encoder import farthest_point_sample
+from reconx_core.video.diffusion.structure_points import farthest_point_sample
 
 
 def scene(count: int) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float, Int, UInt8
@@ -14,10 +15,12 @@ from reconx_core.training.schedule import Schedule
 from reconx_core.training.settings import TrainSettings
 from reconx_core.types import Clip
 from reconx_core.video.clip import even_indices
-from reconx_core.video.diffusion.pipeline import ReconXPipeline
-from reconx_core.video.diffusion.structure_encoder import farthest_point_sample, normalise_points
+from reconx_core.video.diffusion.structure_points import farthest_point_sample, normalise_points
 from reconx_core.video.hole_filling import fill_holes
 from reconx_core.video.sources import frame_sources
+
+if TYPE_CHECKING:  # the processes that load batches have no model, and need not wait for diffusers
+    from reconx_core.video.diffusion.pipeline import ReconXPipeline
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from reconx_core.types import Clip
 from reconx_core.video.backends.learned import RECIPES, Recipe, generate_clip
 from reconx_core.video.clip import even_indices
 from reconx_core.video.diffusion.pipeline import ReconXPipeline
-from reconx_core.video.diffusion.structure_encoder import normalise_points
+from reconx_core.video.diffusion.structure_points import normalise_points
 from reconx_core.video.hole_filling import fill_holes
 
 SHOWN = 4  # frames per clip in the grid

@@ -19,6 +19,7 @@ from reconx_core.settings import VideoSettings
 from reconx_core.types import Condition, Pointmaps, Views
 from reconx_core.video.clip import PLAUSIBLE, POINTS, clips_between, model_size, network_dtype, structure_points
 from reconx_core.video.hole_filling import fill_holes
+from reconx_core.video.diffusion.structure_points import normalise_points
 from reconx_core.video.sources import SOURCES, frame_sources, photo_renders
 from reconx_core.weights.folder import weights_folder
 
@@ -206,6 +207,4 @@ def load_pipeline(folder: Path, offload: bool = False, dtype: str = "auto") -> R
 
 
 def _in_frame_of(points: tuple[Tensor, Tensor], cam_to_world: Float[Tensor, "4 4"]) -> tuple[Tensor, Tensor]:
-    from reconx_core.video.diffusion.structure_encoder import normalise_points
-
     return normalise_points(points[0], cam_to_world), points[1]

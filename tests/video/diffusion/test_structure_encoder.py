@@ -8,12 +8,8 @@ import pytest
 import torch
 
 from reconx_core.errors import UserError
-from reconx_core.video.diffusion.structure_encoder import (
-    StructureEncoder,
-    farthest_point_sample,
-    fourier_features,
-    normalise_points,
-)
+from reconx_core.video.diffusion.structure_encoder import StructureEncoder, fourier_features
+from reconx_core.video.diffusion.structure_points import farthest_point_sample, normalise_points
 
 SMALL = {"width": 32, "heads": 4, "frequencies": 4}
 
