@@ -73,14 +73,17 @@ def train(settings: TrainSettings, out: Path, root: Path, console: Console, work
     require_writable(root)
     require_writable(out)
     with stop_at_once(console), ExitStack() as stack:
-        from reconx_core.training import loop
+        from reconx_core.training.checkpoints import find_checkpoint
         from reconx_core.training.processes import join_processes, share
 
         processes = join_processes()
+        find_checkpoint(settings, out, processes.num_processes)  # one with other settings is told before all that takes time
         main = processes.is_main_process
         console = console if main else Console(quiet=True)
         # One server for the clips of all epochs: Prefect's events stay with the first of a process.
         wait_for_server = stack.enter_context(prefect_server(root) if main else nullcontext(lambda: None))
+        from reconx_core.training import loop
+
         pipeline = initial_pipeline(settings)
         if settings.phase == "structure" and pipeline.structure_encoder is None:
             pipeline.add_structure(settings.seed)
@@ -143,6 +146,9 @@ class Studio:
 
 def initial_pipeline(settings: TrainSettings) -> Any:
     """The pipeline to train: `tiny` with random weights, or loaded from a folder."""
+    from reconx_core.video.backends.learned import hide_progress_bars
+
+    hide_progress_bars()
     if settings.model == "tiny":
         from reconx_core.video.diffusion.tiny import tiny_pipeline
 
@@ -159,7 +165,7 @@ def save_pipeline(pipeline: Any, folder: Path) -> None:
     fresh = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
     for part in pipeline.components.values():
         if isinstance(part, torch.nn.Module):
-            part.to("cpu", torch.float16)
+            torch.nn.Module.to(part, "cpu", torch.float16)  # diffusers' own warns of modules to keep, and there are none
     pipeline.save_pretrained(fresh, safe_serialization=True)
     shutil.rmtree(folder, ignore_errors=True)
     fresh.rename(folder)

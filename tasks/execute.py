@@ -293,15 +293,26 @@ def device_class() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def require_weights(stages: Iterable[str], settings: Settings) -> None:
+    """Raise UserError where weights that the stages would load are missing: before the first of them computes."""
+    for stage in stages:
+        _weights_place(stage, settings)
+
+
+def _weights_place(stage: str, settings: Settings) -> Path | None:
+    """Where the weights of the stage's network lie; None where it has none."""
+    if stage == "video":
+        return video_weights(settings.video)
+    return geometry_weights(settings.pointcloud) if finds_geometry(stage, settings) else None
+
+
 def weights_digests(stage: str, settings: Settings) -> dict[str, str]:
     """Digest of every file of weights that the stage would load.
 
     Raises:
         UserError: the weights that the settings ask for are not there.
     """
-    if stage == "video" and (folder := video_weights(settings.video)) is not None:
-        return _digests(files_of(folder))
-    if finds_geometry(stage, settings) and (place := geometry_weights(settings.pointcloud)) is not None:
+    if (place := _weights_place(stage, settings)) is not None:
         return _digests(files_of(place))
     wanted = stage == "metrics" or (stage == "splats" and settings.splats.lpips_weight > 0)
     files = (lpips_files() or ()) if wanted else ()

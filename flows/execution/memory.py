@@ -163,12 +163,15 @@ def describe(choices: list[Choice], vram: int, overrides: list[str]) -> str:
     """What was chosen, in a sentence per stage."""
     changed = [f"{name}={value}" for choice in choices for name, value in choice.way.settings.items()]
     given = {override.partition("=")[0].strip() for override in overrides}
-    kept = sorted(name for name in given if any(entry.startswith(f"{name}=") for entry in changed))
-    lines = [
-        f"For {vram} GB of GPU memory: {', '.join(changed) or 'nothing to change'}",
-        *(f"  {choice}" for choice in choices),
-    ]
-    return "\n".join([*lines, *([f"  as you say instead: {', '.join(kept)}"] if kept else [])])
+    lines = [f"For {vram} GB of GPU memory: {', '.join(changed) or 'nothing to change'}"]
+    for choice in choices:
+        kept = sorted(given & choice.way.settings.keys())
+        lines.append(f"  {choice}{_instead(kept)}")
+    return "\n".join(lines)
+
+
+def _instead(kept: list[str]) -> str:
+    return f"; as you say instead: {', '.join(kept)}, which may need more" if kept else ""
 
 
 def _bytes(stage: str, settings: Settings) -> int:

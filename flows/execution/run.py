@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -110,7 +110,8 @@ def run_stages(
     ``dask``: ``local`` for ``workers`` processes instead of threads, or the address of a scheduler, which has its own workers.
 
     Raises:
-        UserError: the store cannot be written to, no scenes, or Prefect's server or Dask's workers cannot be used.
+        UserError: the store cannot be written to, no scenes, weights are missing, or Prefect's server or Dask's workers
+            cannot be used.
     """
     if dask is not None:
         require_dask()
@@ -121,7 +122,7 @@ def run_stages(
         from flows.execution.progress import Display
         from reconx_core.cache import store
         from reconx_core.cache.lock import in_use
-        from tasks.execute import is_own_warning, load_stages, route_warnings
+        from tasks.execute import is_own_warning, load_stages, require_weights, route_warnings
 
         with ExitStack() as stack:
             with warnings.catch_warnings(record=True) as noticed:
@@ -129,6 +130,9 @@ def run_stages(
                 store.clear_abandoned(root)
                 load_stages(stages)
                 plans = make_plans()
+            if dask is None:  # else it is the workers that have them
+                for settings in distinct_networks(plans):
+                    require_weights(stages, settings)
             display = Display(console, root, many=len(plans) > 1, quiet=quiet)
             for notice in noticed:
                 if is_own_warning(notice.category, notice.filename):
@@ -142,6 +146,14 @@ def run_stages(
 
                 with open_cluster(dask, workers, root, display, stages) as cluster:
                     return run_scenes(plans, root, display, stages, cluster=cluster)
+
+
+def distinct_networks(plans: Iterable[ScenePlan]) -> Iterable[Settings]:
+    """The plans' settings, once for all that ask for the same networks."""
+    return {
+        "".join(part.model_dump_json() for part in (plan.settings.pointcloud, plan.settings.video)): plan.settings
+        for plan in plans
+    }.values()
 
 
 def require_dask() -> None:

@@ -33,7 +33,7 @@ def save(accelerator: Accelerator, settings: TrainSettings, out: Path, updates: 
     accelerator.wait_for_everyone()
     if not accelerator.is_main_process:
         return
-    progress = {"updates": updates, "clips_per_update": clips_per_update(accelerator, settings)}
+    progress = {"updates": updates, "clips_per_update": clips_per_update(settings, accelerator.num_processes)}
     write_json(fresh / PROGRESS, {**progress, "settings": settings.model_dump(mode="json")})
     if folder.exists():  # what is left of a checkpoint that was being removed
         remove(folder)
@@ -54,8 +54,31 @@ def whole_checkpoints(out: Path) -> list[Path]:
     return [folder for folder in [*named, *(out / name for name in EARLIER)] if (folder / PROGRESS).is_file()]
 
 
-def clips_per_update(accelerator: Accelerator, settings: TrainSettings) -> int:
-    return settings.batch * settings.accumulate * accelerator.num_processes
+def clips_per_update(settings: TrainSettings, processes: int) -> int:
+    return settings.batch * settings.accumulate * processes
+
+
+def find_checkpoint(settings: TrainSettings, out: Path, processes: int) -> tuple[Path, int] | None:
+    """The newest whole checkpoint, if any, and its number of completed updates.
+
+    Raises:
+        UserError: it was made with other settings.
+    """
+    found = next(iter(whole_checkpoints(out)), None)
+    if found is None:
+        return None
+    progress = json.loads((found / PROGRESS).read_text())
+    theirs = earlier_settings(progress["settings"])
+    ours, saved = (chosen.model_dump(mode="json") for chosen in (settings, theirs))
+    changed = [key for key in ours if key not in FREE and ours[key] != saved[key]]
+    before, now = progress.get("clips_per_update", theirs.batch * theirs.accumulate), clips_per_update(settings, processes)
+    changed += [f"{before} clips per update, here {now}"] if before != now else []
+    if changed:
+        raise UserError(
+            f"The checkpoint in {out} was made with other settings ({', '.join(changed)}); use them, or another folder with -o."
+        )
+    # Before there was `updates`, the steps over which gradients are accumulated were counted, too.
+    return found, int(progress.get("updates", progress.get("done", 0) // theirs.accumulate))
 
 
 def resume(accelerator: Accelerator, settings: TrainSettings, out: Path) -> int:
@@ -64,22 +87,11 @@ def resume(accelerator: Accelerator, settings: TrainSettings, out: Path) -> int:
     Raises:
         UserError: the checkpoint was made with other settings.
     """
-    found = next(iter(whole_checkpoints(out)), None)
-    if found is None:
+    checkpoint = find_checkpoint(settings, out, accelerator.num_processes)
+    if checkpoint is None:
         return 0
-    progress = json.loads((found / PROGRESS).read_text())
-    theirs = earlier_settings(progress["settings"])
-    ours, saved = (chosen.model_dump(mode="json") for chosen in (settings, theirs))
-    changed = [key for key in ours if key not in FREE and ours[key] != saved[key]]
-    before, now = progress.get("clips_per_update", theirs.batch * theirs.accumulate), clips_per_update(accelerator, settings)
-    changed += [f"{before} clips per update, here {now}"] if before != now else []
-    if changed:
-        raise UserError(
-            f"The checkpoint in {out} was made with other settings ({', '.join(changed)}); use them, or another folder with -o."
-        )
-    accelerator.load_state(str(found))
-    # Before there was `updates`, the steps over which gradients are accumulated were counted, too.
-    return int(progress.get("updates", progress.get("done", 0) // theirs.accumulate))
+    accelerator.load_state(str(checkpoint[0]))
+    return checkpoint[1]
 
 
 def earlier_settings(saved: dict[str, Any]) -> TrainSettings:

@@ -62,17 +62,14 @@ def test_one_photo(reconx, real_views, tmp_path):
     assert_sentence(outcome, "at least two photos")
 
 
-def test_missing_weights_fail_the_scenes_and_leave_their_record(reconx, tiny, tmp_path, monkeypatch):
+@pytest.mark.parametrize("setting", ["pointcloud.backend=dust3r", "video.backend=viewcrafter"])
+def test_missing_weights_are_told_before_anything_is_computed(reconx, tiny, tmp_path, monkeypatch, setting):
     monkeypatch.setenv("RECONX_WEIGHTS", str(tmp_path / "weights"))
     for name in ("attic", "cellar"):
         write_folder(tmp_path / "data" / name)
-    out, backend = tmp_path / "out", ("-S", "pointcloud.backend=dust3r")
-    outcome = reconx("evaluate", tmp_path / "data", "-o", out, "--store", tmp_path / "store", *backend)
-    assert outcome.code == 1, outcome.err
-    record = json.loads((out / "run.json").read_text())
-    assert {scene["failed_stage"] for scene in record["scenes"].values()} == {"pointcloud"}
-    assert all("no weights for pointcloud.backend=dust3r" in scene["error"] for scene in record["scenes"].values())
-    assert list(record["code"]) == ["views"]
+    outcome = reconx("evaluate", tmp_path / "data", "-o", tmp_path / "out", "--store", tmp_path / "store", "-S", setting)
+    assert_sentence(outcome, f"no weights for {setting}", "reconx weights")
+    assert tiny() == []
 
 
 def test_truncated_photo_among_good_ones_is_left_out_and_named(reconx, real_views, tmp_path):

@@ -1,6 +1,7 @@
 """`reconx train` from the command line: cached clips, a saved model that a run can use, clear messages for wrong input."""
 
 import io
+import json
 import re
 
 import pytest
@@ -35,6 +36,16 @@ def test_train_makes_a_model_that_a_run_can_use(server, tmp_path):
     assert load_pipeline(tmp_path / "out" / "model").config.residual
     size = sum(file.stat().st_size for file in (tmp_path / "out" / "model").rglob("*.safetensors"))
     assert size < 40e6  # the size limit of the package
+
+
+def test_a_checkpoint_of_other_settings_is_told_before_clips_are_made(tmp_path):
+    kept = tmp_path / "out" / "checkpoints" / "000002"
+    kept.mkdir(parents=True)
+    saved = resolve_train_settings("tiny", ["crop=[48, 48]"]).model_dump(mode="json")
+    (kept / "progress.json").write_text(json.dumps({"updates": 2, "settings": saved}))
+    with pytest.raises(UserError, match=r"made with other settings \(.*crop.*\); use them, or another folder"):
+        run(tmp_path)
+    assert not (tmp_path / "store").is_dir() or not list((tmp_path / "store").glob("[a-z]*"))
 
 
 @pytest.mark.long

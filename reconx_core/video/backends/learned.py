@@ -18,8 +18,8 @@ from reconx_core.errors import UserError
 from reconx_core.settings import VideoSettings
 from reconx_core.types import Condition, Pointmaps, Views
 from reconx_core.video.clip import PLAUSIBLE, POINTS, clips_between, model_size, network_dtype, structure_points
-from reconx_core.video.hole_filling import fill_holes
 from reconx_core.video.diffusion.structure_points import normalise_points
+from reconx_core.video.hole_filling import fill_holes
 from reconx_core.video.sources import SOURCES, frame_sources, photo_renders
 from reconx_core.weights.folder import weights_folder
 
@@ -185,14 +185,10 @@ def load_pipeline(folder: Path, offload: bool = False, dtype: str = "auto") -> R
     Raises:
         UserError: a file is missing or invalid.
     """
-    import diffusers
-    import transformers
-
     from reconx_core.video.diffusion.pipeline import ReconXPipeline
 
     cuda = torch.cuda.is_available()
-    for library in (diffusers, transformers):  # the run shows its own progress
-        library.utils.logging.disable_progress_bar()
+    hide_progress_bars()
     try:
         pipeline = ReconXPipeline.from_pretrained(
             folder, dtype=network_dtype(dtype), local_files_only=True, use_safetensors=True
@@ -204,6 +200,15 @@ def load_pipeline(folder: Path, offload: bool = False, dtype: str = "auto") -> R
         pipeline.enable_model_cpu_offload()
         return pipeline
     return pipeline.to("cuda" if cuda else "cpu")
+
+
+def hide_progress_bars() -> None:
+    """Of the libraries that load and save models: a run shows its own progress."""
+    import diffusers
+    import transformers
+
+    for library in (diffusers, transformers):
+        library.utils.logging.disable_progress_bar()
 
 
 def _in_frame_of(points: tuple[Tensor, Tensor], cam_to_world: Float[Tensor, "4 4"]) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,6 @@ from diffusers.models.modeling_utils import ModelMixin
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from reconx_core.errors import UserError
 from reconx_core.video.diffusion.structure_attention import PlainAttnProcessor
 from reconx_core.video.diffusion.structure_points import farthest_point_sample
 
