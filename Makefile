@@ -22,7 +22,7 @@ for package in ("flows", "tasks", "reconx_core"):
 endef
 export IMPORT_ALL
 
-.PHONY: demo test test-fast lint bench setup clean
+.PHONY: demo test test-fast test-slow lint bench setup clean
 
 setup: $(STAMP)
 
@@ -40,6 +40,10 @@ demo: setup
 
 test: setup
 	$(PYTEST) -m "not slow"
+
+# What takes minutes: whole reconstructions twice, servers that are killed, training until a clip is known by heart.
+test-slow: setup
+	$(PYTEST) -m "slow and not gpu"
 
 # While working, in about a minute: without servers, other processes and whole reconstructions; see `long` in pyproject.toml.
 test-fast: setup

@@ -150,7 +150,7 @@ def test_a_sample_grid_shows_truth_render_and_frames(clip):
     assert scores.keys() == {"points_psnr", "psnr"}
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_one_clip_is_overfitted(tmp_path, clip):
     """The network, its conditions and the loss fit together: frames of a clip it has seen come out above 30 dB."""
     chosen = settings(steps=200, learning_rate=3e-3, terminal_share=1.0, ema=0, drop_image=0, drop_structure=0, augment=False)

@@ -147,7 +147,7 @@ def test_kill_9_repeats_at_most_the_interrupted_task(forks, tiny, photos, tmp_pa
     assert artifact_bytes(tmp_path / "killed") == artifact_bytes(tmp_path / "calm")
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_own_server_starts_without_a_home_and_ends_with_its_parent(tiny, photos, tmp_path):
     """No PREFECT_API_URL, no HOME: the run brings its own server, and kill -9 of the run takes it along."""
     log = tmp_path / "log"
