@@ -96,6 +96,7 @@ def check_table(reconx, out, folder):
         assert line["mlflow_run"] == json.loads((out / line["row"] / "mlflow.json").read_text())["run"]
 
 
+@pytest.mark.slow
 def test_rows_share_every_task_that_they_have_in_common(reconx, telling, tmp_path):
     for name in ("attic", "cellar"):
         standins.write_folder(tmp_path / "data" / name)

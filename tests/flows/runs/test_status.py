@@ -76,8 +76,9 @@ def test_a_failure_lasts_until_the_task_succeeds_and_as_long_as_its_run(reconx, 
     assert not list(note.parent.iterdir())
 
 
-def test_missing_weights_are_told_although_there_is_no_key(reconx, tiny, status, photos, tmp_path, monkeypatch):
+def test_weights_taken_away_during_a_run_are_told_although_there_is_no_key(reconx, tiny, status, photos, tmp_path, monkeypatch):
     monkeypatch.setenv("RECONX_WEIGHTS", str(tmp_path / "none"))
+    monkeypatch.setattr("tasks.execute.require_weights", lambda stages, settings: None)  # there when it began
     reconx("evaluate", photos, "-o", "out", "--store", "store", "-S", "video.backend=viewcrafter")
     table, lines = status("out")
     assert (table["condition"], table["video"], table["splats"]) == ([1, 0, 0, 0, 1], [0, 1, 0, 0, 1], [0, 0, 1, 0, 1])

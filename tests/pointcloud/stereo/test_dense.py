@@ -20,7 +20,7 @@ def scene(planes=64):
 
 @pytest.fixture(scope="module")
 def estimated():
-    return estimate_depth(scene(), PAIRS)
+    return estimate_depth(scene(), PAIRS, rounds=1)
 
 
 def test_depth_of_a_room(estimated):
