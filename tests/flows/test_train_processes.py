@@ -37,6 +37,7 @@ def together(folder, *changes):
     return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 
+@pytest.mark.slow
 def test_two_processes_are_one_with_twice_the_batch(server, tmp_path):
     """Both go on from the same checkpoint."""
     alone(tmp_path / "one", "batch=2", "steps=1")
