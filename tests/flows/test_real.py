@@ -102,6 +102,7 @@ def test_same_photos_and_settings_give_the_same_bytes_in_another_process(made):
         assert (folder / "out" / name).read_bytes() == (folder / "twin" / name).read_bytes(), name
 
 
+@pytest.mark.slow
 def test_photos_of_different_places(reconx, tmp_path):
     for seed in (1, 2):
         capture = read(Path(f"procedural:room?views=2&targets=0&seed={seed}&width=192&height=144"))

@@ -140,6 +140,7 @@ def test_seeds_share_what_draws_nothing_and_give_mean_and_spread(reconx, tiny, d
     assert tiny() == []
 
 
+@pytest.mark.slow
 def test_the_ablation_is_seven_runs_on_shared_stages(reconx, tiny, dataset, tmp_path, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     out = tmp_path / "runs" / "abl"

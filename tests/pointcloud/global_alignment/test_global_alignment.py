@@ -275,7 +275,12 @@ def errors(found, truth, depth):
 
 @pytest.mark.parametrize(
     ("views", "width", "kind", "seed", "lateral"),
-    [(2, 64, "hall", 1, False), (3, 64, "room", 4, False), (5, 64, "hall", 2, False), (3, 128, "room", 4, True)],
+    [
+        (2, 64, "hall", 1, False),
+        (3, 64, "room", 4, False),
+        pytest.param(5, 64, "hall", 2, False, marks=pytest.mark.slow),
+        (3, 128, "room", 4, True),
+    ],
 )
 def test_noise_and_outliers(views, width, kind, seed, lateral):
     truth, depth = room(views, width, seed, kind)

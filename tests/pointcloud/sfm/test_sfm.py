@@ -140,6 +140,7 @@ def test_masked_pixels_have_no_features(three):
         assert features.keypoints[:, 0].min() >= 160
 
 
+@pytest.mark.slow
 def test_tilted_copies_find_what_a_wide_baseline_hides():
     views = room(2, seed=0, arc=55)
     plain = [extract_features(i, m) for i, m in zip(views.images, views.masks)]

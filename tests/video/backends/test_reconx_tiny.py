@@ -62,11 +62,13 @@ def frame_scores(pipeline, clip):
     return [torch.tensor([psnr(f, t, everywhere) for f, t in zip(frames, truth)]) for frames in (rendered, made)]
 
 
+@pytest.mark.slow
 def test_frames_are_nearer_to_the_truth_than_the_renders(pipeline, clip):
     rendered, made = frame_scores(pipeline, clip)
     assert (made - rendered).mean() > 0.1
 
 
+@pytest.mark.slow
 def test_the_structure_condition_is_used(pipeline, clip):
     gates = [p for name, p in pipeline.unet.named_parameters() if "structure_gate" in name]
     assert gates
