@@ -33,6 +33,7 @@ STAGES = ("clip",)
 class Wanted:
     """The clips of an epoch as they are drawn, and of how many scenes there are none, by reason."""
 
+    crop: tuple[int, int]  # height and width that a step needs of every frame
     plans: list[ScenePlan] = field(default_factory=list)
     rates: list[float] = field(default_factory=list)  # frames a second of each
     left_out: Counter[str] = field(default_factory=Counter)
@@ -40,7 +41,7 @@ class Wanted:
 
     def only(self, count: int) -> Wanted:
         """The first clips."""
-        return Wanted(self.plans[:count], self.rates[:count])
+        return Wanted(self.crop, self.plans[:count], self.rates[:count])
 
     def leave_out(self, reason: str, example: str) -> None:
         self.left_out[reason] += 1
@@ -61,8 +62,8 @@ class Workshop:
 def make_clips(wanted: Wanted, shop: Workshop, kept: list[Reference]) -> Loaders:
     """Loaders of the clips, computed or found in the store; ``kept`` grows by their artifacts, which `reconx gc` spares.
 
-    Clips that cannot be made, because their two photos do not overlap, are left out; a line says how many clips there are and
-    why others are not.
+    Clips that cannot be made, because their two photos do not overlap, or whose photos are smaller than the crop, are left out;
+    a line says how many clips there are and why others are not.
     """
     if not wanted.plans:
         report(wanted, 0, shop.console)
@@ -76,8 +77,14 @@ def make_clips(wanted: Wanted, shop: Workshop, kept: list[Reference]) -> Loaders
             _require_user_error(run.error)
             wanted.leave_out("could not be made", f"{run.plan.name}: {run.error}")
             continue
+        folder = run.references["clip"].folder(shop.root)
+        height, width = store.shape_of(folder, "clip", "images")[1:3]
+        if height < wanted.crop[0] or width < wanted.crop[1]:
+            crop = " x ".join(map(str, wanted.crop))
+            wanted.leave_out("smaller than the crop", f"{run.plan.name} has {height} x {width} pixels, the crop {crop}")
+            continue
         kept.append(run.references["clip"])
-        loaders.append(partial(load_clip, kept[-1].folder(shop.root), rate))
+        loaders.append(partial(load_clip, folder, rate))
     register_end(shop.root, shop.out, kept)
     report(wanted, len(loaders), shop.console)
     return loaders
@@ -111,7 +118,7 @@ def draw_clips(sources: list[ClipSource], settings: TrainSettings, contents: Con
     Raises:
         UserError: a source is not there.
     """
-    wanted = Wanted()
+    wanted = Wanted(settings.crop)
     for number, source in enumerate(sources):
         for name, path in datasets.scene_names(Path(_expand(source.path))):
             try:
@@ -133,7 +140,7 @@ def draw_clips(sources: list[ClipSource], settings: TrainSettings, contents: Con
 def _expand(path: str) -> str:
     expanded = os.path.expandvars(path)
     if "$" in expanded:
-        raise UserError(f"The training data '{expanded}' names an environment variable that is not set.")
+        raise UserError(f"The data '{expanded}' names an environment variable that is not set.")
     return expanded
 
 

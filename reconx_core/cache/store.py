@@ -93,6 +93,11 @@ def load(folder: Path, name: str) -> Any:
     return _load_dataclass(folder, name, group) if "type" in group.attrs else _load_array(dict(group.arrays())["value"])
 
 
+def shape_of(folder: Path, name: str, field: str) -> tuple[int, ...]:
+    """The shape of one tensor of a dataclass that :func:`save` wrote under ``name``, without reading its values."""
+    return zarr.open_array(folder / f"{name}.zarr" / field, mode="r").shape
+
+
 def _save_dataclass(folder: Path, prefix: str, group: zarr.Group, value: Any) -> None:
     scalars, tables = {}, []
     for field in fields(value):

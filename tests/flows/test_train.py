@@ -14,6 +14,7 @@ from reconx_core.settings import PointcloudSettings
 from reconx_core.training.settings import ClipSource, TrainSettings
 from reconx_core.video.backends.learned import load_pipeline
 
+SMALL = "{path: 'procedural:hall?seed=2&views=2&targets=2&arc=8&width=64&height=48', frames: 4}"
 DATA = '[{path: "procedural:hall?seed=1&views=2&targets=2&arc=8&width=96&height=64", frames: 4}]'
 
 
@@ -26,11 +27,15 @@ def run(folder, *changes):
 
 @pytest.mark.long
 def test_train_makes_a_model_that_a_run_can_use(server, tmp_path):
-    output = run(tmp_path)
-    assert "1 clips; left out: 0" in output
+    data = f"data={DATA[:-1]}, {SMALL}]"
+    output = run(tmp_path, data)
+    assert (
+        "1 clips; left out: 1 (1 smaller than the crop; for example hall_2 0:1:4 has 48 x 64 pixels, the crop 64 x 64)"
+        in output
+    )
     assert (tmp_path / "out" / "samples" / "000002.png").is_file()
     assert (tmp_path / "mlflow.db").is_file()
-    again = run(tmp_path, "steps=3", f"validation={DATA}")
+    again = run(tmp_path, data, "steps=3", f"validation={DATA}")
     assert re.search(r"step 3: .*validation loss -?\d", again)
     assert "step 2:" not in again  # it resumed from the checkpoint
     assert load_pipeline(tmp_path / "out" / "model").config.residual
