@@ -323,4 +323,4 @@ class BackendInfo:
     weights: str = "none"  # the files that it needs, or "none"
     licence: str = "Apache-2.0"  # of code and weights together, whichever is stricter
     needs_gpu: bool = False
-    told_cameras: bool = True  # of a video backend: whether it is told the frames' cameras; otherwise they have to be found
+    cameras_told: bool = True  # of a video backend: whether it is told the frames' cameras; otherwise they have to be found

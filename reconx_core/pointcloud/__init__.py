@@ -17,17 +17,17 @@ BACKENDS: dict[str, BackendInfo] = {
     "classical": BackendInfo("pointcloud", "classical", "SIFT, bundle adjustment and plane-sweep stereo on the CPU"),
     "dust3r": BackendInfo(
         "pointcloud", "dust3r", "a network's pointmaps of all pairs, aligned (the paper's choice); no cameras needed",
-        weights="naver/DUSt3R_ViTLarge_BaseDecoder_512_dpt (2.3 GB), by reconx weights fetch dust3r; CC BY-NC-SA 4.0",
-        needs_gpu=True,
+        weights="naver/DUSt3R_ViTLarge_BaseDecoder_512_dpt (2.3 GB), by reconx weights fetch dust3r",
+        licence="CC BY-NC-SA 4.0", needs_gpu=True,
     ),
     "vggt": BackendInfo(
         "pointcloud", "vggt", "a network's cameras and depth of all photos in one pass",
-        weights="facebook/VGGT-1B or VGGT-1B-Commercial (5 GB), by reconx weights fetch vggt; CC BY-NC 4.0, or VGGT's own",
-        needs_gpu=True,
+        weights="facebook/VGGT-1B or VGGT-1B-Commercial (5 GB), by reconx weights fetch vggt",
+        licence="CC BY-NC 4.0, or VGGT's own (Commercial)", needs_gpu=True,
     ),
     "da3": BackendInfo(
         "pointcloud", "da3", "a smaller network's cameras and depth, the cameras adjusted to feature matches; CPU or GPU",
-        weights="depth-anything/DA3-BASE or DA3-SMALL (0.5 or 0.1 GB), by reconx weights fetch da3-base; Apache-2.0",
+        weights="depth-anything/DA3-BASE or DA3-SMALL (0.5 or 0.1 GB), by reconx weights fetch da3-base",
     ),
 }  # fmt: skip
 FUSED_CONFIDENCE = 0.5  # minimum confidence of the pointmap pixels in the fused cloud
@@ -57,6 +57,7 @@ def make_backend(settings: PointcloudSettings, fast: bool = False) -> GeometryBa
         from reconx_core.pointcloud.backends.da3 import Da3
 
         return Da3(settings, enlarge=not fast)
+    assert settings.backend == "classical", settings.backend
     from reconx_core.pointcloud.backends.classical import Classical
 
     return Classical(settings.model_copy(update=FAST) if fast else settings)

@@ -24,11 +24,13 @@ BACKENDS: dict[str, BackendInfo] = {
     "reconx": BackendInfo(
         "video", "reconx", "the paper's network: the photos interpolated, with the point cloud as structure condition",
         weights="DynamiCrafter layout with a trained structure condition; none are published", needs_gpu=True,
-        told_cameras=False,
+        licence="code Apache-2.0; weights as those that they were trained from",
+        cameras_told=False,
     ),
     "viewcrafter": BackendInfo(
         "video", "viewcrafter", "the same network on renders of the point cloud",
         weights="Drexubery/ViewCrafter_25 and others (10.4 GB), by reconx weights convert", needs_gpu=True,
+        licence="code Apache-2.0; weights tagged apache-2.0 where they are published",
     ),
     "wan-vace": BackendInfo(
         "video", "wan-vace", "Wan2.1 VACE fills what the point renders leave hidden",
@@ -54,7 +56,7 @@ def generate_frames(
     if settings.backend == "none" or len(condition.cameras) == 0:
         return photos
     images, confidence = _generate(inputs, pointmaps, condition, settings, generator, progress)
-    return _append(photos, images, confidence, condition, BACKENDS[settings.backend].told_cameras)
+    return _append(photos, images, confidence, condition, BACKENDS[settings.backend].cameras_told)
 
 
 def _generate(

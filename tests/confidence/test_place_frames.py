@@ -177,7 +177,7 @@ def test_a_clip_is_what_lies_between_two_photos(views):
 
 
 def test_who_gets_renders_is_told_the_cameras():
-    assert {name: BACKENDS[name].told_cameras for name in RECIPES} == {name: r.renders for name, r in RECIPES.items()}
+    assert {name: BACKENDS[name].cameras_told for name in RECIPES} == {name: r.renders for name, r in RECIPES.items()}
 
 
 def test_true_frames_of_a_real_room(real_data):
