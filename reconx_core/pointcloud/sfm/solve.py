@@ -33,6 +33,7 @@ from reconx_core.pointcloud.sfm.matching import (
     verify_matches,
 )
 from reconx_core.pointcloud.sfm.open_focal import OPEN, choose_focal, shows_focal
+from reconx_core.pointcloud.sfm.parallax import from_one_spot
 from reconx_core.types import Cameras, PointCloud, Views
 
 pycolmap.logging.minloglevel = 2  # otherwise glog prints every step; errors are raised as exceptions
@@ -73,15 +74,18 @@ def solve_cameras(views: Views, fixed: Cameras | None, generator: torch.Generato
     """Estimate the cameras of the input views. ``fixed``: known cameras of all or of the first views.
 
     Raises:
-        UserError: fewer than two photos; or, unless all cameras are known, no two photos that overlap, or cameras that
-            what the photos show contradicts. Warns if it hardly supports them.
+        UserError: fewer than two photos; or, unless cameras are known, no two photos that overlap, none from another spot than
+            the others, or cameras that what the photos show contradicts. Warns if it hardly supports them.
     """
     require_two(views)
     seed = int(torch.randint(2**31 - 1, (), generator=generator))
     features = map_threads(extract_features, views.images, views.masks)
     posed = fixed is not None and len(fixed) == len(views)
     every = nearest_pairs(fixed) if fixed is not None and posed else list(itertools.combinations(range(len(views)), 2))
-    best = _solve(views, fixed, features, matches := match_pairs(features, every, views, seed), seed)
+    matches = match_pairs(features, every, views, seed)
+    if fixed is None:
+        _require_parallax(views, features, matches)
+    best = _solve(views, fixed, features, matches, seed)
     # With known cameras, points are needed only for the depth range, and a few suffice.
     weak = set() if posed and best is not None else _weak_views(best, len(views))
     if weak:  # wide baselines
@@ -291,6 +295,21 @@ def _warn_dropped(views: Views, registered: Bool[Tensor, " n"]) -> None:
     dropped = [name for name, ok in zip(views.names, registered.tolist()) if not ok]
     if dropped:
         warnings.warn(f"Left out {', '.join(dropped)}: too little in common with the other photos.", stacklevel=3)
+
+
+def _require_parallax(views: Views, features: list[Features], matches: dict[tuple[int, int], Matches]) -> None:
+    """Raise UserError where all photos that overlap were taken from one spot."""
+    size = views.masks.shape[1:]
+    still = [
+        from_one_spot(features[i].keypoints[found[:, 0]], features[j].keypoints[found[:, 1]], (size[0], size[1]))
+        for (i, j), found in matches.items()
+    ]
+    if still and all(still):
+        i, j = next(iter(matches))
+        raise UserError(
+            f"{views.names[i]} and {views.names[j]} show the same from one spot: only a turn, a shift or a zoom lies between "
+            "them, as between copies or crops of one photo, and nothing says how deep the place is; take photos some steps apart."
+        )
 
 
 def _no_overlap(views: Views) -> str:
