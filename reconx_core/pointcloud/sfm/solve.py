@@ -308,7 +308,7 @@ def _require_parallax(views: Views, features: list[Features], matches: dict[tupl
         i, j = next(iter(matches))
         raise UserError(
             f"{views.names[i]} and {views.names[j]} show the same from one spot: only a turn, a shift or a zoom lies between "
-            "them, as between copies or crops of one photo, and nothing says how deep the place is; take photos some steps apart."
+            "them, as between copies or crops of one photo, so that no depth can be found; take photos some steps apart."
         )
 
 
