@@ -18,9 +18,6 @@ from reconx_core.types import Cameras, Frames, Gaussians
 # Adam's learning rates, decaying exponentially to a tenth; that of the means is relative to the scene size.
 MEANS_LR, QUATS_LR, SCALES_LR, OPACITIES_LR, SH0_LR, SHN_LR = 4e-4, 2e-3, 5e-3, 2e-2, 5e-3, 2.5e-4
 FRAMES_PER_PHOTO = 2  # generated frames between two photos in the visiting order
-# Of a generated pixel without confidence. Nothing by itself; but one of weight 0 would be hidden from its neighbours' SSIM,
-# as what is masked out of a photo is, and their worth goes with it (docs/decisions.md).
-LEAST_WEIGHT = 1e-6
 PHOTOS_LAST = 0.25  # share of the steps, at the end, that use photos only
 
 
@@ -49,8 +46,8 @@ def optimise(
 
 def frame_weights(frames: Frames, settings: SplatsSettings) -> Float[Tensor, "f h w"]:
     """C_i of eq. 14: the confidence; in generated frames clamped to `confidence_floor` and multiplied by `frame_weight`."""
-    photo, least = frames.is_photo[:, None, None], max(settings.confidence_floor, LEAST_WEIGHT)
-    return torch.where(photo, frames.confidence, settings.frame_weight * frames.confidence.clamp(min=least))
+    photo = frames.is_photo[:, None, None]
+    return torch.where(photo, frames.confidence, settings.frame_weight * frames.confidence.clamp(min=settings.confidence_floor))
 
 
 def scene_size(cameras: Cameras, means: Float[Tensor, "n 3"]) -> float:
