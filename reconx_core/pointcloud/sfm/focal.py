@@ -15,6 +15,9 @@ from reconx_core.pointcloud.sfm.mapper import Problem, bundle_options, reconstru
 TYPICAL = 0.8  # focal / long side: between a phone's main camera and a normal lens
 TYPICAL_SPREAD = 0.4  # standard deviation of its logarithm
 EXIF_SPREAD = 0.05
+# EXIF focals are evidence, not truth: of photos that were cropped, or taken through a foreign lens, they are wrong.
+FOREIGN, FOREIGN_SPREAD = 0.1, 0.5  # how often, and the standard deviation of the logarithm then
+CONTRADICTED = 4 * EXIF_SPREAD  # logarithm from which the photos say another focal
 STARTS = (1.0, 0.65, 1.5, 2.3)  # initial focals, relative to the prior's
 FOCAL_RANGE = (0.25, 4.0)  # range of focal / long side; a refinement that ends outside has failed
 FINE = 0.06  # step of the log-focal in the search around the refined focal
@@ -40,8 +43,9 @@ def focal_prior(exif: float, long_side: int) -> FocalPrior:
 
 def solve_focals(problem: Problem, priors: list[FocalPrior]) -> pycolmap.Reconstruction | None:
     """The best reconstruction with focals refined, one per lens; None if every start fails."""
-    starts = STARTS if any(p.spread > EXIF_SPREAD for p in priors) else STARTS[:1]
-    guesses = [[_pinhole(p.focal * (s if p.spread > EXIF_SPREAD else 1), problem.size) for p in priors] for s in starts]
+    known = [p.spread <= EXIF_SPREAD for p in priors]  # among others these stay; alone, they may all be wrong by one factor
+    factors = [[s if all(known) or not believed else 1.0 for believed in known] for s in STARTS]
+    guesses = [[_pinhole(p.focal * factor, problem.size) for p, factor in zip(priors, row)] for row in factors]
     found = [r for r in (_refined(problem, guess) for guess in guesses) if r is not None]
     if not found:
         return None
@@ -85,8 +89,28 @@ def _negative_log_likelihood(problem: Problem, reconstruction: pycolmap.Reconstr
 
 def _negative_log_prior(reconstruction: pycolmap.Reconstruction, priors: list[FocalPrior], step: float = 0.0) -> float:
     """Negative log-prior of the focals multiplied by exp(step)."""
-    logs = [math.log(reconstruction.camera(k + 1).focal_length / p.focal) + step for k, p in enumerate(priors)]
-    return 0.5 * sum((log / p.spread) ** 2 for log, p in zip(logs, priors)) / len(priors)
+    logs = [log + step for log in _logs(reconstruction, priors)]
+    return sum(_prior_cost(log, p.spread) for log, p in zip(logs, priors)) / len(priors)
+
+
+def _prior_cost(log: float, spread: float) -> float:
+    """Negative log-density of a focal's logarithm, 0 at its most likely; that of EXIF has a wide second part."""
+    usual = 0.5 * (log / spread) ** 2
+    if spread > EXIF_SPREAD:
+        return usual
+    foreign = 0.5 * (log / FOREIGN_SPREAD) ** 2 - math.log(FOREIGN * spread / FOREIGN_SPREAD)
+    return -float(np.logaddexp(math.log(1 - FOREIGN) - usual, -foreign))
+
+
+def _logs(reconstruction: pycolmap.Reconstruction, priors: list[FocalPrior]) -> list[float]:
+    """Of each lens the logarithm of its focal over the prior's."""
+    return [math.log(reconstruction.camera(k + 1).focal_length / p.focal) for k, p in enumerate(priors)]
+
+
+def contradicted(reconstruction: pycolmap.Reconstruction, priors: list[FocalPrior]) -> list[float]:
+    """The logarithms by which focals are off those of EXIF, of lenses where they clearly are."""
+    pairs = zip(_logs(reconstruction, priors), priors)
+    return [log for log, p in pairs if p.spread <= EXIF_SPREAD and abs(log) > CONTRADICTED]
 
 
 def map_estimate(problem: Problem, best: pycolmap.Reconstruction, priors: list[FocalPrior]) -> pycolmap.Reconstruction:
@@ -97,8 +121,9 @@ def map_estimate(problem: Problem, best: pycolmap.Reconstruction, priors: list[F
         return math.inf if math.isnan(value) else value
 
     step = _vertex(cost, 0.0)
-    if abs(step) >= FINE:  # the matches hardly constrain the focal: search farther
-        coarse = min(COARSE, key=cost)
+    off = contradicted(best, priors)
+    if abs(step) >= FINE or off:  # the matches hardly constrain the focal, or it is another than EXIF's: search farther
+        coarse = min((*COARSE, *(-log for log in off)), key=cost)
         step = coarse + _vertex(cost, coarse)
     return best if abs(step) < 0.003 else adjusted_to(problem, best, step)
 

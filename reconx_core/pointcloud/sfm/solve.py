@@ -21,7 +21,7 @@ from reconx_core.errors import UserError
 from reconx_core.geometry.transforms import transform
 from reconx_core.pointcloud.global_alignment.graph import nearest_pairs
 from reconx_core.pointcloud.sfm.evidence import judge_cameras, mean_agreement
-from reconx_core.pointcloud.sfm.focal import FocalPrior, focal_prior, pose_uncertainty, solve_focals
+from reconx_core.pointcloud.sfm.focal import FocalPrior, contradicted, focal_prior, pose_uncertainty, solve_focals
 from reconx_core.pointcloud.sfm.mapper import Problem, drop_weakly_linked_images, drop_wide_angle_images, reconstruct
 from reconx_core.pointcloud.sfm.matching import (
     Features,
@@ -99,6 +99,7 @@ def solve_cameras(views: Views, fixed: Cameras | None, generator: torch.Generato
     uncertainty = 0.0
     if best.priors is not None:
         best, uncertainty = _settle_focal(views, best, best.priors)
+        _warn_contradicted(contradicted(best.reconstruction, best.priors))
     sfm = to_sfm(views, fixed, best.problem, best.reconstruction)
     _warn_dropped(views, sfm.registered)
     return sfm if fixed is not None else judge(views, to_canonical(sfm), uncertainty)
@@ -295,6 +296,17 @@ def _warn_dropped(views: Views, registered: Bool[Tensor, " n"]) -> None:
     dropped = [name for name, ok in zip(views.names, registered.tolist()) if not ok]
     if dropped:
         warnings.warn(f"Left out {', '.join(dropped)}: too little in common with the other photos.", stacklevel=3)
+
+
+def _warn_contradicted(off: list[float]) -> None:
+    """Tell that EXIF focals are wrong; ``off``: logarithms of the found ones over them."""
+    if off:
+        times = math.exp(max(off, key=abs))
+        warnings.warn(
+            f"The photos show a focal length {times:.1f} times as long as their EXIF data say, as if they had been cropped or "
+            "taken through another lens; what they show is taken.",
+            stacklevel=3,
+        )
 
 
 def _require_parallax(views: Views, features: list[Features], matches: dict[tuple[int, int], Matches]) -> None:

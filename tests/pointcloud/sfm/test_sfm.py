@@ -117,6 +117,15 @@ def test_exif_focal_is_believed(three):
     assert (sfm.cameras.intrinsics[:, 0, 0] / focal - 1).abs().max() < 0.02
 
 
+def test_exif_focals_that_the_photos_contradict_are_told_and_left(three):
+    """As of photos that were cropped."""
+    focal = three.cameras.intrinsics[:, 0, 0]
+    with pytest.warns(UserWarning, match=r"focal length 1\.[89] times as long as their EXIF data say"):
+        sfm = solve(replace(unposed(three), focal_prior=focal / 1.8))
+    assert (sfm.cameras.intrinsics[:, 0, 0] / focal - 1).abs().max() < 0.05
+    assert pose_errors(sfm.cameras, three.cameras)["rotation_error"] < 0.5
+
+
 def test_photos_of_different_sizes_have_different_focals(three):
     """The second photo half as large, on a black margin, as the reader lays out mixed sizes."""
     small = torch.nn.functional.interpolate(three.images[1:2].movedim(-1, 1), scale_factor=0.75, mode="area").movedim(1, -1)[0]
