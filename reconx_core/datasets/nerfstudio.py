@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from reconx_core.datasets.photos import files_within, find_mask, natural_key, un
 from reconx_core.datasets.poses import make_usable
 from reconx_core.errors import UserError
 from reconx_core.io.images import ImageError, read_size
+from reconx_core.names import quoted
 
 # nerfstudio's k4 is a polynomial's, OpenCV's a quotient's: only where the model is named is it known which one is meant.
 _QUOTIENT = ("k4", "k5", "k6")
@@ -45,7 +47,7 @@ def read(path: Path) -> Capture:
     # Files list frames in any order. The names give capture order, which the video stage needs to pair neighbouring views.
     order = sorted(range(len(frames)), key=lambda i: natural_key(with_slashes(frames[i]["file_path"])))
     photos = make_photos([frames[i] for i in order], file)
-    splits = _splits(file.with_name("split.json"), order) | _file_splits([frames[i] for i in order])
+    splits = _splits(file.with_name("split.json"), order) | _file_splits([frames[i] for i in order], file)
     return make_usable(Capture(file.parent.resolve().name, photos, splits, _default(splits)), file)
 
 
@@ -89,7 +91,7 @@ def make_photos(frames: list[dict[str, Any]], file: Path) -> tuple[Photo, ...]:
     """
     finder = PictureFinder()
     paths = find_pictures(finder, file.parent, [frame["file_path"] for frame in frames])
-    masks = [_mask(frame, path, file.parent, finder) for frame, path in zip(frames, paths)]
+    masks = [_mask(frame, path, file, finder) for frame, path in zip(frames, paths)]
     return tuple(_photo(*about, file) for about in zip(frames, paths, unique_names(paths), masks))
 
 
@@ -105,11 +107,13 @@ def _file(path: Path) -> Path:
     return path / "transforms.json" if path.is_dir() else path
 
 
-def _mask(frame: dict[str, Any], picture: Path, folder: Path, finder: PictureFinder) -> Path | None:
+def _mask(frame: dict[str, Any], picture: Path, file: Path, finder: PictureFinder) -> Path | None:
     """The mask that the frame names, found or not, or the one that lies with its picture."""
-    name = frame.get("mask_path")
-    if not name:
+    name, folder = frame.get("mask_path"), file.parent
+    if name is None or name == "":
         return find_mask(picture)
+    if not isinstance(name, str):
+        raise UserError(f"{file} has mask_path = {quoted(name)}, which is no path.")
     return finder.find(folder, name, folder / "images") or folder / with_slashes(name)
 
 
@@ -218,35 +222,53 @@ def _splits(file: Path, order: list[int]) -> dict[str, Split]:
     position_of = {index: position for position, index in enumerate(order)}
     splits: dict[str, Split] = {}
     listed = read_json(file)
+    if not isinstance(listed, dict):
+        raise UserError(f'{file} should hold named splits, such as {{"train_3": [0, 1, 2], "test": [3]}}.')
     for name, value in listed.items():
-        if name.startswith("train_") and isinstance(value, list):
+        if name.startswith("train_") and (isinstance(value, list) or name.removeprefix("train_").isdigit()):
             split = value, _first(listed, f"test_{name.removeprefix('train_')}", "test")
         elif isinstance(value, dict) and "train" in value:
             split = value["train"], _first(value, "test_between", "test")
         else:
             continue
-        try:
-            splits[name] = Split(*(tuple(sorted(position_of[i] for i in part)) for part in split))
-        except (KeyError, TypeError) as error:
-            raise UserError(f"{file}: split '{name}' names frame {error}, but there are {len(order)} frames.") from None
+        splits[name] = Split(*(_positions(part, position_of, f"{file}: split '{name}'") for part in split))
     return splits
 
 
-def _first(mapping: dict[str, Any], *keys: str) -> list[int]:
-    return next((mapping[key] for key in keys if key in mapping), [])
+def _first(mapping: dict[str, Any], *keys: str) -> Any:
+    """The first of the entries that is there; null counts as missing."""
+    return next((mapping[key] for key in keys if mapping.get(key) is not None), [])
 
 
-def _file_splits(frames: list[dict[str, Any]]) -> dict[str, Split]:
+def _positions(part: Any, position_of: dict[int, int], label: str) -> tuple[int, ...]:
+    """Indices of a file's frames as places in capture order. Raises UserError if they are none."""
+    if not isinstance(part, list) or not all(type(i) is int for i in part):  # a bool is an int to isinstance
+        raise UserError(f"{label} should list frames by their numbers, such as [0, 1, 2], but has {quoted(part)}.")
+    if absent := [i for i in part if i not in position_of]:
+        raise UserError(f"{label} names frame {absent[0]}, but there are {len(position_of)} frames, counted from 0.")
+    return tuple(sorted(position_of[i] for i in part))
+
+
+def _file_splits(frames: list[dict[str, Any]], file: Path) -> dict[str, Split]:
     """nerfstudio's own split, by file names."""
-    listed = frames[0]
-    if "train_filenames" not in listed:
+    if frames[0].get("train_filenames") is None:
         return {}
-    held_out = listed.get("test_filenames") or listed.get("val_filenames") or []
-    parts = [
-        tuple(i for i, f in enumerate(frames) if with_slashes(f["file_path"]) in set(map(with_slashes, names)))
-        for names in (listed["train_filenames"], held_out)
-    ]
-    return {"filenames": Split(*parts)}
+    kept = _named(frames, "train_filenames", file)
+    held_out = _named(frames, "test_filenames", file) or _named(frames, "val_filenames", file)
+    return {"filenames": Split(kept, held_out)}
+
+
+def _named(frames: list[dict[str, Any]], key: str, file: Path) -> tuple[int, ...]:
+    """The frames that a list of file names means; a warning tells of names that are no frame's."""
+    listed = frames[0].get(key) or []
+    if not isinstance(listed, list) or not all(isinstance(name, str) for name in listed):
+        raise UserError(f"{file} should list names of files as {key}, but has {quoted(listed)}.")
+    names = dict.fromkeys(map(with_slashes, listed))
+    paths = [with_slashes(frame["file_path"]) for frame in frames]
+    if lost := [name for name in names if name not in set(paths)]:
+        message = f"{len(lost)} of the {len(names)} {key} in {file} are no frame's file_path, such as {lost[0]}"
+        warnings.warn(f"{message}; they are left out.", stacklevel=2)
+    return tuple(i for i, path in enumerate(paths) if path in names)
 
 
 def _default(splits: dict[str, Split]) -> str | None:

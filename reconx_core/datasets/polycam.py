@@ -85,6 +85,8 @@ def _read_frames(cameras: Path, images: Path) -> list[dict[str, Any]]:
 
 def _frame(file: Path, picture: str) -> dict[str, Any]:
     camera = read_json(file)
+    if not isinstance(camera, dict):
+        raise UserError(f"{file} is no camera of Polycam's: it should hold t_00 to t_23, fx, fy, cx, cy, width and height.")
     try:
         pose = [[_number_or_nan(camera[f"t_{row}{column}"]) for column in range(4)] for row in range(3)]
         intrinsics = {key: float(camera[theirs]) for key, theirs in _INTRINSICS.items()}

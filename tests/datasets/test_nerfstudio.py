@@ -262,3 +262,50 @@ def test_byte_order_marks_of_windows(tmp_path, encoding):
     capture = nerfstudio.read(tmp_path)
     assert [p.name for p in capture.photos] == ["b", "ä"]
     assert dict(capture.splits) == {"train_1": ((1,), (0,))}
+
+
+@pytest.mark.parametrize(
+    ("text", "wrong"),
+    [
+        ("[1, 2]", r"split\.json should hold named splits"),
+        ("null", r"split\.json should hold named splits"),
+        ('{"train_3": null}', r"split\.json: split 'train_3' should list frames by their numbers.* has None"),
+        ('{"train_3": [0, null]}', r"'train_3' should list frames .* has \[0, None\]"),
+        ('{"train_3": [0, true]}', r"'train_3' should list frames .* has \[0, True\]"),
+        ('{"pair": {"train": 5}}', r"'pair' should list frames .* has 5"),
+        ('{"train_3": [0, 1, 99]}', "'train_3' names frame 99, but there are 2 frames"),
+        ('{"train_3": [0, 1], "test": [-1]}', "'train_3' names frame -1"),
+    ],
+)
+def test_splits_that_are_none_are_told_in_a_sentence(tmp_path, text, wrong):
+    write(tmp_path, [frame("a.png"), frame("b.png")], fl_x=10, w=16, h=12)
+    (tmp_path / "split.json").write_text(text)
+    with pytest.raises(UserError, match=wrong):
+        nerfstudio.read(tmp_path)
+
+
+def test_no_held_out_frames_may_be_written_as_null(tmp_path):
+    write(tmp_path, [frame("a.png"), frame("b.png")], fl_x=10, w=16, h=12, train_filenames=None, test_filenames=None)
+    (tmp_path / "split.json").write_text('{"train_2": [0, 1], "test": null, "train_note": "by hand"}')
+    assert dict(nerfstudio.read(tmp_path).splits) == {"train_2": ((0, 1), ())}
+
+
+@pytest.mark.parametrize("value", [5, True, ["m.png"]])
+def test_a_mask_path_that_is_none_is_named(tmp_path, value):
+    write(tmp_path, [frame("a.png", mask_path=value)], fl_x=10, w=16, h=12)
+    with pytest.raises(UserError, match=r"transforms\.json has mask_path = .*, which is no path"):
+        nerfstudio.read(tmp_path)
+
+
+@pytest.mark.parametrize("value", [[0, 1], 3, "a.png"])
+def test_file_names_of_a_split_that_are_none(tmp_path, value):
+    write(tmp_path, [frame("a.png"), frame("b.png")], fl_x=10, w=16, h=12, train_filenames=value)
+    with pytest.raises(UserError, match=r"transforms\.json should list names of files as train_filenames"):
+        nerfstudio.read(tmp_path)
+
+
+def test_file_names_of_a_split_that_no_frame_has_are_counted(tmp_path):
+    names = {"train_filenames": ["a.png", "b.png"], "val_filenames": ["c.png", "d.png"]}
+    write(tmp_path, [frame("a.png"), frame("b.png"), frame("c.png")], fl_x=10, w=16, h=12, **names)
+    with pytest.warns(UserWarning, match=r"1 of the 2 val_filenames in .*transforms\.json are no .* such as d\.png"):
+        assert dict(nerfstudio.read(tmp_path).splits) == {"filenames": ((0, 1), (2,))}
