@@ -161,7 +161,7 @@ def _intrinsics(frame: dict[str, Any], path: Path, file: Path) -> tuple[torch.Te
     known = (_number(frame, key, file) for key in (*_FOCALS, "cx", "cy", "w", "h", *DISTORTION))
     if not all(value is None or math.isfinite(value) for value in known):
         return None, None
-    if not any(_number(frame, key, file) for key in _FOCALS):
+    if all(_number(frame, key, file) is None for key in _FOCALS):
         return None, None
     size = _calibrated_size(frame, path, file)
     if size is None:
@@ -169,16 +169,28 @@ def _intrinsics(frame: dict[str, Any], path: Path, file: Path) -> tuple[torch.Te
     height, width = size
     fx, fy = _focal(frame, "x", width, file), _focal(frame, "y", height, file)
     cx, cy = _number(frame, "cx", file), _number(frame, "cy", file)
-    focals = fx or fy or math.nan, fy or fx or math.nan
-    matrix = pinhole(*focals, width / 2 if cx is None else cx, height / 2 if cy is None else cy)
+    fx, fy = (fy if fx is None else fx, fx if fy is None else fy)
+    if fx is None or fy is None:
+        return None, None
+    matrix = pinhole(fx, fy, width / 2 if cx is None else cx, height / 2 if cy is None else cy)
     return matrix, (round(height), round(width))
 
 
 def _focal(frame: dict[str, Any], axis: str, length: float, file: Path) -> float | None:
-    """The focal length in pixels along an axis; ``x_fov`` is instant-ngp's, in degrees."""
-    degrees = _number(frame, f"{axis}_fov", file)
-    angle = _number(frame, f"camera_angle_{axis}", file) or (degrees and math.radians(degrees))
-    return _number(frame, f"fl_{axis}", file) or (0.5 * length / math.tan(0.5 * angle) if angle else None)
+    """The focal length in pixels along an axis; ``x_fov`` is instant-ngp's, in degrees. Raises UserError if it is none."""
+    focal = _number(frame, f"fl_{axis}", file)
+    if focal is not None:
+        return focal  # checked with the other intrinsics
+    for key, half_turn, unit in ((f"camera_angle_{axis}", math.pi, "radians"), (f"{axis}_fov", 180.0, "degrees")):
+        angle = _number(frame, key, file)
+        if angle is None:
+            continue
+        if not 0 < angle < half_turn:
+            limits = f"an angle of view in {unit} between 0 and {half_turn:.4g}"
+            hint = "; it looks like degrees" if unit == "radians" and half_turn <= angle < 180 else ""
+            raise UserError(f"{file} has {key} = {angle:.6g}, which should be {limits}{hint}.")
+        return 0.5 * length / math.tan(0.5 * (angle if unit == "radians" else math.radians(angle)))
+    return None
 
 
 def _calibrated_size(frame: dict[str, Any], path: Path, file: Path) -> tuple[float, float] | None:
@@ -196,15 +208,22 @@ def _number(frame: dict[str, Any], key: str, file: Path) -> float | None:
     """An entry of a frame; None where it is missing or null. Raises UserError if it is no number."""
     value = frame.get(key)
     try:
-        return None if value is None else float(value)
+        return None if value is None else to_number(value)
     except (TypeError, ValueError):
-        raise UserError(f"{file} has {key} = {value!r}, which is no number.") from None
+        raise UserError(f"{file} has {key} = {quoted(value)}, which is no number.") from None
+
+
+def to_number(value: Any) -> float:
+    """A number of a JSON file, which some programs write as text. Raises TypeError or ValueError for all else."""
+    if isinstance(value, bool):
+        raise TypeError("true and false are no numbers")
+    return float(value)
 
 
 def _matrix(rows: Any, file: Path) -> torch.Tensor:
     """In float64; null, which JavaScript writes for NaN and infinity, counts as NaN."""
     try:
-        numbers = [[math.nan if value is None else value for value in row] for row in rows]
+        numbers = [[math.nan if value is None else to_number(value) for value in row] for row in rows]
         matrix = torch.tensor(numbers, dtype=torch.float64)
     except (TypeError, ValueError):
         matrix = torch.zeros(0)

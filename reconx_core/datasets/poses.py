@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from reconx_core.datasets.capture import Capture
+from reconx_core.datasets.intrinsics import require_plausible
 from reconx_core.errors import UserError
 
 # Cameras farther from the origin than this many times their own spread are moved. At this ratio single precision still keeps
@@ -30,8 +31,10 @@ def make_usable(capture: Capture, source: Path) -> Capture:
     with a warning. The origin is (0, 0, 0) unless the cameras lie too far from it for single precision.
 
     Raises:
-        UserError: a pose has no rotation but a shear or a mirror image; ``source`` and the photo are named.
+        UserError: intrinsics are impossible, or a pose has no rotation but a shear or a mirror image; ``source`` and the photo
+            are named.
     """
+    require_plausible(capture, source)
     given = [None if p.cam_to_world is None else p.cam_to_world.double() for p in capture.photos]
     poses = [_make_rigid(pose, f"'{photo.name}' in {source}") for pose, photo in zip(given, capture.photos)]
     _warn_of_scale(given, poses, source)
