@@ -61,4 +61,5 @@ def test_a_wall_seen_from_two_places_stays():
             "c",
         )
     with pytest.warns(UserWarning, match="'b' is the same picture as 'a'; it counts once"):
-        assert views_of(Capture("wall", (bare_wall("a", 0), bare_wall("b", 0), other)), ViewsSettings()).names == ("a", "c")
+        walls = (bare_wall("a", 1), bare_wall("b", 1))
+        assert views_of(Capture("wall", (*walls, other)), ViewsSettings()).names == ("a", "c")
