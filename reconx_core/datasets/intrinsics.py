@@ -55,7 +55,7 @@ def _problem(values: Sequence[float], photo: Photo) -> str | None:
         return f"a picture size of {photo.size[1]}x{photo.size[0]} pixels; give the pictures' width and height"
     if min(values[:2]) <= 0:
         number = min(values[:2])
-        return f"a focal length of {number:.6g} pixels; it must be positive, and the axes belong into the pose"
+        return f"a focal length of {number:.6g} pixels; it must be positive"
     if photo.size is None:
         return None
     return _focal_problem(values[:2], photo.size) or _centre_problem(values, photo.size) or _lens_problem(values, photo)

@@ -28,6 +28,7 @@ _QUOTIENT = ("k4", "k5", "k6")
 _QUOTIENT_MODEL = "FULL_OPENCV"
 _NEGLIGIBLE = 1e-6  # moves nothing by a hundredth of a pixel
 _FOCALS = ("fl_x", "fl_y", "camera_angle_x", "camera_angle_y", "x_fov", "y_fov")
+_INTRINSICS = (*_FOCALS, "cx", "cy", "w", "h", *DISTORTION)
 _PINHOLE_MODELS = ("OPENCV", "PINHOLE", "SIMPLE_PINHOLE", "SIMPLE_RADIAL", "RADIAL", _QUOTIENT_MODEL)
 
 
@@ -92,7 +93,18 @@ def make_photos(frames: list[dict[str, Any]], file: Path) -> tuple[Photo, ...]:
     finder = PictureFinder()
     paths = find_pictures(finder, file.parent, [frame["file_path"] for frame in frames])
     masks = [_mask(frame, path, file, finder) for frame, path in zip(frames, paths)]
-    return tuple(_photo(*about, file) for about in zip(frames, paths, unique_names(paths), masks))
+    photos = tuple(_photo(*about, file) for about in zip(frames, paths, unique_names(paths), masks))
+    if all(photo.intrinsics is None for photo in photos):
+        _require_finite(frames[0], file)
+    return photos
+
+
+def _require_finite(frame: dict[str, Any], file: Path) -> None:
+    """Raises UserError if an intrinsic number is not finite: where it is so in every frame, no program failed on just some."""
+    for key in _INTRINSICS:
+        value = _number(frame, key, file)
+        if value is not None and not math.isfinite(value):
+            raise UserError(f"{file} has {key} = {value}, which is not finite; correct it, or remove it if it is unknown.")
 
 
 def read_json(file: Path) -> Any:
@@ -158,7 +170,7 @@ def _intrinsics(frame: dict[str, Any], path: Path, file: Path) -> tuple[torch.Te
 
     None where neither is given, or a number is not finite: a program that failed on a frame leaves such.
     """
-    known = (_number(frame, key, file) for key in (*_FOCALS, "cx", "cy", "w", "h", *DISTORTION))
+    known = (_number(frame, key, file) for key in _INTRINSICS)
     if not all(value is None or math.isfinite(value) for value in known):
         return None, None
     if all(_number(frame, key, file) is None for key in _FOCALS):

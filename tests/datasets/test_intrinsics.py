@@ -80,6 +80,8 @@ def write_transforms(folder, **top):
         ({"fl_x": 0, "fl_y": 0}, "focal length of 0 pixels"),
         ({"fl_x": -40, "fl_y": 40}, "focal length of -40 pixels"),
         ({"fl_x": 0.9, "w": 40, "h": 30}, "focal length of 0.9 pixels"),
+        ({"fl_x": math.inf}, "fl_x = inf, which is not finite"),
+        ({"fl_x": 40, "w": math.nan}, "w = nan, which is not finite"),
         ({"fl_x": 40, "w": -40, "h": -30}, "picture size of -40x-30"),
     ],
 )

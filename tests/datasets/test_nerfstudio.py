@@ -25,6 +25,10 @@ def frame(name, **entries):
     return {"file_path": name, "transform_matrix": IDENTITY, **entries}
 
 
+def pose_at(x):
+    return {"transform_matrix": [[1, 0, 0, x], *IDENTITY[1:]]}
+
+
 @pytest.mark.parametrize("format", ["PNG", "JPEG"])
 def test_a_written_scene_reads_back(tmp_path, format):
     hall = tiny_hall()
@@ -136,7 +140,7 @@ def test_a_split_that_names_frames_which_are_not_there(tmp_path):
 
 def test_a_listed_photo_that_is_missing_leaves_the_others_usable(tmp_path):
     write_greys(tmp_path, ["a.png", "b.png"])
-    frames = [frame("a.png"), frame("b.png"), frame("gone.png")]
+    frames = [frame("a.png"), frame("b.png", **pose_at(1)), frame("gone.png")]
     (tmp_path / "transforms.json").write_text(json.dumps({"camera_angle_x": 1.0, "frames": frames}))
     with pytest.warns(UserWarning, match=r"gone\.png"):
         views = load_views(tmp_path, ViewsSettings())
@@ -147,7 +151,7 @@ def test_a_listed_photo_that_is_missing_leaves_the_others_usable(tmp_path):
 def test_synthetic_nerf_scenes(tmp_path):
     for part, count in (("train", 3), ("test", 2)):
         write_greys(tmp_path / part, [f"r_{i}.png" for i in range(count)])
-        frames = [frame(f"./{part}/r_{i}") for i in range(count)]
+        frames = [frame(f"./{part}/r_{i}", **pose_at(i)) for i in range(count)]
         (tmp_path / f"transforms_{part}.json").write_text(json.dumps({"camera_angle_x": math.pi / 2, "frames": frames}))
     assert detect(tmp_path).name == "blender"
     views = load_views(tmp_path, ViewsSettings())
@@ -244,7 +248,7 @@ def test_what_is_no_number_is_named(tmp_path):
 
 
 def test_the_third_radial_coefficient_is_used(tmp_path):
-    write(tmp_path, [frame("a.png"), frame("b.png", k3=0.01)], fl_x=10, w=16, h=12, k4=1e-9)
+    write(tmp_path, [frame("a.png"), frame("b.png", k3=0.01, **pose_at(1))], fl_x=10, w=16, h=12, k4=1e-9)
     assert [p.distortion for p in nerfstudio.read(tmp_path).photos] == [(0, 0, 0, 0), (0, 0, 0, 0, 0.01)]
     assert len(load_views(tmp_path, ViewsSettings())) == 2
 
