@@ -16,8 +16,8 @@ import torch
 
 from reconx_core.datasets.calibrated import calibrated_photo, upright_size
 from reconx_core.datasets.capture import DISTORTION, Capture, Photo, Split, opencv_from_opengl, pinhole
-from reconx_core.datasets.locate import PictureFinder, find_pictures, with_slashes
-from reconx_core.datasets.photos import files_within, find_mask, natural_key, unique_names
+from reconx_core.datasets.locate import PictureFinder, find_pictures, find_quietly, with_slashes
+from reconx_core.datasets.photos import files_within, find_mask, natural_key, unique_names, warn_of_unlisted
 from reconx_core.datasets.poses import make_usable
 from reconx_core.errors import UserError
 from reconx_core.io.images import ImageError, read_size
@@ -48,6 +48,7 @@ def read(path: Path) -> Capture:
     # Files list frames in any order. The names give capture order, which the video stage needs to pair neighbouring views.
     order = sorted(range(len(frames)), key=lambda i: natural_key(with_slashes(frames[i]["file_path"])))
     photos = make_photos([frames[i] for i in order], file)
+    warn_of_unlisted(find_quietly(file.parent, [frame["file_path"] for frame in frames]), file)
     splits = _splits(file.with_name("split.json"), order) | _file_splits([frames[i] for i in order], file)
     return make_usable(Capture(file.parent.resolve().name, photos, splits, _default(splits)), file)
 
