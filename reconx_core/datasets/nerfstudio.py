@@ -145,8 +145,14 @@ def _photo(frame: dict[str, Any], path: Path, name: str, mask: Path | None, file
     )
 
 
+def _model(frame: dict[str, Any]) -> Any:
+    """The camera model's name in capitals; null counts as missing."""
+    model = frame.get("camera_model")
+    return "OPENCV" if model is None else model.upper() if isinstance(model, str) else model
+
+
 def _check_model(frame: dict[str, Any], file: Path) -> None:
-    model = frame.get("camera_model", "OPENCV")
+    model = _model(frame)
     if model not in _PINHOLE_MODELS or frame.get("is_fisheye"):
         raise UserError(
             f"{file} has a fisheye or other camera model ({model}); undistort the images to PINHOLE or OPENCV first."
@@ -161,7 +167,7 @@ def _check_model(frame: dict[str, Any], file: Path) -> None:
 def _distortion(frame: dict[str, Any], file: Path) -> tuple[float, ...]:
     """OpenCV's coefficients: four, and more only where they are used."""
     values = tuple(_number(frame, key, file) or 0.0 for key in DISTORTION)
-    if frame.get("camera_model") == _QUOTIENT_MODEL and any(values[5:]):
+    if _model(frame) == _QUOTIENT_MODEL and any(values[5:]):
         return values
     return values[:5] if values[4] else values[:4]
 

@@ -313,3 +313,9 @@ def test_file_names_of_a_split_that_no_frame_has_are_counted(tmp_path):
     write(tmp_path, [frame("a.png"), frame("b.png"), frame("c.png")], fl_x=10, w=16, h=12, **names)
     with pytest.warns(UserWarning, match=r"1 of the 2 val_filenames in .*transforms\.json are no .* such as d\.png"):
         assert dict(nerfstudio.read(tmp_path).splits) == {"filenames": ((0, 1), (2,))}
+
+
+@pytest.mark.parametrize("model", ["opencv", "Pinhole", None])
+def test_a_camera_model_in_small_letters_or_null(tmp_path, model):
+    write(tmp_path, [frame("a.png")], fl_x=10, w=16, h=12, camera_model=model)
+    assert nerfstudio.read(tmp_path).photos[0].intrinsics is not None
