@@ -26,6 +26,7 @@ from reconx_core.names import quoted
 # nerfstudio's k4 is a polynomial's, OpenCV's a quotient's: only where the model is named is it known which one is meant.
 _QUOTIENT = ("k4", "k5", "k6")
 _QUOTIENT_MODEL = "FULL_OPENCV"
+_INDEX = "index in the file"  # of a frame; splits name frames by it
 _NEGLIGIBLE = 1e-6  # moves nothing by a hundredth of a pixel
 _FOCALS = ("fl_x", "fl_y", "camera_angle_x", "camera_angle_y", "x_fov", "y_fov")
 _INTRINSICS = (*_FOCALS, "cx", "cy", "w", "h", *DISTORTION)
@@ -49,7 +50,9 @@ def read(path: Path) -> Capture:
     order = sorted(range(len(frames)), key=lambda i: natural_key(with_slashes(frames[i]["file_path"])))
     photos = make_photos([frames[i] for i in order], file)
     warn_of_unlisted(find_quietly(file.parent, [frame["file_path"] for frame in frames]), file)
-    splits = _splits(file.with_name("split.json"), order) | _file_splits([frames[i] for i in order], file)
+    splits = _splits(file.with_name("split.json"), [frames[i][_INDEX] for i in order]) | _file_splits(
+        [frames[i] for i in order], file
+    )
     return make_usable(Capture(file.parent.resolve().name, photos, splits, _default(splits)), file)
 
 
@@ -73,16 +76,24 @@ def files_of(path: Path) -> dict[str, Path]:
 
 
 def read_frames(file: Path) -> list[dict[str, Any]]:
-    """The file's frames, each with the top-level entries as defaults. Raises UserError if there are none."""
+    """The file's frames, each with the top-level entries as defaults, and its index among all as :data:`_INDEX`.
+
+    Frames without a path are left out with a warning. Raises UserError if fewer than two others remain.
+    """
     meta = read_json(file)
-    frames = meta.pop("frames", None) if isinstance(meta, dict) else None
-    if not frames or not isinstance(frames, list) or not all(map(_is_frame, frames)):
+    listed = meta.pop("frames", None) if isinstance(meta, dict) else None
+    frames = listed if isinstance(listed, list) else []
+    lost = [i for i, frame in enumerate(frames) if not _is_frame(frame)]
+    if not frames or (lost and len(frames) - len(lost) < 2):
         raise UserError(f"{file} lists no frames with a 'file_path'; is it a nerfstudio transforms.json?")
-    return [{**meta, **frame} for frame in frames]
+    if lost:
+        message = f"{len(lost)} of {len(frames)} frames in {file} have no file_path, such as frame {lost[0]} (counted from 0)"
+        warnings.warn(f"{message}; they are left out.", stacklevel=2)
+    return [{**meta, **frame, _INDEX: i} for i, frame in enumerate(frames) if i not in set(lost)]
 
 
 def _is_frame(frame: Any) -> bool:
-    return isinstance(frame, dict) and isinstance(frame.get("file_path"), str)
+    return isinstance(frame, dict) and isinstance(frame.get("file_path"), str) and frame["file_path"] != ""
 
 
 def make_photos(frames: list[dict[str, Any]], file: Path) -> tuple[Photo, ...]:
@@ -283,7 +294,9 @@ def _positions(part: Any, position_of: dict[int, int], label: str) -> tuple[int,
     if not isinstance(part, list) or not all(type(i) is int for i in part):  # a bool is an int to isinstance
         raise UserError(f"{label} should list frames by their numbers, such as [0, 1, 2], but has {quoted(part)}.")
     if absent := [i for i in part if i not in position_of]:
-        raise UserError(f"{label} names frame {absent[0]}, but there are {len(position_of)} frames, counted from 0.")
+        raise UserError(
+            f"{label} names frame {absent[0]}, which is none of the {len(position_of)} usable ones, counted from 0."
+        )
     return tuple(sorted(position_of[i] for i in part))
 
 

@@ -277,7 +277,7 @@ def test_byte_order_marks_of_windows(tmp_path, encoding):
         ('{"train_3": [0, null]}', r"'train_3' should list frames .* has \[0, None\]"),
         ('{"train_3": [0, true]}', r"'train_3' should list frames .* has \[0, True\]"),
         ('{"pair": {"train": 5}}', r"'pair' should list frames .* has 5"),
-        ('{"train_3": [0, 1, 99]}', "'train_3' names frame 99, but there are 2 frames"),
+        ('{"train_3": [0, 1, 99]}', "'train_3' names frame 99, which is none of the 2 usable"),
         ('{"train_3": [0, 1], "test": [-1]}', "'train_3' names frame -1"),
     ],
 )
@@ -319,3 +319,19 @@ def test_file_names_of_a_split_that_no_frame_has_are_counted(tmp_path):
 def test_a_camera_model_in_small_letters_or_null(tmp_path, model):
     write(tmp_path, [frame("a.png")], fl_x=10, w=16, h=12, camera_model=model)
     assert nerfstudio.read(tmp_path).photos[0].intrinsics is not None
+
+
+@pytest.mark.parametrize("path", [None, "", 5])
+def test_a_frame_without_a_path_costs_itself_only_and_splits_count_it(tmp_path, path):
+    write(tmp_path, [frame("a.png"), frame("b.png"), frame("c.png")], fl_x=10, w=16, h=12)
+    meta = json.loads((tmp_path / "transforms.json").read_text())
+    meta["frames"].insert(1, frame(path))
+    (tmp_path / "transforms.json").write_text(json.dumps(meta))
+    (tmp_path / "split.json").write_text('{"train_2": [0, 2], "test": [3]}')
+    with pytest.warns(UserWarning, match=r"1 of 4 frames in .*transforms\.json have no file_path, such as frame 1"):
+        capture = nerfstudio.read(tmp_path)
+    assert [p.name for p in capture.photos] == ["a", "b", "c"]
+    assert dict(capture.splits) == {"train_2": ((0, 1), (2,))}
+    (tmp_path / "split.json").write_text('{"train_2": [0, 1]}')
+    with pytest.raises(UserError, match="names frame 1, which is none of"), warnings.catch_warnings(action="ignore"):
+        nerfstudio.read(tmp_path)
