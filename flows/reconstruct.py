@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from pathlib import Path
 
 from rich.console import Console
@@ -11,6 +12,7 @@ from flows.execution.plan import ScenePlan, place_of
 from flows.execution.run import run_stages
 from reconx_core.errors import UserError
 from reconx_core.io.files import require_writable
+from reconx_core.names import abbreviate
 from reconx_core.settings import Settings
 
 
@@ -58,5 +60,8 @@ def find_scene(source: str) -> tuple[str, str]:
         detect(path)
     scenes = [(name, place_of(scene)) for name, scene in scene_names(path)]
     if len(scenes) > 1:
-        raise UserError(f"'{source}' holds {len(scenes)} scenes; name one of them, or run: reconx evaluate {source}")
+        names = abbreviate([name for name, _ in scenes])
+        raise UserError(f"'{source}' holds {len(scenes)} scenes ({names}); name one of them, or run: reconx evaluate {source}")
+    if path.is_dir() and path.absolute() / scenes[0][0] == Path(scenes[0][1]):
+        warnings.warn(f"The one scene in '{source}' is its folder {scenes[0][0]}, which is used.", stacklevel=1)
     return scenes[0]

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 FEW = 8  # names in a sentence
+MOST_QUOTED = 60  # characters
 _NOT_UTF8 = re.compile("[\ud800-\udfff]")  # how Python keeps bytes of a file name that are not UTF-8, to open the file by it
 
 
@@ -31,3 +32,9 @@ def unique_shown(names: Iterable[str]) -> list[str]:
         taken.add(candidate)
         unique.append(candidate)
     return unique
+
+
+def quoted(value: object) -> str:
+    """A value from a file as a sentence shows it: as Python writes it, not too long."""
+    text = repr(value)
+    return text if len(text) <= MOST_QUOTED else f"{text[:MOST_QUOTED]}..."

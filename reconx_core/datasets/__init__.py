@@ -23,8 +23,9 @@ from reconx_core.datasets import (
 )
 from reconx_core.datasets.capture import Capture, Photo, Split, every_eighth, fits
 from reconx_core.errors import UserError
+from reconx_core.io.images import is_image, is_unread_picture
 from reconx_core.io.video import is_video
-from reconx_core.names import shown, unique_shown
+from reconx_core.names import abbreviate, shown, unique_shown
 
 __all__ = [
     "FORMATS",
@@ -87,6 +88,8 @@ def detect(path: Path) -> Format:
         unread = photos.describe_unread(path)
         if not unread and any(path.iterdir()) and (problem := unfinished.describe_missing(path)):
             raise UserError(f"{problem} Fetch what is missing.")
+        if below := [folder.name for folder in photos.folders_of_photos(path)]:
+            raise UserError(f"The photos of '{path}' are in folders of it ({abbreviate(below)}); give one of these.")
         problem = f"There are no photos in '{path}'; JPEG, PNG, HEIC, AVIF, WebP, TIFF, JPEG 2000 and BMP are read."
         raise UserError(f"{problem} {unread}".strip())
     if path.exists():
@@ -131,11 +134,19 @@ def scene_names(dataset: Path) -> list[tuple[str, Path]]:
     if not scenes and problems:
         raise UserError(f"No scene in '{dataset}' is whole. {' '.join(problems)}")
     if not scenes:
-        raise UserError(f"'{dataset}' is no scene and no folder of scenes.")
+        raise UserError(f"'{dataset}' is no scene and no folder of scenes{_advice(dataset)}.")
     if problems:
         message = f"{len(problems)} of {len(problems) + len(scenes)} scenes in '{dataset}' are left out"
         warnings.warn(f"{message}, since they are not whole. {' '.join(problems)}", stacklevel=1)
     return list(zip(unique_shown(p.name for p in scenes), scenes))
+
+
+def _advice(path: Path) -> str:
+    """What to give in place of a single photo, or of a folder with nothing but videos; empty for all else."""
+    if path.is_file() and (is_image(path) or is_unread_picture(path)):
+        return "; it is a single picture: give the folder of photos, or the path of a video"
+    videos = [p.name for p in path.iterdir() if is_video(p)] if path.is_dir() else []
+    return f"; give the path of the video in it ({min(videos)}), or a folder of photos" if videos else ""
 
 
 def _format_of(path: Path) -> Format | None:

@@ -32,6 +32,7 @@ from reconx_core.datasets.photos import (
     mask_folders,
     natural_key,
     unique_names,
+    warn_of_unlisted,
 )
 from reconx_core.datasets.poses import make_usable
 from reconx_core.errors import UserError
@@ -91,6 +92,7 @@ def read(path: Path) -> Capture:
     check_lengths(model)
     cameras, images = read_cameras(model), _read_images(model)
     pictures = _find_pictures(path, model, [image.name for image in images])
+    warn_of_unlisted(pictures, model)
     names = unique_names([Path(image.name.replace("\\", "/")) for image in images])
     photos = (_photo(i, _camera_of(i, cameras, model), file, name) for i, file, name in zip(images, pictures, names))
     splits = {"every_8th": _every_eighth([image.name for image in images])}
@@ -115,6 +117,7 @@ def _find_models(path: Path) -> list[Path]:
     """The models in the first of the usual places that has any; COLMAP writes one for each part that it could connect."""
     sparse = (path, path / "sparse", path / "colmap" / "sparse")
     places = [[path], *([*_numbered(folder), folder] for folder in sparse if folder.absolute().name == "sparse")]
+    places += [[path / "dense" / "sparse"], [folder / "sparse" for folder in _numbered(path / "dense")]]  # undistorted ones
     return next((found for place in places if (found := [folder for folder in place if is_model(folder)])), [])
 
 
@@ -125,9 +128,10 @@ def _numbered(folder: Path) -> list[Path]:
 def _warn_of_other_models(path: Path, model: Path) -> None:
     models = _find_models(path)
     if len(models) > 1:
-        sizes = ", ".join(f"{folder.name} ({count_images(folder)})" for folder in models)
+        labels = {folder: folder.parent.name if folder.parent.parent.name == "dense" else folder.name for folder in models}
+        sizes = ", ".join(f"{label} ({count_images(folder)})" for folder, label in labels.items())
         message = f"'{path}' has {len(models)} COLMAP models, with so many photos: {sizes}"
-        warnings.warn(f"{message}; {model.name} is used, and the others are not.", stacklevel=2)
+        warnings.warn(f"{message}; {labels[model]} is used, and the others are not.", stacklevel=2)
 
 
 def _read_images(model: Path) -> list[ModelImage]:
@@ -150,8 +154,18 @@ def _camera_of(image: ModelImage, cameras: dict[int, ModelCamera], model: Path) 
 
 
 def _image_folders(path: Path, model: Path) -> list[Path]:
-    """Where pictures may be: ``images`` and ``images_N`` of the scene, beside the model and above it."""
-    return [folder for root in dict.fromkeys((path, model, *model.resolve().parents[:3])) for folder in image_folders(root)]
+    """Where pictures may be: ``images`` and ``images_N`` of the scene, beside the model and above it.
+
+    An undistorted model's own pictures come first, because those of the scene are the distorted ones under the same names.
+    """
+    beside = [model.parent] if _is_undistorted(path, model) else []
+    roots = dict.fromkeys((*beside, path, model, *model.resolve().parents[:3]))
+    return [folder for root in roots for folder in image_folders(root)]
+
+
+def _is_undistorted(path: Path, model: Path) -> bool:
+    """Whether a model of a scene is the output of COLMAP's ``image_undistorter``."""
+    return path / "dense" in model.parents
 
 
 def _find_pictures(path: Path, model: Path, names: Sequence[str]) -> list[Path]:
@@ -162,6 +176,9 @@ def _find_pictures(path: Path, model: Path, names: Sequence[str]) -> list[Path]:
     best = max(counts, key=lambda folder: counts[folder])  # the first of those with equal counts
     if not counts[best]:
         raise UserError(f"The images of the COLMAP model in {model} (such as {names[0]}) are not in {path / 'images'}.")
+    if _is_undistorted(path, model) and sum(map(bool, counts.values())) > 1:
+        message = f"Of '{path}', the model in {model} with the pictures in {best} is used"
+        warnings.warn(f"{message}, and the pictures of the same names elsewhere are not.", stacklevel=2)
     return _without_clashes(best, names, found[best])
 
 

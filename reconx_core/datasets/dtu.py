@@ -188,6 +188,8 @@ def _load_archive(file: Path) -> Mapping[str, np.ndarray]:
 
 @lru_cache(maxsize=4)
 def _parse_archive(file: Path, modified: int) -> Mapping[str, np.ndarray]:
+    if not zipfile.is_zipfile(file):  # NumPy would tell how to unpickle it, or read a single array
+        raise UserError(f"{file} is no archive of cameras as NumPy writes it (.npz); fetch it again.")
     try:
         with np.load(file, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files if _WORLD_MAT.fullmatch(name)}

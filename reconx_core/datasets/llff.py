@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -64,15 +65,26 @@ def _require_complete_model(path: Path) -> None:
 
 
 def _load(file: Path) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    try:
-        array = np.load(file, allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise UserError(f"Cannot read {file}: {error}.") from None
+    array = _load_array(file)
     if array.ndim != 2 or array.shape[1] != 17 or array.dtype.kind not in "fiu" or not np.isfinite(array[:, :15]).any():
         raise UserError(f"{file} should hold n rows of 17 numbers (LLFF), but has shape {array.shape} of {array.dtype}.")
     matrices = torch.from_numpy(array[:, :15].astype(np.float64).reshape(-1, 3, 5))
     height, width, focal = matrices[:, :, 4].float().unbind(-1)
     return opencv_from_llff(matrices[:, :, :4]), height, width, focal
+
+
+def _load_array(file: Path) -> np.ndarray:
+    """The array in a file. Raises UserError for an archive of arrays, pickled objects, and what is no file of NumPy's."""
+    try:
+        array = np.load(file, allow_pickle=False)
+    except OSError as error:
+        raise UserError(f"Cannot read {file}: {error}.") from None
+    except (ValueError, EOFError, zipfile.BadZipFile):
+        array = None  # NumPy's own words are on how to unpickle it
+    if not isinstance(array, np.ndarray):
+        size = file.stat().st_size
+        raise UserError(f"{file} ({size} bytes) is no array of numbers as LLFF stores it (.npy); download or export it again.")
+    return array
 
 
 def _find_images(path: Path, count: int) -> list[Path]:

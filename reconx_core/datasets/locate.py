@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from urllib.parse import unquote
 
 from reconx_core.io.images import is_image, is_unread_picture
 
@@ -30,12 +32,13 @@ class PictureFinder:
         return self.find_written(folder, name) or self.find_near(name, folder, *others)
 
     def find_written(self, folder: Path, name: str) -> Path | None:
-        """The picture at the place that ``name`` gives; backslashes may separate its parts."""
-        return self.at(folder / name) or self.at(folder / with_slashes(name))
+        """The picture at the place that ``name`` gives; backslashes may separate its parts, and %20 may stand for a blank."""
+        return next(filter(None, (self.at(folder / n) for n in (name, *_readings(name)))), None)
 
     def find_near(self, name: str, *folders: Path) -> Path | None:
         """The picture at the last parts of ``name``, as many as lead to one, in the first of the folders that has it."""
-        return next(filter(None, map(self.at, _places(name, folders))), None)
+        places = (place for reading in _readings(name) for place in _places(reading, folders))
+        return next(filter(None, map(self.at, places)), None)
 
     def at(self, path: Path) -> Path | None:
         """The picture at a path, whose capitals may differ, and which may lack its suffix or have that of another format.
@@ -56,13 +59,30 @@ def find_pictures(finder: PictureFinder, folder: Path, file_paths: Sequence[str]
     Paths are relative to ``folder``. If a whole path leads nowhere (it is of another machine), its last parts are tried, in
     ``folder`` and in ``folder/images``; a warning says so.
     """
+    pictures, near = _find(finder, folder, file_paths)
+    _warn_of_moved(folder, file_paths, near)
+    return pictures
+
+
+def find_quietly(folder: Path, file_paths: Sequence[str]) -> list[Path]:
+    """As :func:`find_pictures`, without a warning."""
+    return _find(PictureFinder(), folder, file_paths)[0]
+
+
+def _find(finder: PictureFinder, folder: Path, file_paths: Sequence[str]) -> tuple[list[Path], list[Path | None]]:
+    """The picture of each path, and those among them that are elsewhere."""
     written = [finder.find_written(folder, path) for path in file_paths]
     near = [None if there else finder.find_near(path, folder, folder / "images") for there, path in zip(written, file_paths)]
     taken = Counter(found for found in (*dict.fromkeys(written), *near) if found)
     # A picture that two different paths lead to is that of one of them at most, and which one is unknown.
     near = [found if found and taken[found] == 1 else None for found in near]
-    _warn_of_moved(folder, file_paths, near)
-    return [a or b or folder / with_slashes(path) for a, b, path in zip(written, near, file_paths)]
+    return [a or b or folder / with_slashes(path) for a, b, path in zip(written, near, file_paths)], near
+
+
+def _readings(name: str) -> tuple[str, ...]:
+    """What a path may mean, as it is first."""
+    slashed = with_slashes(name)
+    return (slashed, unquote(slashed)) if "%" in slashed else (slashed,)
 
 
 def _places(name: str, folders: Sequence[Path]) -> Iterator[Path]:
@@ -82,11 +102,14 @@ def _wanted(path: Path) -> tuple[tuple[str, str], ...]:
     """What the picture that is meant by a path may be listed as, the surest first."""
     if is_image(path) or is_unread_picture(path):
         return _likenesses(path.name, path.stem)
-    return *(("name", path.name + suffix) for suffix in _OMITTED), *_likenesses(path.name, path.name)
+    return *(("name", unicodedata.normalize("NFC", path.name + suffix)) for suffix in _OMITTED), *_likenesses(
+        path.name, path.name
+    )
 
 
 def _likenesses(name: str, stem: str) -> tuple[tuple[str, str], ...]:
-    """What two pictures' names may have in common, most first."""
+    """What two pictures' names may have in common, most first. macOS writes ü as u and two dots, others as one character."""
+    name, stem = (unicodedata.normalize("NFC", text) for text in (name, stem))
     return ("name", name), ("capitals", name.lower()), ("stem", stem), ("stem's capitals", stem.lower())
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +16,20 @@ import torch
 
 from reconx_core.datasets.calibrated import calibrated_photo, upright_size
 from reconx_core.datasets.capture import DISTORTION, Capture, Photo, Split, opencv_from_opengl, pinhole
-from reconx_core.datasets.locate import PictureFinder, find_pictures, with_slashes
-from reconx_core.datasets.photos import files_within, find_mask, natural_key, unique_names
+from reconx_core.datasets.locate import PictureFinder, find_pictures, find_quietly, with_slashes
+from reconx_core.datasets.photos import files_within, find_mask, natural_key, unique_names, warn_of_unlisted
 from reconx_core.datasets.poses import make_usable
 from reconx_core.errors import UserError
 from reconx_core.io.images import ImageError, read_size
+from reconx_core.names import quoted
 
 # nerfstudio's k4 is a polynomial's, OpenCV's a quotient's: only where the model is named is it known which one is meant.
 _QUOTIENT = ("k4", "k5", "k6")
 _QUOTIENT_MODEL = "FULL_OPENCV"
+_INDEX = "index in the file"  # of a frame; splits name frames by it
 _NEGLIGIBLE = 1e-6  # moves nothing by a hundredth of a pixel
 _FOCALS = ("fl_x", "fl_y", "camera_angle_x", "camera_angle_y", "x_fov", "y_fov")
+_INTRINSICS = (*_FOCALS, "cx", "cy", "w", "h", *DISTORTION)
 _PINHOLE_MODELS = ("OPENCV", "PINHOLE", "SIMPLE_PINHOLE", "SIMPLE_RADIAL", "RADIAL", _QUOTIENT_MODEL)
 
 
@@ -45,7 +49,10 @@ def read(path: Path) -> Capture:
     # Files list frames in any order. The names give capture order, which the video stage needs to pair neighbouring views.
     order = sorted(range(len(frames)), key=lambda i: natural_key(with_slashes(frames[i]["file_path"])))
     photos = make_photos([frames[i] for i in order], file)
-    splits = _splits(file.with_name("split.json"), order) | _file_splits([frames[i] for i in order])
+    warn_of_unlisted(find_quietly(file.parent, [frame["file_path"] for frame in frames]), file)
+    splits = _splits(file.with_name("split.json"), [frames[i][_INDEX] for i in order]) | _file_splits(
+        [frames[i] for i in order], file
+    )
     return make_usable(Capture(file.parent.resolve().name, photos, splits, _default(splits)), file)
 
 
@@ -69,16 +76,24 @@ def files_of(path: Path) -> dict[str, Path]:
 
 
 def read_frames(file: Path) -> list[dict[str, Any]]:
-    """The file's frames, each with the top-level entries as defaults. Raises UserError if there are none."""
+    """The file's frames, each with the top-level entries as defaults, and its index among all as :data:`_INDEX`.
+
+    Frames without a path are left out with a warning. Raises UserError if fewer than two others remain.
+    """
     meta = read_json(file)
-    frames = meta.pop("frames", None) if isinstance(meta, dict) else None
-    if not frames or not isinstance(frames, list) or not all(map(_is_frame, frames)):
+    listed = meta.pop("frames", None) if isinstance(meta, dict) else None
+    frames = listed if isinstance(listed, list) else []
+    lost = [i for i, frame in enumerate(frames) if not _is_frame(frame)]
+    if not frames or (lost and len(frames) - len(lost) < 2):
         raise UserError(f"{file} lists no frames with a 'file_path'; is it a nerfstudio transforms.json?")
-    return [{**meta, **frame} for frame in frames]
+    if lost:
+        message = f"{len(lost)} of {len(frames)} frames in {file} have no file_path, such as frame {lost[0]} (counted from 0)"
+        warnings.warn(f"{message}; they are left out.", stacklevel=2)
+    return [{**meta, **frame, _INDEX: i} for i, frame in enumerate(frames) if i not in set(lost)]
 
 
 def _is_frame(frame: Any) -> bool:
-    return isinstance(frame, dict) and isinstance(frame.get("file_path"), str)
+    return isinstance(frame, dict) and isinstance(frame.get("file_path"), str) and frame["file_path"] != ""
 
 
 def make_photos(frames: list[dict[str, Any]], file: Path) -> tuple[Photo, ...]:
@@ -89,8 +104,19 @@ def make_photos(frames: list[dict[str, Any]], file: Path) -> tuple[Photo, ...]:
     """
     finder = PictureFinder()
     paths = find_pictures(finder, file.parent, [frame["file_path"] for frame in frames])
-    masks = [_mask(frame, path, file.parent, finder) for frame, path in zip(frames, paths)]
-    return tuple(_photo(*about, file) for about in zip(frames, paths, unique_names(paths), masks))
+    masks = [_mask(frame, path, file, finder) for frame, path in zip(frames, paths)]
+    photos = tuple(_photo(*about, file) for about in zip(frames, paths, unique_names(paths), masks))
+    if all(photo.intrinsics is None for photo in photos):
+        _require_finite(frames[0], file)
+    return photos
+
+
+def _require_finite(frame: dict[str, Any], file: Path) -> None:
+    """Raises UserError if an intrinsic number is not finite: where it is so in every frame, no program failed on just some."""
+    for key in _INTRINSICS:
+        value = _number(frame, key, file)
+        if value is not None and not math.isfinite(value):
+            raise UserError(f"{file} has {key} = {value}, which is not finite; correct it, or remove it if it is unknown.")
 
 
 def read_json(file: Path) -> Any:
@@ -105,11 +131,13 @@ def _file(path: Path) -> Path:
     return path / "transforms.json" if path.is_dir() else path
 
 
-def _mask(frame: dict[str, Any], picture: Path, folder: Path, finder: PictureFinder) -> Path | None:
+def _mask(frame: dict[str, Any], picture: Path, file: Path, finder: PictureFinder) -> Path | None:
     """The mask that the frame names, found or not, or the one that lies with its picture."""
-    name = frame.get("mask_path")
-    if not name:
+    name, folder = frame.get("mask_path"), file.parent
+    if name is None or name == "":
         return find_mask(picture)
+    if not isinstance(name, str):
+        raise UserError(f"{file} has mask_path = {quoted(name)}, which is no path.")
     return finder.find(folder, name, folder / "images") or folder / with_slashes(name)
 
 
@@ -128,8 +156,14 @@ def _photo(frame: dict[str, Any], path: Path, name: str, mask: Path | None, file
     )
 
 
+def _model(frame: dict[str, Any]) -> Any:
+    """The camera model's name in capitals; null counts as missing."""
+    model = frame.get("camera_model")
+    return "OPENCV" if model is None else model.upper() if isinstance(model, str) else model
+
+
 def _check_model(frame: dict[str, Any], file: Path) -> None:
-    model = frame.get("camera_model", "OPENCV")
+    model = _model(frame)
     if model not in _PINHOLE_MODELS or frame.get("is_fisheye"):
         raise UserError(
             f"{file} has a fisheye or other camera model ({model}); undistort the images to PINHOLE or OPENCV first."
@@ -144,7 +178,7 @@ def _check_model(frame: dict[str, Any], file: Path) -> None:
 def _distortion(frame: dict[str, Any], file: Path) -> tuple[float, ...]:
     """OpenCV's coefficients: four, and more only where they are used."""
     values = tuple(_number(frame, key, file) or 0.0 for key in DISTORTION)
-    if frame.get("camera_model") == _QUOTIENT_MODEL and any(values[5:]):
+    if _model(frame) == _QUOTIENT_MODEL and any(values[5:]):
         return values
     return values[:5] if values[4] else values[:4]
 
@@ -154,10 +188,10 @@ def _intrinsics(frame: dict[str, Any], path: Path, file: Path) -> tuple[torch.Te
 
     None where neither is given, or a number is not finite: a program that failed on a frame leaves such.
     """
-    known = (_number(frame, key, file) for key in (*_FOCALS, "cx", "cy", "w", "h", *DISTORTION))
+    known = (_number(frame, key, file) for key in _INTRINSICS)
     if not all(value is None or math.isfinite(value) for value in known):
         return None, None
-    if not any(_number(frame, key, file) for key in _FOCALS):
+    if all(_number(frame, key, file) is None for key in _FOCALS):
         return None, None
     size = _calibrated_size(frame, path, file)
     if size is None:
@@ -165,16 +199,28 @@ def _intrinsics(frame: dict[str, Any], path: Path, file: Path) -> tuple[torch.Te
     height, width = size
     fx, fy = _focal(frame, "x", width, file), _focal(frame, "y", height, file)
     cx, cy = _number(frame, "cx", file), _number(frame, "cy", file)
-    focals = fx or fy or math.nan, fy or fx or math.nan
-    matrix = pinhole(*focals, width / 2 if cx is None else cx, height / 2 if cy is None else cy)
+    fx, fy = (fy if fx is None else fx, fx if fy is None else fy)
+    if fx is None or fy is None:
+        return None, None
+    matrix = pinhole(fx, fy, width / 2 if cx is None else cx, height / 2 if cy is None else cy)
     return matrix, (round(height), round(width))
 
 
 def _focal(frame: dict[str, Any], axis: str, length: float, file: Path) -> float | None:
-    """The focal length in pixels along an axis; ``x_fov`` is instant-ngp's, in degrees."""
-    degrees = _number(frame, f"{axis}_fov", file)
-    angle = _number(frame, f"camera_angle_{axis}", file) or (degrees and math.radians(degrees))
-    return _number(frame, f"fl_{axis}", file) or (0.5 * length / math.tan(0.5 * angle) if angle else None)
+    """The focal length in pixels along an axis; ``x_fov`` is instant-ngp's, in degrees. Raises UserError if it is none."""
+    focal = _number(frame, f"fl_{axis}", file)
+    if focal is not None:
+        return focal  # checked with the other intrinsics
+    for key, half_turn, unit in ((f"camera_angle_{axis}", math.pi, "radians"), (f"{axis}_fov", 180.0, "degrees")):
+        angle = _number(frame, key, file)
+        if angle is None:
+            continue
+        if not 0 < angle < half_turn:
+            limits = f"an angle of view in {unit} between 0 and {half_turn:.4g}"
+            hint = "; it looks like degrees" if unit == "radians" and half_turn <= angle < 180 else ""
+            raise UserError(f"{file} has {key} = {angle:.6g}, which should be {limits}{hint}.")
+        return 0.5 * length / math.tan(0.5 * (angle if unit == "radians" else math.radians(angle)))
+    return None
 
 
 def _calibrated_size(frame: dict[str, Any], path: Path, file: Path) -> tuple[float, float] | None:
@@ -192,15 +238,22 @@ def _number(frame: dict[str, Any], key: str, file: Path) -> float | None:
     """An entry of a frame; None where it is missing or null. Raises UserError if it is no number."""
     value = frame.get(key)
     try:
-        return None if value is None else float(value)
+        return None if value is None else to_number(value)
     except (TypeError, ValueError):
-        raise UserError(f"{file} has {key} = {value!r}, which is no number.") from None
+        raise UserError(f"{file} has {key} = {quoted(value)}, which is no number.") from None
+
+
+def to_number(value: Any) -> float:
+    """A number of a JSON file, which some programs write as text. Raises TypeError or ValueError for all else."""
+    if isinstance(value, bool):
+        raise TypeError("true and false are no numbers")
+    return float(value)
 
 
 def _matrix(rows: Any, file: Path) -> torch.Tensor:
     """In float64; null, which JavaScript writes for NaN and infinity, counts as NaN."""
     try:
-        numbers = [[math.nan if value is None else value for value in row] for row in rows]
+        numbers = [[math.nan if value is None else to_number(value) for value in row] for row in rows]
         matrix = torch.tensor(numbers, dtype=torch.float64)
     except (TypeError, ValueError):
         matrix = torch.zeros(0)
@@ -218,35 +271,55 @@ def _splits(file: Path, order: list[int]) -> dict[str, Split]:
     position_of = {index: position for position, index in enumerate(order)}
     splits: dict[str, Split] = {}
     listed = read_json(file)
+    if not isinstance(listed, dict):
+        raise UserError(f'{file} should hold named splits, such as {{"train_3": [0, 1, 2], "test": [3]}}.')
     for name, value in listed.items():
-        if name.startswith("train_") and isinstance(value, list):
+        if name.startswith("train_") and (isinstance(value, list) or name.removeprefix("train_").isdigit()):
             split = value, _first(listed, f"test_{name.removeprefix('train_')}", "test")
         elif isinstance(value, dict) and "train" in value:
             split = value["train"], _first(value, "test_between", "test")
         else:
             continue
-        try:
-            splits[name] = Split(*(tuple(sorted(position_of[i] for i in part)) for part in split))
-        except (KeyError, TypeError) as error:
-            raise UserError(f"{file}: split '{name}' names frame {error}, but there are {len(order)} frames.") from None
+        splits[name] = Split(*(_positions(part, position_of, f"{file}: split '{name}'") for part in split))
     return splits
 
 
-def _first(mapping: dict[str, Any], *keys: str) -> list[int]:
-    return next((mapping[key] for key in keys if key in mapping), [])
+def _first(mapping: dict[str, Any], *keys: str) -> Any:
+    """The first of the entries that is there; null counts as missing."""
+    return next((mapping[key] for key in keys if mapping.get(key) is not None), [])
 
 
-def _file_splits(frames: list[dict[str, Any]]) -> dict[str, Split]:
+def _positions(part: Any, position_of: dict[int, int], label: str) -> tuple[int, ...]:
+    """Indices of a file's frames as places in capture order. Raises UserError if they are none."""
+    if not isinstance(part, list) or not all(type(i) is int for i in part):  # a bool is an int to isinstance
+        raise UserError(f"{label} should list frames by their numbers, such as [0, 1, 2], but has {quoted(part)}.")
+    if absent := [i for i in part if i not in position_of]:
+        raise UserError(
+            f"{label} names frame {absent[0]}, which is none of the {len(position_of)} usable ones, counted from 0."
+        )
+    return tuple(sorted(position_of[i] for i in part))
+
+
+def _file_splits(frames: list[dict[str, Any]], file: Path) -> dict[str, Split]:
     """nerfstudio's own split, by file names."""
-    listed = frames[0]
-    if "train_filenames" not in listed:
+    if frames[0].get("train_filenames") is None:
         return {}
-    held_out = listed.get("test_filenames") or listed.get("val_filenames") or []
-    parts = [
-        tuple(i for i, f in enumerate(frames) if with_slashes(f["file_path"]) in set(map(with_slashes, names)))
-        for names in (listed["train_filenames"], held_out)
-    ]
-    return {"filenames": Split(*parts)}
+    kept = _named(frames, "train_filenames", file)
+    held_out = _named(frames, "test_filenames", file) or _named(frames, "val_filenames", file)
+    return {"filenames": Split(kept, held_out)}
+
+
+def _named(frames: list[dict[str, Any]], key: str, file: Path) -> tuple[int, ...]:
+    """The frames that a list of file names means; a warning tells of names that are no frame's."""
+    listed = frames[0].get(key) or []
+    if not isinstance(listed, list) or not all(isinstance(name, str) for name in listed):
+        raise UserError(f"{file} should list names of files as {key}, but has {quoted(listed)}.")
+    names = dict.fromkeys(map(with_slashes, listed))
+    paths = [with_slashes(frame["file_path"]) for frame in frames]
+    if lost := [name for name in names if name not in set(paths)]:
+        message = f"{len(lost)} of the {len(names)} {key} in {file} are no frame's file_path, such as {lost[0]}"
+        warnings.warn(f"{message}; they are left out.", stacklevel=2)
+    return tuple(i for i, path in enumerate(paths) if path in names)
 
 
 def _default(splits: dict[str, Split]) -> str | None:

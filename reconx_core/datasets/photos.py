@@ -17,7 +17,7 @@ from torch import Tensor
 
 from reconx_core.datasets.capture import Capture, Photo
 from reconx_core.io.images import SUFFIXES, is_image, is_unread_picture, read_focal, read_image, read_mask, require_pinhole
-from reconx_core.names import unique_shown
+from reconx_core.names import abbreviate, unique_shown
 
 _IMAGES = re.compile(r"images(?:_(\d+))?")
 _PLACES = ("images", "keyframes/corrected_images", "keyframes/images")  # of a scene's photos; keyframes: Polycam
@@ -52,6 +52,12 @@ def holds_one_photo(path: Path) -> bool:
     return path.is_dir() and _folder_of_photos(path) == path and len(_named_as_photos(path)) == 1
 
 
+def folders_of_photos(path: Path) -> list[Path]:
+    """The folders in a folder that hold photos, in natural order; hidden ones are ignored."""
+    folders = (p for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
+    return sorted((p for p in folders if find_photos(p)), key=natural_key)
+
+
 def find_mask(photo: Path) -> Path | None:
     """The mask that belongs to a photo, if there is one; it may be a link to nothing, so that its loss is noticed."""
     marked = [mark.format(name) for mark in _MASK_MARKS for name in (photo.stem, photo.name)]
@@ -68,6 +74,20 @@ def mask_folders(folder: Path) -> list[Path]:
     if match is None:
         return inside
     return inside + [folder.parent / name for name in [*names, *([f"masks_{match[1]}"] if match[1] else [])]]
+
+
+def warn_of_unlisted(pictures: Sequence[Path], source: Path) -> None:
+    """Warns of photos that lie with the ``pictures`` that ``source`` lists, and that it does not list."""
+    folders = {folder: folder.resolve() for folder in dict.fromkeys(p.parent for p in pictures) if folder.is_dir()}
+    # By stem: of a photo in two formats one is listed.
+    listed = {(folders[p.parent], p.stem) for p in pictures if p.parent in folders}
+    places = dict.fromkeys(folders.values())
+    others = [p for place in places for p in find_photos(place) if (place, p.stem) not in listed]
+    if others:
+        message = (
+            f"{len(others)} photo(s) beside the {len(pictures)} that {source} lists have no camera, such as {others[0].name}"
+        )
+        warnings.warn(f"{message}; they are left out.", stacklevel=2)
 
 
 def describe_unread(path: Path) -> str:
@@ -152,6 +172,8 @@ def _warn_of_other_photos(path: Path, folder: Path) -> None:
     if others:
         chosen = "its own photos" if folder == path else f"the photos in {folder.relative_to(path)}"
         warnings.warn(f"Of '{path}', {chosen} are used; {_count(others)} beside them are not.", stacklevel=2)
+    if below := [place.name for place in folders_of_photos(path) if place not in (*_places(path), *mask_folders(folder))]:
+        warnings.warn(f"Photos in folders of '{path}' are not used: {abbreviate(below)}.", stacklevel=2)
 
 
 def _warn_of_masks(folder: Path, masks: Sequence[Path]) -> None:

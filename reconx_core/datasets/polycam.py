@@ -12,7 +12,7 @@ from typing import Any
 
 from reconx_core.datasets.capture import Capture
 from reconx_core.datasets.locate import PictureFinder
-from reconx_core.datasets.nerfstudio import make_photos, read_json
+from reconx_core.datasets.nerfstudio import make_photos, read_json, to_number
 from reconx_core.datasets.photos import find_photos, natural_key
 from reconx_core.datasets.poses import make_usable
 from reconx_core.errors import UserError
@@ -85,14 +85,16 @@ def _read_frames(cameras: Path, images: Path) -> list[dict[str, Any]]:
 
 def _frame(file: Path, picture: str) -> dict[str, Any]:
     camera = read_json(file)
+    if not isinstance(camera, dict):
+        raise UserError(f"{file} is no camera of Polycam's: it should hold t_00 to t_23, fx, fy, cx, cy, width and height.")
     try:
         pose = [[_number_or_nan(camera[f"t_{row}{column}"]) for column in range(4)] for row in range(3)]
-        intrinsics = {key: float(camera[theirs]) for key, theirs in _INTRINSICS.items()}
+        intrinsics = {key: to_number(camera[theirs]) for key, theirs in _INTRINSICS.items()}
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{file} is no camera of Polycam's: it lacks the number {error}.") from None
+        raise UserError(f"{file} is no camera of Polycam's: a number is missing or is none ({error}).") from None
     return {"file_path": picture, "transform_matrix": [*pose, [0.0, 0.0, 0.0, 1.0]], **intrinsics}
 
 
 def _number_or_nan(value: Any) -> float:
     """Null, which JavaScript writes for NaN and infinity, counts as NaN."""
-    return math.nan if value is None else float(value)
+    return math.nan if value is None else to_number(value)

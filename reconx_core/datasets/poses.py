@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from reconx_core.datasets.capture import Capture
+from reconx_core.datasets.intrinsics import require_plausible
 from reconx_core.errors import UserError
 
 # Cameras farther from the origin than this many times their own spread are moved. At this ratio single precision still keeps
@@ -26,14 +27,17 @@ _SHEARED = 2e-2  # deviations from right angles that are no longer rounding
 def make_usable(capture: Capture, source: Path) -> Capture:
     """The capture with its poses, which readers give in float64, made rigid and float32, relative to ``Capture.origin``.
 
-    A pose with NaN or infinite numbers becomes None. Scaled axes, as Blender, Unreal and Metashape export them, are normalised,
-    with a warning. The origin is (0, 0, 0) unless the cameras lie too far from it for single precision.
+    A pose with NaN or infinite numbers becomes None, and so do a few that are no rotations among others that are; a warning
+    names these. Scaled axes, as Blender, Unreal and Metashape export them, are normalised, with a warning. The origin is
+    (0, 0, 0) unless the cameras lie too far from it for single precision.
 
     Raises:
-        UserError: a pose has no rotation but a shear or a mirror image; ``source`` and the photo are named.
+        UserError: intrinsics are impossible, or most poses have no rotation but a shear or a mirror image; ``source`` and the
+            photo are named.
     """
+    require_plausible(capture, source)
     given = [None if p.cam_to_world is None else p.cam_to_world.double() for p in capture.photos]
-    poses = [_make_rigid(pose, f"'{photo.name}' in {source}") for pose, photo in zip(given, capture.photos)]
+    poses = _make_all_rigid(given, [f"'{photo.name}' in {source}" for photo in capture.photos])
     _warn_of_scale(given, poses, source)
     origin = _find_origin([pose[:3, 3] for pose in poses if pose is not None])
     moved = [None if pose is None else relative_to(pose, origin).float() for pose in poses]
@@ -48,11 +52,32 @@ def relative_to(cam_to_world: Float[Tensor, "*n 4 4"], origin: Sequence[float]) 
     return moved
 
 
+def _make_all_rigid(given: Sequence[Float[Tensor, "4 4"] | None], labels: Sequence[str]) -> list[Float[Tensor, "4 4"] | None]:
+    """The poses made rigid; the few that cannot be become None, with a warning. Raises UserError if these are not few."""
+    poses: list[Float[Tensor, "4 4"] | None] = []
+    problems: list[UserError] = []
+    for pose, label in zip(given, labels):
+        try:
+            poses.append(_make_rigid(pose, label))
+        except UserError as problem:
+            poses.append(None)
+            problems.append(problem)
+    usable = sum(pose is not None for pose in poses)
+    # Where many are wrong, the program that wrote them is, and the others are not to be trusted.
+    if problems and (usable < 2 or len(problems) >= usable):
+        raise problems[0]
+    for problem in problems:
+        warnings.warn(f"{problem} This pose is not used.", stacklevel=3)
+    return poses
+
+
 def _make_rigid(pose: Float[Tensor, "4 4"] | None, label: str) -> Float[Tensor, "4 4"] | None:
     if pose is None or not pose.float().isfinite().all():
         return None
     pose = _affine(pose, label)
     lengths = pose[:3, :3].norm(dim=0)
+    if not bool((lengths > 0).all()):
+        raise UserError(f"The pose of {label} has no rotation: an axis of it is zero; export the cameras again.")
     rotation = pose[:3, :3] / lengths.clamp(min=1e-30)
     error = float((rotation.mT @ rotation - torch.eye(3, dtype=pose.dtype)).abs().max())
     if error > _SHEARED:

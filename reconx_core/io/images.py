@@ -35,6 +35,8 @@ _RAW = (
 _UNREAD = (*_RAW, ".insp", ".exr", ".hdr", ".gif", ".jxl", ".jxr", ".psd", ".svg", ".xcf", ".eps", ".ico", ".dds", ".qoi")
 _MOST_LOADED = 64_000_000  # pixels that are kept of a photo; more are reduced while the file is decoded
 _MOST_DECODED = 2**29  # pixels that may be in memory for that: 2 GiB in Pillow
+_TWELVE_BITS = 4095.0  # cameras store 12 bits in files of 16; a photo of true 16 bits would be nearly black
+_PAGED = ("TIFF", "WEBP", "PNG")  # formats whose further pictures are other photos, and not a view for the other eye
 _LIMIT = threading.Lock()
 _POINTERS = {b"version https://git-lfs": "git lfs pull", b"/annex/objects/": "git annex get"}
 _INVERTED = "dynamic_mask_"  # instant-ngp's masks are white where a pixel may not be used
@@ -64,13 +66,34 @@ def read_image(path: Path, upright: bool = True) -> Float[Tensor, "h w 3"]:
         ImageError: the file is missing, truncated or no picture.
     """
     picture = _open(path, upright)
-    if picture.mode in ("I", "I;16", "I;16B", "I;16L"):
-        grey = np.asarray(picture.convert("I"), dtype=np.float32) / 65535
+    if picture.mode in ("F", "I", "I;16", "I;16B", "I;16L"):
+        grey = _shares(
+            np.asarray(picture if picture.mode == "F" else picture.convert("I"), dtype=np.float32), picture.mode, path
+        )
         return torch.from_numpy(np.repeat(grey[..., None], 3, -1)).clamp(0, 1)
     if "A" in picture.getbands() or "transparency" in picture.info:
         rgba = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
     return _from_pillow(picture.convert("RGB"))
+
+
+def _shares(grey: Float[np.ndarray, "h w"], mode: str, path: Path) -> Float[np.ndarray, "h w"]:
+    """Brightness of a picture of floats or of more than 8 bits as shares of white; a warning tells where white is a guess.
+
+    Raises:
+        ImageError: no usual white fits its numbers.
+    """
+    brightest = float(grey.max(initial=0.0))
+    if not np.isfinite(grey).all() or grey.min(initial=0.0) < 0 or brightest > 65535 or (mode == "F" and brightest > 255):
+        limits = f"{grey.min(initial=0.0):.6g} to {brightest:.6g}"
+        raise ImageError(f"{path} has pixels from {limits}, whose white is unknown; convert it to 8 or 16 bits, or to 0...1.")
+    white = 65535.0 if mode != "F" else 1.0 if brightest <= 1 else 255.0
+    if mode != "F" and 1 < brightest <= _TWELVE_BITS:
+        white = 255.0 if brightest <= 255 else _TWELVE_BITS
+    # Of two values, 0 and another one, it is a mask, of which only that counts.
+    if white not in (1.0, 65535.0) and len(np.unique(grey)) > 2:
+        warnings.warn(f"{path} has no pixel brighter than {brightest:.6g}, so {white:.0f} is taken for white.", stacklevel=3)
+    return grey / np.float32(white)
 
 
 def read_mask(path: Path, upright: bool = True) -> Bool[Tensor, "h w"]:
@@ -171,6 +194,9 @@ def _open(path: Path, upright: bool) -> Image.Image:
     if path.suffix.lower() in _RAW:
         raise ImageError(f"{path} is a camera's raw file, which is not read; convert it to JPEG, PNG or TIFF.")
     with _errors_of(path), _opened(path) as picture:
+        pages = getattr(picture, "n_frames", 1) if picture.format in _PAGED else 1
+        if pages > 1:
+            warnings.warn(f"{path} holds {pages} pictures; the first is used, and the others are not.", stacklevel=3)
         decoded = _decode(picture)
         turn = _turn_of(picture, path) if upright else None
         return decoded.copy() if turn is None else decoded.transpose(turn)

@@ -21,7 +21,7 @@ from reconx_core.settings import ViewsSettings
 from reconx_core.types import CameraProtocol, Cameras, Views
 from reconx_core.views.copies import without_copies
 from reconx_core.views.projection import describe_projection
-from reconx_core.views.protocol import leave_out_uncalibrated, leave_out_unposed, resolve_protocol
+from reconx_core.views.protocol import leave_out_uncalibrated, leave_out_unposed, require_baseline, resolve_protocol
 from reconx_core.views.splits import is_rule, split_by_rule
 from reconx_core.views.undistort import undistort
 
@@ -68,6 +68,7 @@ def views_of(capture: Capture, settings: ViewsSettings) -> Views:
         raise UserError(" ".join([count, *problems[:1]]))
     order = [*inputs, *targets]
     protocol = resolve_protocol([capture.photos[i] for i in order], settings.protocol)
+    require_baseline(capture.name, [capture.photos[i] for i in inputs], protocol)
     if protocol == "posed" and any(capture.origin):
         _tell_origin(capture)
     is_target = torch.tensor([False] * len(inputs) + [True] * len(targets))

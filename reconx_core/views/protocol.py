@@ -5,12 +5,15 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 
+import torch
+
 from reconx_core.datasets import Photo
 from reconx_core.errors import UserError
 from reconx_core.names import abbreviate
 from reconx_core.types import CameraProtocol
 
 _RANKS: tuple[CameraProtocol, ...] = ("unposed", "intrinsics", "posed")
+_ROUNDING = 1e-6  # of a position in single precision
 
 
 def leave_out_unposed(photos: Sequence[Photo], chosen: Sequence[int], wanted: str) -> set[int]:
@@ -54,6 +57,20 @@ def resolve_protocol(photos: Sequence[Photo], wanted: str) -> CameraProtocol:
     if _RANKS.index(wanted) > _RANKS.index(available):  # type: ignore[arg-type]
         raise UserError(f"views.protocol={wanted} needs cameras that this dataset does not give; it allows '{available}'.")
     return wanted  # type: ignore[return-value]
+
+
+def require_baseline(name: str, photos: Sequence[Photo], protocol: CameraProtocol) -> None:
+    """Raises UserError if the given cameras of scene ``name``'s input photos all stand at one place."""
+    if protocol != "posed":
+        return
+    positions = torch.stack([p.cam_to_world[:3, 3] for p in photos if p.cam_to_world is not None])
+    spread = float((positions - positions[0]).abs().max())
+    # Cameras that share a position may differ in its last digits; those near zero (`make_usable`) are that far at most.
+    if spread <= _ROUNDING * float(positions.abs().max()):
+        raise UserError(
+            f"All {len(photos)} cameras of '{name}' stand at one place, so nothing can be triangulated; "
+            "give the poses of photos from several places, or have them estimated with views.protocol=intrinsics."
+        )
 
 
 def _warn_of(photos: Sequence[Photo], left_out: Sequence[int], lack: str, total: int) -> None:

@@ -32,8 +32,8 @@ def write_on_its_side(path, orientation, seed=0):
 def write(folder, orientation=6, **camera):
     for i in range(2):
         write_on_its_side(folder / f"{i}.png", orientation, i)
-    frames = [{"file_path": f"{i}.png", "transform_matrix": torch.eye(4).tolist()} for i in range(2)]
-    (folder / "transforms.json").write_text(json.dumps({"fl_x": 30, **camera, "frames": frames}))
+    frames = [{"file_path": f"{i}.png", "transform_matrix": [[1, 0, 0, i], *torch.eye(4)[1:].tolist()]} for i in range(2)]
+    (folder / "transforms.json").write_text(json.dumps({"fl_x": 40, **camera, "frames": frames}))
     return folder
 
 

@@ -210,6 +210,8 @@ def test_files_of_a_scan_are_all_that_is_read_wherever_it_lies(tmp_path):
         ("cameras.npz", lambda scene: (scene / "cameras.npz").write_bytes((scene / "cameras.npz").read_bytes()[:700])),
         ("cameras.npz", lambda scene: (scene / "cameras.npz").write_bytes(b"")),
         ("no pictures", lambda scene: [file.unlink() for file in (scene / "image").iterdir()]),
+        (r"cameras\.npz is no archive", lambda scene: (scene / "cameras.npz").write_text("<html>")),
+        (r"cameras\.npz is no archive", lambda scene: (scene / "cameras.npz").write_bytes(b"")),
         ("view 0 in .* damaged", lambda scene: np.savez(scene / "cameras.npz", world_mat_0=np.zeros((4, 4)))),
         ("none of its 3 pictures", lambda scene: np.savez(scene / "cameras.npz", world_mat_9=np.eye(4))),
         ("not for a picture of 16x12", lambda scene: write_archive(scene, intrinsics=INTRINSICS)),

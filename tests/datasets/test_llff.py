@@ -77,3 +77,18 @@ def test_fern_reads_the_same_from_either_format(tmp_path, real_data):
     torch.testing.assert_close(cameras_of(capture).cam_to_world, cameras_of(expected).cam_to_world)
     torch.testing.assert_close(cameras_of(capture).intrinsics, cameras_of(expected).intrinsics)
     assert capture.splits["train_3"] == expected.splits["train_3"]
+
+
+@pytest.mark.parametrize("kind", ["empty", "page", "archive", "objects"])
+def test_what_is_no_array_is_told_without_jargon(tmp_path, kind):
+    file = write(tmp_path, 3) / "poses_bounds.npy"
+    if kind == "archive":
+        with file.open("wb") as stream:
+            np.savez(stream, a=np.zeros((3, 17)))
+    elif kind == "objects":
+        np.save(file, np.full((3, 17), None), allow_pickle=True)
+    else:
+        file.write_text("" if kind == "empty" else "<html>404</html>")
+    with pytest.raises(UserError, match=r"poses_bounds\.npy .* is no array of numbers") as error:
+        llff.read(tmp_path)
+    assert "pickle" not in str(error.value)

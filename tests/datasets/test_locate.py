@@ -1,5 +1,7 @@
 """Pictures are found by names that differ from theirs, where that is unambiguous."""
 
+import unicodedata
+
 import pytest
 from small_captures import write_greys
 
@@ -32,3 +34,19 @@ def test_a_link_to_nothing_is_found_and_no_other_picture_taken_for_it(tmp_path):
     write_greys(tmp_path, ["a.jpg"])
     (tmp_path / "a.png").symlink_to(tmp_path / "lost.png")
     assert PictureFinder().find(tmp_path, "a.png") == tmp_path / "a.png"
+
+
+@pytest.mark.parametrize(
+    ("on_disk", "written"),
+    [
+        (unicodedata.normalize("NFD", "Büro.png"), unicodedata.normalize("NFC", "Büro.png")),
+        (unicodedata.normalize("NFC", "Büro.png"), unicodedata.normalize("NFD", "Büro")),
+        ("a b.png", "a%20b.png"),
+        ("a b.png", "file:///home/me/a%20b.png"),
+        ("a%20b.png", "a%20b.png"),
+    ],
+)
+def test_other_spellings_of_one_name(tmp_path, on_disk, written):
+    (tmp_path / on_disk).write_bytes(b"")
+    (tmp_path / "other.png").write_bytes(b"")
+    assert PictureFinder().find(tmp_path, written) == tmp_path / on_disk

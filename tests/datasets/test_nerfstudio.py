@@ -25,6 +25,10 @@ def frame(name, **entries):
     return {"file_path": name, "transform_matrix": IDENTITY, **entries}
 
 
+def pose_at(x):
+    return {"transform_matrix": [[1, 0, 0, x], *IDENTITY[1:]]}
+
+
 @pytest.mark.parametrize("format", ["PNG", "JPEG"])
 def test_a_written_scene_reads_back(tmp_path, format):
     hall = tiny_hall()
@@ -136,7 +140,7 @@ def test_a_split_that_names_frames_which_are_not_there(tmp_path):
 
 def test_a_listed_photo_that_is_missing_leaves_the_others_usable(tmp_path):
     write_greys(tmp_path, ["a.png", "b.png"])
-    frames = [frame("a.png"), frame("b.png"), frame("gone.png")]
+    frames = [frame("a.png"), frame("b.png", **pose_at(1)), frame("gone.png")]
     (tmp_path / "transforms.json").write_text(json.dumps({"camera_angle_x": 1.0, "frames": frames}))
     with pytest.warns(UserWarning, match=r"gone\.png"):
         views = load_views(tmp_path, ViewsSettings())
@@ -147,7 +151,7 @@ def test_a_listed_photo_that_is_missing_leaves_the_others_usable(tmp_path):
 def test_synthetic_nerf_scenes(tmp_path):
     for part, count in (("train", 3), ("test", 2)):
         write_greys(tmp_path / part, [f"r_{i}.png" for i in range(count)])
-        frames = [frame(f"./{part}/r_{i}") for i in range(count)]
+        frames = [frame(f"./{part}/r_{i}", **pose_at(i)) for i in range(count)]
         (tmp_path / f"transforms_{part}.json").write_text(json.dumps({"camera_angle_x": math.pi / 2, "frames": frames}))
     assert detect(tmp_path).name == "blender"
     views = load_views(tmp_path, ViewsSettings())
@@ -244,7 +248,7 @@ def test_what_is_no_number_is_named(tmp_path):
 
 
 def test_the_third_radial_coefficient_is_used(tmp_path):
-    write(tmp_path, [frame("a.png"), frame("b.png", k3=0.01)], fl_x=10, w=16, h=12, k4=1e-9)
+    write(tmp_path, [frame("a.png"), frame("b.png", k3=0.01, **pose_at(1))], fl_x=10, w=16, h=12, k4=1e-9)
     assert [p.distortion for p in nerfstudio.read(tmp_path).photos] == [(0, 0, 0, 0), (0, 0, 0, 0, 0.01)]
     assert len(load_views(tmp_path, ViewsSettings())) == 2
 
@@ -262,3 +266,72 @@ def test_byte_order_marks_of_windows(tmp_path, encoding):
     capture = nerfstudio.read(tmp_path)
     assert [p.name for p in capture.photos] == ["b", "ä"]
     assert dict(capture.splits) == {"train_1": ((1,), (0,))}
+
+
+@pytest.mark.parametrize(
+    ("text", "wrong"),
+    [
+        ("[1, 2]", r"split\.json should hold named splits"),
+        ("null", r"split\.json should hold named splits"),
+        ('{"train_3": null}', r"split\.json: split 'train_3' should list frames by their numbers.* has None"),
+        ('{"train_3": [0, null]}', r"'train_3' should list frames .* has \[0, None\]"),
+        ('{"train_3": [0, true]}', r"'train_3' should list frames .* has \[0, True\]"),
+        ('{"pair": {"train": 5}}', r"'pair' should list frames .* has 5"),
+        ('{"train_3": [0, 1, 99]}', "'train_3' names frame 99, which is none of the 2 usable"),
+        ('{"train_3": [0, 1], "test": [-1]}', "'train_3' names frame -1"),
+    ],
+)
+def test_splits_that_are_none_are_told_in_a_sentence(tmp_path, text, wrong):
+    write(tmp_path, [frame("a.png"), frame("b.png")], fl_x=10, w=16, h=12)
+    (tmp_path / "split.json").write_text(text)
+    with pytest.raises(UserError, match=wrong):
+        nerfstudio.read(tmp_path)
+
+
+def test_no_held_out_frames_may_be_written_as_null(tmp_path):
+    write(tmp_path, [frame("a.png"), frame("b.png")], fl_x=10, w=16, h=12, train_filenames=None, test_filenames=None)
+    (tmp_path / "split.json").write_text('{"train_2": [0, 1], "test": null, "train_note": "by hand"}')
+    assert dict(nerfstudio.read(tmp_path).splits) == {"train_2": ((0, 1), ())}
+
+
+@pytest.mark.parametrize("value", [5, True, ["m.png"]])
+def test_a_mask_path_that_is_none_is_named(tmp_path, value):
+    write(tmp_path, [frame("a.png", mask_path=value)], fl_x=10, w=16, h=12)
+    with pytest.raises(UserError, match=r"transforms\.json has mask_path = .*, which is no path"):
+        nerfstudio.read(tmp_path)
+
+
+@pytest.mark.parametrize("value", [[0, 1], 3, "a.png"])
+def test_file_names_of_a_split_that_are_none(tmp_path, value):
+    write(tmp_path, [frame("a.png"), frame("b.png")], fl_x=10, w=16, h=12, train_filenames=value)
+    with pytest.raises(UserError, match=r"transforms\.json should list names of files as train_filenames"):
+        nerfstudio.read(tmp_path)
+
+
+def test_file_names_of_a_split_that_no_frame_has_are_counted(tmp_path):
+    names = {"train_filenames": ["a.png", "b.png"], "val_filenames": ["c.png", "d.png"]}
+    write(tmp_path, [frame("a.png"), frame("b.png"), frame("c.png")], fl_x=10, w=16, h=12, **names)
+    with pytest.warns(UserWarning, match=r"1 of the 2 val_filenames in .*transforms\.json are no .* such as d\.png"):
+        assert dict(nerfstudio.read(tmp_path).splits) == {"filenames": ((0, 1), (2,))}
+
+
+@pytest.mark.parametrize("model", ["opencv", "Pinhole", None])
+def test_a_camera_model_in_small_letters_or_null(tmp_path, model):
+    write(tmp_path, [frame("a.png")], fl_x=10, w=16, h=12, camera_model=model)
+    assert nerfstudio.read(tmp_path).photos[0].intrinsics is not None
+
+
+@pytest.mark.parametrize("path", [None, "", 5])
+def test_a_frame_without_a_path_costs_itself_only_and_splits_count_it(tmp_path, path):
+    write(tmp_path, [frame("a.png"), frame("b.png"), frame("c.png")], fl_x=10, w=16, h=12)
+    meta = json.loads((tmp_path / "transforms.json").read_text())
+    meta["frames"].insert(1, frame(path))
+    (tmp_path / "transforms.json").write_text(json.dumps(meta))
+    (tmp_path / "split.json").write_text('{"train_2": [0, 2], "test": [3]}')
+    with pytest.warns(UserWarning, match=r"1 of 4 frames in .*transforms\.json have no file_path, such as frame 1"):
+        capture = nerfstudio.read(tmp_path)
+    assert [p.name for p in capture.photos] == ["a", "b", "c"]
+    assert dict(capture.splits) == {"train_2": ((0, 1), (2,))}
+    (tmp_path / "split.json").write_text('{"train_2": [0, 1]}')
+    with pytest.raises(UserError, match="names frame 1, which is none of"), warnings.catch_warnings(action="ignore"):
+        nerfstudio.read(tmp_path)

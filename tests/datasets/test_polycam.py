@@ -54,6 +54,9 @@ def test_damaged_cameras_are_named(tmp_path):
     file.write_text(json.dumps({"t_00": 1}))
     with pytest.raises(UserError, match=r"101\.json is no camera of Polycam's: .*'t_01'"):
         read(tmp_path)
+    file.write_text("[]")
+    with pytest.raises(UserError, match=r"101\.json is no camera of Polycam's"):
+        read(tmp_path)
     file.write_text("{")
     with pytest.raises(UserError, match=r"Cannot read .*101\.json"):
         read(tmp_path)

@@ -59,30 +59,38 @@ def test_rounded_rotations_stay_as_they_are(tmp_path):
     torch.testing.assert_close(cameras_of(read(tmp_path)).cam_to_world[:, :3, 0], expected)
 
 
-def shear(frames):
-    frames[2]["transform_matrix"][0][0] += 0.4
+def shear(frame):
+    frame["transform_matrix"][0][0] += 0.4
 
 
-def mirror(frames):
-    scale(frames[2:3], 1, 1, -1)
+def mirror(frame):
+    scale([frame], 1, 1, -1)
 
 
-def flatten(frames):
-    scale(frames[2:3], 1, 0, 1)
+def flatten(frame):
+    scale([frame], 1, 0, 1)
 
 
-def transpose(frames):
-    frames[2]["transform_matrix"] = np.array(frames[2]["transform_matrix"]).T.tolist()
+def transpose(frame):
+    frame["transform_matrix"] = np.array(frame["transform_matrix"]).T.tolist()
 
 
-@pytest.mark.parametrize(
-    ("damage", "wrong"),
-    [(shear, "sheared"), (mirror, "mirror image"), (flatten, "sheared"), (transpose, "transposed")],
-)
-def test_what_is_no_rotation_is_refused_by_name(tmp_path, damage, wrong):
-    write(tmp_path, damage)
+DAMAGES = [(shear, "sheared"), (mirror, "mirror image"), (flatten, "an axis of it is zero"), (transpose, "transposed")]
+
+
+@pytest.mark.parametrize(("damage", "wrong"), DAMAGES)
+def test_poses_that_are_no_rotations_are_refused_by_name(tmp_path, damage, wrong):
+    write(tmp_path, lambda frames: [damage(frame) for frame in frames[2:]])
     with pytest.raises(UserError, match=rf"view_002.*transforms\.json.*{wrong}"):
         read(tmp_path)
+
+
+@pytest.mark.parametrize(("damage", "wrong"), DAMAGES)
+def test_one_pose_that_is_no_rotation_costs_its_own_photo_only(tmp_path, damage, wrong):
+    write(tmp_path, lambda frames: damage(frames[2]))
+    with pytest.warns(UserWarning, match=rf"view_002.*transforms\.json.*{wrong}.* This pose is not used"):
+        photos = read(tmp_path).photos
+    assert [photo.cam_to_world is None for photo in photos] == [False, False, True, False, False]
 
 
 def test_cameras_in_utm_coordinates_are_those_without_the_offset(tmp_path):

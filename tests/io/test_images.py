@@ -2,6 +2,7 @@
 
 import math
 import struct
+import warnings
 import zlib
 
 import numpy as np
@@ -283,3 +284,45 @@ def test_the_preview_in_a_raw_file_is_not_taken_for_the_photo(tmp_path, gradient
     (tmp_path / "a.tif").rename(tmp_path / "a.DNG")
     with pytest.raises(images.ImageError, match=r"a\.DNG is a camera's raw file"):
         images.read_image(tmp_path / "a.DNG")
+
+
+RAMP = np.linspace(0, 1, 12 * 10).reshape(12, 10)
+
+
+@pytest.mark.parametrize(
+    ("white", "kind", "suffix", "warned"),
+    [
+        (1.0, np.float32, "tif", None),
+        (255, np.float32, "tif", "255 is taken for white"),
+        (65535, np.int32, "tif", None),
+        (4095, np.uint16, "png", "no pixel brighter than 4095, so 4095 is taken for white"),
+        (255, np.int32, "tif", "255 is taken for white"),
+    ],
+)
+def test_pixels_of_more_than_8_bits(tmp_path, white, kind, suffix, warned):
+    path = tmp_path / f"deep.{suffix}"
+    Image.fromarray((RAMP * white).astype(kind)).save(path)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        image = images.read_image(path)
+    torch.testing.assert_close(image[..., 0], torch.from_numpy(RAMP).float(), atol=1 / min(255, white + 254), rtol=0)
+    assert [warned in str(t.message) for t in told] == ([True] if warned else [])
+
+
+@pytest.mark.parametrize("pixels", [RAMP * 1e6, RAMP - 0.5, RAMP * np.nan])
+def test_floats_whose_white_is_unknown_are_refused(tmp_path, pixels):
+    Image.fromarray(pixels.astype(np.float32)).save(tmp_path / "deep.tif")
+    with pytest.raises(images.ImageError, match=r"deep\.tif has pixels from .*, whose white is unknown"):
+        images.read_image(tmp_path / "deep.tif")
+
+
+def test_further_pages_are_told(tmp_path, gradient):
+    first = Image.fromarray(images.to_uint8(gradient))
+    first.save(tmp_path / "pages.tif", save_all=True, append_images=[first.rotate(180)])
+    with pytest.warns(UserWarning, match=r"pages\.tif holds 2 pictures; the first is used"):
+        assert torch.equal(images.read_image(tmp_path / "pages.tif"), images.read_image(saved(gradient, tmp_path / "one.tif")))
+
+
+def saved(image, path):
+    save(image, path)
+    return path

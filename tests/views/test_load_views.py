@@ -103,8 +103,8 @@ def test_mixed_sizes_and_orientations_share_a_canvas(tmp_path):
 def test_the_principal_point_follows_onto_the_canvas(tmp_path):
     write_photo(tmp_path / "a.png", 60, 80)
     write_photo(tmp_path / "b.png", 80, 60)
-    pose = torch.eye(4).tolist()
-    frames = [{"file_path": f"{n}.png", "w": w, "h": h, "cx": w / 2, "cy": h / 2, "fl_x": 70, "transform_matrix": pose}
+    frames = [{"file_path": f"{n}.png", "w": w, "h": h, "cx": w / 2, "cy": h / 2, "fl_x": 70,
+               "transform_matrix": [[1, 0, 0, w], *torch.eye(4)[1:].tolist()]}
               for n, w, h in (("a", 80, 60), ("b", 60, 80))]  # fmt: skip
     (tmp_path / "transforms.json").write_text(json.dumps({"frames": frames}))
     views = load_views(tmp_path, ViewsSettings())
@@ -302,3 +302,16 @@ def test_real_poses_agree_with_the_photos(real_data, name, gap):
     error_of_wrong_axes = epipolar_errors(cameras.intrinsics, wrong_axes, matches)
     in_front = depths(cameras.intrinsics, wrong_axes, matches)[error_of_wrong_axes < 1] > 0
     assert error_of_wrong_axes.median() > 1.5 or in_front.float().mean() < 0.5  # so the checks above can fail
+
+
+@pytest.mark.parametrize("height", [0.0, 5e5])
+def test_cameras_that_all_stand_at_one_place_are_refused(tmp_path, height):
+    for name in "ab":
+        write_photo(tmp_path / f"{name}.png", 60, 80)
+    turned = [[0, -1, 0, 7], [1, 0, 0, 8], [0, 0, 1, height], [0, 0, 0, 1]]
+    straight = [[1, 0, 0, 7], [0, 1, 0, 8], [0, 0, 1, height], [0, 0, 0, 1]]
+    frames = [{"file_path": f"{n}.png", "fl_x": 70, "transform_matrix": p} for n, p in zip("ab", (turned, straight))]
+    (tmp_path / "transforms.json").write_text(json.dumps({"frames": frames}))
+    with pytest.raises(UserError, match=r"All 2 cameras of .* stand at one place, so nothing can be triangulated"):
+        load_views(tmp_path, ViewsSettings())
+    assert load_views(tmp_path, ViewsSettings(protocol="intrinsics")).protocol == "intrinsics"
