@@ -40,6 +40,7 @@ def project(server, mlflow_tables, tmp_path):
         yield folder
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_repro_runs_only_what_changed(project, tmp_path):
     log = tmp_path / "computed.log"

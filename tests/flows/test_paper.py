@@ -24,6 +24,7 @@ def weights(tmp_path):
     return {"pointcloud": tmp_path / "dust3r", "video": tmp_path / "video"}
 
 
+@pytest.mark.slow
 def test_three_square_photos_go_through_all_stages(reconx, photos, weights, tmp_path):
     """DUSt3R sees the middle of them; every pixel starts a Gaussian."""
     smaller = {

@@ -48,6 +48,13 @@ def fit_cameras(given: Float[Tensor, "n 4 4"], predicted: Float[Tensor, "n 4 4"]
     return fit if len(given) < ROBUST_FROM else _robust(source, target, fit)
 
 
+def move_cameras(world_to_cam: Float[Tensor, "n 4 4"], fit: Similarity) -> Float[Tensor, "n 4 4"]:
+    """Given cameras in the predicted world, world-to-camera."""
+    rotation = world_to_cam[:, :3, :3].to(fit.rotation) @ fit.rotation.T
+    centres = fit(_centres(world_to_cam).to(fit.rotation))
+    return rigid(rotation, -(rotation @ centres[..., None])[..., 0])
+
+
 def _centres(world_to_cam: Float[Tensor, "n 4 4"]) -> Float[Tensor, "n 3"]:
     return -(world_to_cam[:, :3, :3].mT @ world_to_cam[:, :3, 3:])[..., 0]
 

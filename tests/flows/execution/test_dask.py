@@ -130,7 +130,7 @@ def test_training_clips_are_made_by_the_workers(workers, tiny, tmp_path):
     from reconx_core.training.settings import ClipSource, TrainSettings
 
     source = ClipSource(path="procedural:hall?seed=1..3&views=3&targets=1", frames=4)
-    wanted, kept = draw_clips([source], TrainSettings(), "frames"), []
+    wanted, kept = draw_clips([source], TrainSettings(crop=(16, 16)), "frames"), []
     loaders = make_clips(wanted, Workshop(tmp_path / "store", tmp_path, Console(quiet=True), dask=workers.address), kept)
     assert len(loaders) == len({reference.key for reference in kept}) == 3
     assert [line.partition(":")[2] for line in workers.computed()] == ["views"] * 3

@@ -160,6 +160,7 @@ def test_tilted_copies_find_what_a_wide_baseline_hides():
     assert many > max(20, 1.2 * few)
 
 
+@pytest.mark.slow
 def test_a_photo_of_another_place_is_left_out_by_name():
     views, stranger = room(2), room(2, seed=2)
     images = torch.cat([views.images, stranger.images[:1]])
