@@ -38,6 +38,7 @@ ENVIRONMENT = {
     "PREFECT_SERVER_REGISTER_BLOCKS_ON_START": "false",  # none is used here, and it takes three seconds
     "PREFECT_LOGGING_TO_API_ENABLED": "false",
     "PREFECT_LOGGING_LEVEL": "CRITICAL",  # the command line reports failures, in one sentence
+    "PREFECT_LOGGING_INTERNAL_LEVEL": "CRITICAL",  # of events that no server takes any more at the end of a run
     "DASK_LOGGING__DISTRIBUTED": "critical",  # read when Dask is imported
 }
 

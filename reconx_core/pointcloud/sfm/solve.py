@@ -97,9 +97,9 @@ def solve_cameras(views: Views, fixed: Cameras | None, generator: torch.Generato
     if best is None:
         raise UserError(_no_overlap(views))
     uncertainty = 0.0
-    if best.priors is not None:
-        best, uncertainty = _settle_focal(views, best, best.priors)
-        _warn_contradicted(contradicted(best.reconstruction, best.priors))
+    if (priors := best.priors) is not None:
+        best, uncertainty = _settle_focal(views, best, priors)
+        _warn_contradicted(contradicted(best.reconstruction, priors))
     sfm = to_sfm(views, fixed, best.problem, best.reconstruction)
     _warn_dropped(views, sfm.registered)
     return sfm if fixed is not None else judge(views, to_canonical(sfm), uncertainty)
