@@ -14,6 +14,8 @@ from reconx_core.pointcloud.networks.dust3r import DUSt3RConfig, Encoded, Predic
 from reconx_core.settings import ConfidenceSettings, PointcloudSettings
 from reconx_core.types import Cameras, Frames, Views
 
+pytestmark = pytest.mark.long
+
 SIDE, PER_CLIP = 64, 10
 
 

@@ -11,6 +11,8 @@ from reconx_core.datasets.solids import first_hit
 from reconx_core.errors import UserError
 from reconx_core.geometry.transforms import project, transform, unproject
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def room():

@@ -8,6 +8,8 @@ from scenes import blobs, leaves, orbit, pull
 from reconx_core.rasterize import Rendering, rasterize
 from reconx_core.types import Cameras, Gaussians
 
+pytestmark = pytest.mark.long
+
 BACKGROUND = torch.tensor([0.1, 0.5, 0.3])
 NAMES = ("means", "quats", "log_scales", "logit_opacities", "sh", "cam_to_world")
 

@@ -23,7 +23,7 @@ from reconx_core.io.video import write_mp4
 from reconx_core.reporting.report import render_report
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chromium-browser")
-pytestmark = pytest.mark.skipif(BROWSER is None, reason="no chromium or google-chrome here")
+pytestmark = [pytest.mark.long, pytest.mark.skipif(BROWSER is None, reason="no chromium or google-chrome here")]
 
 OPTIONS = (
     "--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--hide-scrollbars", "--disable-background-networking",

@@ -16,6 +16,8 @@ from reconx_core.training.schedule import make_schedule
 from reconx_core.training.settings import TrainSettings
 from reconx_core.training.validation import validation_loss
 
+pytestmark = pytest.mark.long
+
 
 def settings(**changes):
     given = {"model": "tiny", "crop": (48, 64), "frames": 4, "points": 256, "steps": 4, "warmup": 0}

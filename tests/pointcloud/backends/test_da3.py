@@ -21,6 +21,8 @@ from reconx_core.pointcloud.networks.da3_camera import encode_cameras
 from reconx_core.settings import PointcloudSettings, ViewsSettings
 from reconx_core.views import load_views
 
+pytestmark = pytest.mark.long
+
 SETTINGS = PointcloudSettings(backend="da3")
 UNIT = 3.0  # the network's scale is its own
 

@@ -17,6 +17,8 @@ from reconx_core.pointcloud.global_alignment.align import Edges, align_edges, al
 from reconx_core.pointcloud.networks.dust3r import PATCH, DUSt3RConfig, Encoded, Prediction
 from reconx_core.settings import PointcloudSettings
 
+pytestmark = pytest.mark.long
+
 SETTINGS = PointcloudSettings(backend="dust3r", batch=2)
 PAIRS = [(0, 1), (0, 2), (1, 0), (1, 2), (2, 0), (2, 1)]
 

@@ -13,6 +13,8 @@ from reconx_core.settings import ViewsSettings
 from reconx_core.types import Views
 from reconx_core.views import load_views
 
+pytestmark = pytest.mark.long
+
 
 @lru_cache(maxsize=2)
 def scene(source="room?seed=1&views=5&targets=0&width=320&height=240", protocol="unposed"):

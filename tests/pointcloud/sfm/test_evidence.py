@@ -32,6 +32,8 @@ from reconx_core.settings import ViewsSettings
 from reconx_core.types import Cameras, PointCloud
 from reconx_core.views import load_views
 
+pytestmark = pytest.mark.long
+
 
 def confidence(agreement=1.0, contrast=10.0, uncertainty=0.0, points=1000):
     return camera_confidence(Evidence(torch.tensor([1.0, agreement]), torch.tensor([9.0, contrast]), uncertainty, points))
