@@ -59,24 +59,13 @@ def find_pictures(finder: PictureFinder, folder: Path, file_paths: Sequence[str]
     Paths are relative to ``folder``. If a whole path leads nowhere (it is of another machine), its last parts are tried, in
     ``folder`` and in ``folder/images``; a warning says so.
     """
-    pictures, near = _find(finder, folder, file_paths)
-    _warn_of_moved(folder, file_paths, near)
-    return pictures
-
-
-def find_quietly(folder: Path, file_paths: Sequence[str]) -> list[Path]:
-    """As :func:`find_pictures`, without a warning."""
-    return _find(PictureFinder(), folder, file_paths)[0]
-
-
-def _find(finder: PictureFinder, folder: Path, file_paths: Sequence[str]) -> tuple[list[Path], list[Path | None]]:
-    """The picture of each path, and those among them that are elsewhere."""
     written = [finder.find_written(folder, path) for path in file_paths]
     near = [None if there else finder.find_near(path, folder, folder / "images") for there, path in zip(written, file_paths)]
     taken = Counter(found for found in (*dict.fromkeys(written), *near) if found)
     # A picture that two different paths lead to is that of one of them at most, and which one is unknown.
     near = [found if found and taken[found] == 1 else None for found in near]
-    return [a or b or folder / with_slashes(path) for a, b, path in zip(written, near, file_paths)], near
+    _warn_of_moved(folder, file_paths, near)
+    return [a or b or folder / with_slashes(path) for a, b, path in zip(written, near, file_paths)]
 
 
 def _readings(name: str) -> tuple[str, ...]:

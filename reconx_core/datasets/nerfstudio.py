@@ -16,7 +16,7 @@ import torch
 
 from reconx_core.datasets.calibrated import calibrated_photo, upright_size
 from reconx_core.datasets.capture import DISTORTION, Capture, Photo, Split, opencv_from_opengl, pinhole
-from reconx_core.datasets.locate import PictureFinder, find_pictures, find_quietly, with_slashes
+from reconx_core.datasets.locate import PictureFinder, find_pictures, with_slashes
 from reconx_core.datasets.photos import files_within, find_mask, natural_key, unique_names, warn_of_unlisted
 from reconx_core.datasets.poses import make_usable
 from reconx_core.errors import UserError
@@ -47,12 +47,10 @@ def read(path: Path) -> Capture:
     file = _file(path)
     frames = read_frames(file)
     # Files list frames in any order. The names give capture order, which the video stage needs to pair neighbouring views.
-    order = sorted(range(len(frames)), key=lambda i: natural_key(with_slashes(frames[i]["file_path"])))
-    photos = make_photos([frames[i] for i in order], file)
-    warn_of_unlisted(find_quietly(file.parent, [frame["file_path"] for frame in frames]), file)
-    splits = _splits(file.with_name("split.json"), [frames[i][_INDEX] for i in order]) | _file_splits(
-        [frames[i] for i in order], file
-    )
+    frames = sorted(frames, key=lambda frame: natural_key(with_slashes(frame["file_path"])))
+    photos, pictures = _photos_and_pictures(frames, file)
+    warn_of_unlisted(pictures, file)
+    splits = _splits(file.with_name("split.json"), [frame[_INDEX] for frame in frames]) | _file_splits(frames, file)
     return make_usable(Capture(file.parent.resolve().name, photos, splits, _default(splits)), file)
 
 
@@ -102,13 +100,18 @@ def make_photos(frames: list[dict[str, Any]], file: Path) -> tuple[Photo, ...]:
     Raises:
         UserError: a camera is not supported.
     """
+    return _photos_and_pictures(frames, file)[0]
+
+
+def _photos_and_pictures(frames: list[dict[str, Any]], file: Path) -> tuple[tuple[Photo, ...], list[Path]]:
+    """As :func:`make_photos`, and where the pictures are."""
     finder = PictureFinder()
     paths = find_pictures(finder, file.parent, [frame["file_path"] for frame in frames])
     masks = [_mask(frame, path, file, finder) for frame, path in zip(frames, paths)]
     photos = tuple(_photo(*about, file) for about in zip(frames, paths, unique_names(paths), masks))
     if all(photo.intrinsics is None for photo in photos):
         _require_finite(frames[0], file)
-    return photos
+    return photos, paths
 
 
 def _require_finite(frame: dict[str, Any], file: Path) -> None:
