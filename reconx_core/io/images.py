@@ -35,7 +35,8 @@ _RAW = (
 _UNREAD = (*_RAW, ".insp", ".exr", ".hdr", ".gif", ".jxl", ".jxr", ".psd", ".svg", ".xcf", ".eps", ".ico", ".dds", ".qoi")
 _MOST_LOADED = 64_000_000  # pixels that are kept of a photo; more are reduced while the file is decoded
 _MOST_DECODED = 2**29  # pixels that may be in memory for that: 2 GiB in Pillow
-_TWELVE_BITS = 4095.0  # cameras store 12 bits in files of 16; a photo of true 16 bits would be nearly black
+# What may be white: cameras store 12 bits in files of 16, where a photo of true 16 bits would be nearly black.
+_WHITES = {"F": (1.0, 255.0), "I": (255.0, 4095.0, 65535.0)}
 _PAGED = ("TIFF", "WEBP", "PNG")  # formats whose further pictures are other photos, and not a view for the other eye
 _LIMIT = threading.Lock()
 _POINTERS = {b"version https://git-lfs": "git lfs pull", b"/annex/objects/": "git annex get"}
@@ -67,9 +68,8 @@ def read_image(path: Path, upright: bool = True) -> Float[Tensor, "h w 3"]:
     """
     picture = _open(path, upright)
     if picture.mode in ("F", "I", "I;16", "I;16B", "I;16L"):
-        grey = _shares(
-            np.asarray(picture if picture.mode == "F" else picture.convert("I"), dtype=np.float32), picture.mode, path
-        )
+        deep = picture if picture.mode == "F" else picture.convert("I")
+        grey = _shares(np.asarray(deep, dtype=np.float32), _WHITES[deep.mode], path)
         return torch.from_numpy(np.repeat(grey[..., None], 3, -1)).clamp(0, 1)
     if "A" in picture.getbands() or "transparency" in picture.info:
         rgba = picture.convert("RGBA")
@@ -77,19 +77,18 @@ def read_image(path: Path, upright: bool = True) -> Float[Tensor, "h w 3"]:
     return _from_pillow(picture.convert("RGB"))
 
 
-def _shares(grey: Float[np.ndarray, "h w"], mode: str, path: Path) -> Float[np.ndarray, "h w"]:
-    """Brightness of a picture of floats or of more than 8 bits as shares of white; a warning tells where white is a guess.
+def _shares(grey: Float[np.ndarray, "h w"], whites: tuple[float, ...], path: Path) -> Float[np.ndarray, "h w"]:
+    """Brightness as shares of white, the least of the ``whites`` that no pixel exceeds; a warning tells where that is a guess.
 
     Raises:
-        ImageError: no usual white fits its numbers.
+        ImageError: none fits the picture's numbers.
     """
-    brightest = float(grey.max(initial=0.0))
-    if not np.isfinite(grey).all() or grey.min(initial=0.0) < 0 or brightest > 65535 or (mode == "F" and brightest > 255):
-        limits = f"{grey.min(initial=0.0):.6g} to {brightest:.6g}"
+    darkest, brightest = float(grey.min(initial=0.0)), float(grey.max(initial=0.0))
+    if not np.isfinite(grey).all() or darkest < 0 or brightest > whites[-1]:
+        limits = f"{darkest:.6g} to {brightest:.6g}"
         raise ImageError(f"{path} has pixels from {limits}, whose white is unknown; convert it to 8 or 16 bits, or to 0...1.")
-    white = 65535.0 if mode != "F" else 1.0 if brightest <= 1 else 255.0
-    if mode != "F" and 1 < brightest <= _TWELVE_BITS:
-        white = 255.0 if brightest <= 255 else _TWELVE_BITS
+    # Integers of at most 1 are a black picture, or a mask.
+    white = whites[-1] if brightest <= 1 < whites[0] else next(white for white in whites if brightest <= white)
     # Of two values, 0 and another one, it is a mask, of which only that counts.
     if white not in (1.0, 65535.0) and len(np.unique(grey)) > 2:
         warnings.warn(f"{path} has no pixel brighter than {brightest:.6g}, so {white:.0f} is taken for white.", stacklevel=3)
