@@ -94,7 +94,7 @@ def _negative_log_prior(reconstruction: pycolmap.Reconstruction, priors: list[Fo
 
 
 def _prior_cost(log: float, spread: float) -> float:
-    """Negative log-density of a focal's logarithm, 0 at its most likely; that of EXIF has a wide second part."""
+    """Negative log-density of a focal's logarithm, about 0 at its most likely; that of EXIF has a wide second part."""
     usual = 0.5 * (log / spread) ** 2
     if spread > EXIF_SPREAD:
         return usual

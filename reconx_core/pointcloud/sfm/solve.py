@@ -311,12 +311,12 @@ def _warn_contradicted(off: list[float]) -> None:
 
 def _require_parallax(views: Views, features: list[Features], matches: dict[tuple[int, int], Matches]) -> None:
     """Raise UserError where all photos that overlap were taken from one spot."""
-    size = views.masks.shape[1:]
-    still = [
-        from_one_spot(features[i].keypoints[found[:, 0]], features[j].keypoints[found[:, 1]], (size[0], size[1]))
+    height, width = views.masks.shape[1:]
+    still = (
+        from_one_spot(features[i].keypoints[found[:, 0]], features[j].keypoints[found[:, 1]], (height, width))
         for (i, j), found in matches.items()
-    ]
-    if still and all(still):
+    )
+    if matches and all(still):  # nearly always the first pair says no
         i, j = next(iter(matches))
         raise UserError(
             f"{views.names[i]} and {views.names[j]} show the same from one spot: only a turn, a shift or a zoom lies between "
