@@ -4,6 +4,11 @@ import numpy as np
 import pytest
 import torch
 
+from reconx_core.datasets import procedural
+from reconx_core.pointcloud.sfm import matching
+
+SIFT = matching._sift
+
 
 def remembered(compute):
     """The function with a memory; what it takes is told apart by its bytes, and what it gives is a copy."""
@@ -24,10 +29,13 @@ def as_array(argument):
 
 @pytest.fixture(scope="session", autouse=True)
 def computed_once():
-    from reconx_core.datasets import procedural
-    from reconx_core.pointcloud.sfm import matching
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(matching, "_sift", remembered(matching._sift))
+        patch.setattr(matching, "_sift", remembered(SIFT))
         patch.setattr(procedural, "_render", remembered(procedural._render))
         yield
+
+
+@pytest.fixture
+def computed_anew(monkeypatch):
+    """For tests that the same photos give the same bytes: from nothing remembered."""
+    monkeypatch.setattr(matching, "_sift", SIFT)

@@ -101,7 +101,7 @@ def test_masked_pixels_have_no_confidence():
     assert torch.equal(pointmaps.confidence > 0, masks)
 
 
-def test_two_photos_give_the_same_bytes_again():
+def test_two_photos_give_the_same_bytes_again(computed_anew):
     pair = room().inputs().select(torch.tensor([0, 1]))
     settings = PointcloudSettings(planes=32, rounds=1, stereo_size=96)
     one, two = (pointcloud.estimate(pair, settings, draw())[0] for _ in range(2))
