@@ -19,7 +19,7 @@ from tasks.clip import make_clip
 pytestmark = pytest.mark.long
 
 MOST_BYTES = 40e6
-UNSEEN = "procedural:room?seed=9000&views=2&targets=3&arc=60&width=240&height=180"  # training has seeds below 5000
+UNSEEN = "procedural:room?seed=9000&views=2&targets=5&arc=60&width=320&height=240"  # training has seeds below 5000
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def pipeline():
 @pytest.fixture(scope="module")
 def clip():
     views = load_views(UNSEEN, ViewsSettings(protocol="posed"))
-    settings = PointcloudSettings(stereo_size=192)
+    settings = PointcloudSettings(stereo_size=256)
     pointmaps, _, _ = pointcloud.estimate(views.inputs(), settings, torch.Generator().manual_seed(0))
     return make_clip(views, pointmaps, ClipSettings())
 
