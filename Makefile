@@ -13,15 +13,6 @@ DEMO := outputs/demo
 # Bytecode is written in any case: else each of the many processes compiles all that it imports.
 PYTEST = env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
-define IMPORT_ALL
-from importlib import import_module
-from pkgutil import walk_packages
-for package in ("flows", "tasks", "reconx_core"):
-    for module in walk_packages([package], package + "."):
-        import_module(module.name)
-endef
-export IMPORT_ALL
-
 .PHONY: demo test test-fast test-slow lint bench setup clean
 
 setup: $(STAMP)
@@ -32,7 +23,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --no-compile -c constraints.txt -e '.[dev]'
 	@# The reference for LPIPS; its dependency torchvision, which the tests do without, would replace torch.
 	$(BIN)/python -m pip install --quiet --no-compile --no-deps lpips==0.1.4 || echo "No lpips package: the tests that compare with it are skipped."
-	env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -c "$$IMPORT_ALL"
+	env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m flows.first_use
 	@touch $@
 
 demo: setup
