@@ -60,7 +60,7 @@ def make_backend(settings: PointcloudSettings, fast: bool = False) -> GeometryBa
     assert settings.backend == "classical", settings.backend
     from reconx_core.pointcloud.backends.classical import Classical
 
-    return Classical(settings.model_copy(update=FAST) if fast else settings)
+    return Classical(settings.model_copy(update=FAST), doubt_given=False) if fast else Classical(settings)
 
 
 def weights_of(settings: PointcloudSettings) -> Path | None:

@@ -26,6 +26,7 @@ class Classical:
     """The backend with its settings; calling it runs it."""
 
     settings: PointcloudSettings
+    doubt_given: bool = True  # whether to compare given cameras with the photos; frames of a video model are no evidence
 
     def __call__(self, views: Views, fixed: Cameras | None, generator: torch.Generator) -> tuple[Pointmaps, Int[Tensor, " k"]]:
         """Pointmaps of the views that could be registered.
@@ -33,7 +34,7 @@ class Classical:
         Raises:
             UserError: fewer than two photos, or no two that overlap.
         """
-        sfm = solve_cameras(views, fixed, generator)
+        sfm = solve_cameras(views, fixed, generator, self.doubt_given)
         kept = sfm.registered.nonzero()[:, 0]
         scene, pairs = stereo_scene(views.select(kept), sfm, self.settings)
         depth, confidence = estimate_depth(scene, pairs, self.settings.rounds)

@@ -22,6 +22,7 @@ from reconx_core.geometry.transforms import transform
 from reconx_core.pointcloud.global_alignment.graph import nearest_pairs
 from reconx_core.pointcloud.sfm.evidence import judge_cameras, mean_agreement
 from reconx_core.pointcloud.sfm.focal import FocalPrior, contradicted, focal_prior, pose_uncertainty, solve_focals
+from reconx_core.pointcloud.sfm.given import doubtful_cameras
 from reconx_core.pointcloud.sfm.mapper import Problem, drop_weakly_linked_images, drop_wide_angle_images, reconstruct
 from reconx_core.pointcloud.sfm.matching import (
     Features,
@@ -70,8 +71,10 @@ def require_two(views: Views) -> None:
         raise UserError(f"One photo is not enough: give at least two photos of the same place (got {len(views)}).")
 
 
-def solve_cameras(views: Views, fixed: Cameras | None, generator: torch.Generator) -> Sfm:
+def solve_cameras(views: Views, fixed: Cameras | None, generator: torch.Generator, doubt_given: bool = True) -> Sfm:
     """Estimate the cameras of the input views. ``fixed``: known cameras of all or of the first views.
+
+    Warns where the matches contradict known cameras of all views, unless ``doubt_given`` is false.
 
     Raises:
         UserError: fewer than two photos; or, unless cameras are known, no two photos that overlap, none from another spot than
@@ -85,6 +88,8 @@ def solve_cameras(views: Views, fixed: Cameras | None, generator: torch.Generato
     matches = match_pairs(features, every, views, seed)
     if fixed is None:
         _require_parallax(views, features, matches)
+    elif posed and doubt_given:
+        _warn_doubtful(views, fixed, features, matches)
     best = _solve(views, fixed, features, matches, seed)
     # With known cameras, points are needed only for the depth range, and a few suffice.
     weak = set() if posed and best is not None else _weak_views(best, len(views))
@@ -322,6 +327,14 @@ def _require_parallax(views: Views, features: list[Features], matches: dict[tupl
             f"{views.names[i]} and {views.names[j]} show the same from one spot: only a turn, a shift or a zoom lies between "
             "them, as between copies or crops of one photo, so that no depth can be found; take photos some steps apart."
         )
+
+
+def _warn_doubtful(views: Views, given: Cameras, features: list[Features], matches: dict[tuple[int, int], Matches]) -> None:
+    matched = {
+        (i, j): (features[i].keypoints[found[:, 0]], features[j].keypoints[found[:, 1]]) for (i, j), found in matches.items()
+    }
+    if doubt := doubtful_cameras(views.names, given, matched):
+        warnings.warn(doubt, stacklevel=3)
 
 
 def _no_overlap(views: Views) -> str:
