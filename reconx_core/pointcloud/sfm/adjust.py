@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float64
 
 from reconx_core.pointcloud.global_alignment.graph import nearest_pairs
-from reconx_core.pointcloud.sfm.focal import EXIF_SPREAD, FOCAL_RANGE, FocalPrior, map_estimate, pose_uncertainty
+from reconx_core.pointcloud.sfm.focal import EXIF_SPREAD, FOCAL_RANGE, FocalPrior, contradicted, map_estimate, pose_uncertainty
 from reconx_core.pointcloud.sfm.mapper import (
     Pair,
     Problem,
@@ -36,6 +36,7 @@ from reconx_core.pointcloud.sfm.solve import (
     tilt_weak,
     to_canonical,
     to_sfm,
+    warn_contradicted,
 )
 from reconx_core.pointcloud.sfm.twoview import sampson_error
 from reconx_core.types import Cameras, Views
@@ -66,6 +67,8 @@ def adjust_cameras(views: Views, approximate: Cameras, generator: torch.Generato
     found = _adjust(problem, poses, intrinsics, priors)
     if found is None or not _is_better(problem, poses, intrinsics, found):
         return None
+    if priors is not None:
+        warn_contradicted(contradicted(found, priors))
     uncertainty = 0.0 if priors is None else pose_uncertainty(problem, found, priors)
     return judge(views, to_canonical(to_sfm(views, None, problem, found)), uncertainty)
 

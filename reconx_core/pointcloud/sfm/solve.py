@@ -104,7 +104,7 @@ def solve_cameras(views: Views, fixed: Cameras | None, generator: torch.Generato
     uncertainty = 0.0
     if (priors := best.priors) is not None:
         best, uncertainty = _settle_focal(views, best, priors)
-        _warn_contradicted(contradicted(best.reconstruction, priors))
+        warn_contradicted(contradicted(best.reconstruction, priors))
     sfm = to_sfm(views, fixed, best.problem, best.reconstruction)
     _warn_dropped(views, sfm.registered)
     return sfm if fixed is not None else judge(views, to_canonical(sfm), uncertainty)
@@ -303,7 +303,7 @@ def _warn_dropped(views: Views, registered: Bool[Tensor, " n"]) -> None:
         warnings.warn(f"Left out {', '.join(dropped)}: too little in common with the other photos.", stacklevel=3)
 
 
-def _warn_contradicted(off: list[float]) -> None:
+def warn_contradicted(off: list[float]) -> None:
     """Tell that EXIF focals are wrong; ``off``: logarithms of the found ones over them."""
     if off:
         times = math.exp(max(off, key=abs))

@@ -64,3 +64,11 @@ def test_photos_without_matches_say_nothing(bright):
     masks, targets = torch.ones(3, 96, 128, dtype=torch.bool), torch.zeros(3, dtype=torch.bool)
     views = Views(images, masks, ("a", "b", "c"), targets, None, torch.full((3,), torch.nan))
     assert adjust_cameras(views, cameras, draw()) is None
+
+
+def test_exif_focals_that_the_photos_contradict_are_told():
+    views = scene()
+    prior = views.cameras.intrinsics[:, 0, 0] / 1.8
+    with pytest.warns(UserWarning, match=r"focal length 1\.[789] times as long as their EXIF data say"):
+        found = adjust_cameras(replace(views, focal_prior=prior), moved(views.cameras, 1.0, 0.02, 1.05), draw(1))
+    assert (found.cameras.intrinsics[:, 0, 0] / views.cameras.intrinsics[:, 0, 0] - 1).abs().max() < 0.05
