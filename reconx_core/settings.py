@@ -210,6 +210,9 @@ def read_mapping(path: Path, what: str, content: str) -> dict[str, Any]:
     """
     try:
         base = read_yaml(path.read_text(encoding="utf-8-sig")) or {}
+    except yaml.MarkedYAMLError as error:
+        where = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise UserError(f"Cannot read {what} in {path}{where}: {error.problem}.") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"Cannot read {what} in {path}: {error}") from None
     if not isinstance(base, dict):
@@ -290,6 +293,9 @@ def _section(name: str) -> type[BaseModel]:
 def _explain(error: ValidationError) -> str:
     first = error.errors()[0]
     path = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "model_type":
+        key = next(iter(_section(path).model_fields))
+        return f"'{path}' is a section, such as '{path}: {{{key}: ...}}', but holds {first['input']!r}."
     if first["type"] != "extra_forbidden":
         return f"Setting '{path}': {first['msg'].lower()} (got {first['input']!r})."
     near = difflib.get_close_matches(path, _all_keys(), n=1, cutoff=0.0)[0]

@@ -61,3 +61,19 @@ def test_other_values_are_read_by_their_type(override, expected):
 def test_what_is_no_such_value_is_a_sentence(override):
     with pytest.raises(UserError, match=override.partition("=")[0].rpartition(".")[2]):
         parse_settings({}, [override])
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("splats: 5", r"'splats' is a section, such as 'splats: \{backend: ...\}', but holds '5'\.$"),
+        ("seed: 1\na: b: c", r"Cannot read the settings in .*, line 2: mapping values are not allowed here\.$"),
+        ("a: *b", r"line 1: found undefined alias 'b'\.$"),
+        ("- x", "should hold sections of settings"),
+    ],
+)
+def test_files_that_hold_something_else_are_one_sentence(tmp_path, text, words):
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(UserError, match=words) as error:
+        load_settings(tmp_path / "mine.yaml")
+    assert "\n" not in str(error.value)

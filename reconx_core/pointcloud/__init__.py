@@ -42,9 +42,7 @@ def make_backend(settings: PointcloudSettings, fast: bool = False) -> GeometryBa
     Raises:
         UserError: there is no such backend.
     """
-    settings = resolve_geometry(settings)
-    if settings.backend not in BACKENDS:
-        raise UserError(f"There is no pointcloud backend '{settings.backend}'; this version has {', '.join(BACKENDS)}.")
+    settings = _resolved(settings)
     if settings.backend == "dust3r":
         from reconx_core.pointcloud.backends.dust3r import Dust3r
 
@@ -63,13 +61,21 @@ def make_backend(settings: PointcloudSettings, fast: bool = False) -> GeometryBa
     return Classical(settings.model_copy(update=FAST), doubt_given=False) if fast else Classical(settings)
 
 
+def _resolved(settings: PointcloudSettings) -> PointcloudSettings:
+    """With a backend that exists, which `auto` has become."""
+    settings = resolve_geometry(settings)
+    if settings.backend not in BACKENDS:
+        raise UserError(f"There is no pointcloud backend '{settings.backend}'; this version has auto, {', '.join(BACKENDS)}.")
+    return settings
+
+
 def weights_of(settings: PointcloudSettings) -> Path | None:
     """The file or folder of weights that the backend would load; None for a backend without weights.
 
     Raises:
-        UserError: the weights are missing.
+        UserError: there is no such backend, or its weights are missing.
     """
-    settings = resolve_geometry(settings)
+    settings = _resolved(settings)
     if settings.backend == "classical":
         return None
     from reconx_core.pointcloud.backends import dust3r, predictions, vggt

@@ -50,8 +50,7 @@ def generate_frames(
     Raises:
         UserError: there is no such backend, or its weights are missing.
     """
-    if settings.backend not in BACKENDS:
-        raise UserError(f"There is no video backend '{settings.backend}'; this version has {', '.join(BACKENDS)}.")
+    _require_backend(settings)
     photos = Frames(inputs.images, pointmaps.cameras, inputs.masks.float(), torch.ones(len(inputs), dtype=torch.bool))
     if settings.backend == "none" or len(condition.cameras) == 0:
         return photos
@@ -74,12 +73,18 @@ def _generate(
     return learned_frames(inputs, pointmaps, condition, settings, generator, progress)
 
 
+def _require_backend(settings: VideoSettings) -> None:
+    if settings.backend not in BACKENDS:
+        raise UserError(f"There is no video backend '{settings.backend}'; this version has {', '.join(BACKENDS)}.")
+
+
 def weights_of(settings: VideoSettings) -> Path | None:
     """The folder of the weights that the backend would load; None for a backend without weights.
 
     Raises:
-        UserError: the weights are missing.
+        UserError: there is no such backend, or its weights are missing.
     """
+    _require_backend(settings)
     if settings.backend == "wan-vace":
         from reconx_core.video.backends.wan_vace import find_vace
 

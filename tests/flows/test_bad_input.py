@@ -62,6 +62,14 @@ def test_one_photo(reconx, real_views, tmp_path):
     assert_sentence(outcome, "at least two photos")
 
 
+@pytest.mark.parametrize("stage", ["pointcloud", "video"])
+def test_an_unknown_backend(reconx, tiny, tmp_path, stage):
+    write_folder(tmp_path / "attic")
+    setting = ("-S", f"{stage}.backend=dustr")
+    outcome = reconx("reconstruct", tmp_path / "attic", "-o", tmp_path / "out", "--store", tmp_path / "store", *setting)
+    assert_sentence(outcome, f"There is no {stage} backend 'dustr'; this version has")
+
+
 @pytest.mark.parametrize("setting", ["pointcloud.backend=dust3r", "video.backend=viewcrafter"])
 def test_missing_weights_are_told_before_anything_is_computed(reconx, tiny, tmp_path, monkeypatch, setting):
     monkeypatch.setenv("RECONX_WEIGHTS", str(tmp_path / "weights"))
