@@ -121,6 +121,13 @@ class SplatsSettings(Section):
         description="Which frame a step takes: each photo after two generated frames, at the end photos only; or all alike, in "
         "random epochs (the paper's).",
     )
+    dropout: float = Field(
+        0.1,
+        ge=0,
+        lt=1,
+        description="Probability that a Gaussian is left out of a step's render, so that none alone explains a photo; 0: all "
+        "take part (the paper's).",
+    )
     sh_degree: int = Field(1, ge=0, le=3)
     l1_weight: float = Field(0.8, ge=0)
     ssim_weight: float = Field(0.2, ge=0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -19,6 +20,9 @@ from reconx_core.types import Cameras, Frames, Gaussians
 MEANS_LR, QUATS_LR, SCALES_LR, OPACITIES_LR, SH0_LR, SHN_LR = 4e-4, 2e-3, 5e-3, 2e-2, 5e-3, 2.5e-4
 FRAMES_PER_PHOTO = 2  # generated frames between two photos in the visiting order
 PHOTOS_LAST = 0.25  # share of the steps, at the end, that use photos only
+DROPOUT_FROM = 0.1  # share of the steps, at the start, without dropout
+MOST_OPAQUE = 0.999  # where dropout raises the others' opacity
+GONE = -20.0  # logit of an opacity that no backend renders
 
 
 def optimise(
@@ -33,7 +37,10 @@ def optimise(
     weight = frame_weights(frames, settings)
     lpips = load_lpips(device.type) if settings.lpips_weight > 0 else None
     for step, i in enumerate(visiting_order(frames.is_photo, settings, generator)):
-        rendered = rasterize(_gaussians(parameters), _to(frames.cameras[[i]], device), backend=backend).rgb[0]
+        gaussians = _gaussians(parameters)
+        if step >= DROPOUT_FROM * settings.steps:
+            gaussians = drop_some(gaussians, settings.dropout, generator)
+        rendered = rasterize(gaussians, _to(frames.cameras[[i]], device), backend=backend).rgb[0]
         target, trust = frames.images[i].to(device), weight[i].to(device)
         loss = step_loss(rendered, target, trust, step, lpips, settings, generator)
         optimiser.zero_grad()
@@ -42,6 +49,21 @@ def optimise(
         schedule.step()
         progress(step + 1, settings.steps)
     return Gaussians(*(x.detach().cpu() for x in _fields(_gaussians(parameters))))
+
+
+def drop_some(gaussians: Gaussians, share: float, generator: torch.Generator) -> Gaussians:
+    """A random ``share`` of the Gaussians made invisible, the others more opaque by as much (DropGaussian, CVPR 2025).
+
+    What few photos show can be explained by Gaussians that each serve one photo; where any may be missing, the others have to
+    explain it, too.
+    """
+    if share == 0:
+        return gaussians
+    stays = (torch.rand(len(gaussians.means), generator=generator) >= share).to(gaussians.means.device)
+    logits = gaussians.logit_opacities
+    with torch.no_grad():  # else what is clamped would have no gradient
+        rise = torch.logit((logits.sigmoid() / (1 - share)).clamp(max=MOST_OPAQUE), eps=1e-6) - logits
+    return replace(gaussians, logit_opacities=torch.where(stays, logits + rise, GONE))
 
 
 def frame_weights(frames: Frames, settings: SplatsSettings) -> Float[Tensor, "f h w"]:
