@@ -5,19 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 
 from flows.execution.failures import clear_failures
-from flows.runs.registry import forget_gone, known_runs
+from flows.runs.registry import forget_gone, is_store, known_runs
 from flows.runs.request import find_request
 from flows.runs.task_states import states_of_run
 from reconx_core.cache import store
 from reconx_core.cache.lock import exclusive
+from reconx_core.errors import UserError
 
 
 def collect_garbage(root: Path) -> tuple[int, int, int]:
     """Remove every artifact and every recorded failure that no remaining run refers to; returns (removed, kept, bytes freed).
 
     Raises:
-        UserError: a run is using the store now.
+        UserError: it is no store, or a run is using it now.
     """
+    if not is_store(root):
+        raise UserError(f"{root} is no store of runs, so nothing in it is removed; give the folder that runs had as --store.")
     with exclusive(root):
         used, names = _used(root)
         doomed = [entry for entry in store.entries(root) if entry not in used]

@@ -30,6 +30,11 @@ def register_start(root: Path, out: Path) -> list[tuple[str, str]]:
     return [(stage, key) for stage, key in kept if not (root / stage / key).is_dir()]
 
 
+def is_store(root: Path) -> bool:
+    """Whether runs have used the folder as their store: they register before they write anything else."""
+    return (root / ".runs").is_dir()
+
+
 def known_runs(root: Path) -> list[tuple[Path, set[tuple[str, str]], float]]:
     """Folder, artifacts and time of the last start or end of every run whose folder is there, the newest first."""
     runs = []

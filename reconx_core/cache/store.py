@@ -12,6 +12,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import socket
 import uuid
@@ -38,6 +39,7 @@ from reconx_core.io.files import explain_disk, write_json
 
 SCHEMA = 1  # part of every cache key: increase it when the format or the meaning of a field changes
 MANIFEST, MEASURED, RECORD = "manifest.json", "measured.json", "prefect.json"
+_KEY = re.compile("[0-9a-f]{32}")
 _OUTSIDE_DIGEST = {MANIFEST, MEASURED, RECORD}
 _COLOUR_FIELDS = {"images", "renders", "alone"}  # float in memory, uint8 sRGB on disk
 # Of training clips, of which there may be hundreds of thousands, everything is small on disk, and float in memory.
@@ -319,9 +321,9 @@ def file_digest(path: Path) -> str:
 
 
 def entries(root: Path) -> Iterator[tuple[str, str]]:
-    """(stage, key) of everything in the store."""
+    """(stage, key) of everything in the store, damaged artifacts included; not of folders that somebody else has put there."""
     for stage in stage_folders(root):
-        yield from ((stage.name, folder.name) for folder in sorted(stage.iterdir()) if folder.is_dir())
+        yield from ((stage.name, f.name) for f in sorted(stage.iterdir()) if f.is_dir() and _KEY.fullmatch(f.name))
 
 
 def stage_folders(root: Path) -> list[Path]:

@@ -14,6 +14,7 @@ from standins import write_folder
 from flows.runs import tracking
 from flows.runs.garbage import collect_garbage
 from flows.runs.records import search_mlflow
+from flows.runs.registry import register_start
 from flows.runs.tracking import make_client
 from flows.train import Log, resolve_train_settings
 from reconx_core.cache import store
@@ -162,7 +163,31 @@ def test_gc_keeps_what_existing_runs_use(reconx, tiny, photos, tmp_path):
 
 
 def test_gc_waits_for_runs(tmp_path):
-    store.publish(tmp_path, "views", "key", {}, {"a.txt": b"a"}, {})
+    register_start(tmp_path, tmp_path / "run")
+    store.publish(tmp_path, "views", 32 * "0", {}, {"a.txt": b"a"}, {})
     with in_use(tmp_path), pytest.raises(UserError, match="wait until it has ended"):
         collect_garbage(tmp_path)
     assert collect_garbage(tmp_path)[0] == 1
+
+
+def test_gc_removes_nothing_from_a_folder_that_is_no_store(reconx, tmp_path):
+    photo = tmp_path / "photos" / "summer" / "beach" / "a.jpg"
+    photo.parent.mkdir(parents=True)
+    photo.write_bytes(b"a")
+    for root in (tmp_path / "photos", tmp_path / "nowhere"):
+        outcome = reconx("gc", "--store", root)
+        assert outcome.code == 2
+        assert "is no store of runs" in outcome.err
+    assert photo.is_file()
+    assert [path.name for path in tmp_path.iterdir() if path.name != "home"] == ["photos"]
+
+
+def test_gc_leaves_what_others_put_into_a_store(reconx, tiny, photos, tmp_path):
+    root = tmp_path / "store"
+    assert reconx("reconstruct", photos, "-o", tmp_path / "out", "--store", root).code == 0
+    photo = root / "summer" / "beach" / "a.jpg"
+    photo.parent.mkdir(parents=True)
+    photo.write_bytes(b"a")
+    shutil.rmtree(tmp_path / "out")
+    assert "Removed 7 artifacts" in reconx("gc", "--store", root).out
+    assert photo.is_file()
