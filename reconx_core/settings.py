@@ -9,24 +9,34 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
 
 from reconx_core.errors import UserError
 
 STAGES = ("views", "pointcloud", "condition", "video", "confidence", "splats", "metrics")
+LARGEST = 1_000_000_000  # of any number in the settings
+Side = Annotated[int, Field(ge=32)]  # of an image, pixels
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*")
+    @classmethod
+    def _no_absurd_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """No number that ends in an overflow somewhere after hours; a seed may be any."""
+        if isinstance(value, int | float) and abs(value) > LARGEST and info.field_name != "seed":
+            raise ValueError(f"should be at most {LARGEST:,}")
+        return value
 
 
 class ViewsSettings(Section):
     size: int = Field(512, ge=64, description="Long side of the images, in pixels.")
-    crop: tuple[int, int] | None = Field(
+    crop: tuple[Side, Side] | None = Field(
         None, description="Height and width: photos are resized to cover it, then centre-cropped; replaces `size`."
     )
     split: str = Field(
@@ -63,7 +73,9 @@ class ConditionSettings(Section):
     order: Literal["auto", "name", "overlap"] = Field(
         "auto", description="Between which views: neighbours by name or by overlap; auto: by name unless that is no sequence."
     )
-    sway: float = Field(0.5, ge=0, description="Deviation of the camera path from the direct one, in baselines of the pair.")
+    sway: float = Field(
+        0.5, ge=0, le=10, description="Deviation of the camera path from the direct one, in baselines of the pair."
+    )
 
 
 class VideoSettings(Section):
@@ -220,7 +232,9 @@ def read_mapping(path: Path, what: str, content: str) -> dict[str, Any]:
     except yaml.MarkedYAMLError as error:
         where = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise UserError(f"Cannot read {what} in {path}{where}: {error.problem}.") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except yaml.YAMLError:
+        raise UserError(f"Cannot read {what} in {path}: it is no YAML.") from None
+    except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"Cannot read {what} in {path}: {error}") from None
     if not isinstance(base, dict):
         raise UserError(f"{path} should hold {content}, but holds {type(base).__name__}.")
@@ -229,6 +243,15 @@ def read_mapping(path: Path, what: str, content: str) -> dict[str, Any]:
 
 class _TextLoader(yaml.SafeLoader):
     """YAML whose scalars stay text, but for null: a setting's type says what they mean, or 'no' would be False everywhere."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """An error where a key is there twice: nobody means the second one alone."""
+        keys = set[str]()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.tag.endswith(":str")):
+            if key.value in keys:
+                raise yaml.constructor.ConstructorError(None, None, f"'{key.value}' is there twice", key.start_mark)
+            keys.add(key.value)
+        return super().construct_mapping(node, deep)
 
 
 _TextLoader.yaml_implicit_resolvers = {
@@ -244,7 +267,10 @@ def read_yaml(text: str) -> Any:
     Raises:
         yaml.YAMLError: it is no YAML.
     """
-    return yaml.load(text, Loader=_TextLoader)
+    try:
+        return yaml.load(text, Loader=_TextLoader)
+    except RecursionError:
+        raise yaml.YAMLError("it is too deeply nested") from None
 
 
 def read_override(section: type[BaseModel], key: str, text: str) -> Any:
@@ -304,7 +330,8 @@ def _explain(error: ValidationError) -> str:
         key = next(iter(_section(path).model_fields))
         return f"'{path}' is a section, such as '{path}: {{{key}: ...}}', but holds {first['input']!r}."
     if first["type"] != "extra_forbidden":
-        return f"Setting '{path}': {first['msg'].lower()} (got {first['input']!r})."
+        said = first["msg"].lower().removeprefix("value error, ")
+        return f"Setting '{path}': {said} (got {first['input']!r})."
     near = difflib.get_close_matches(path, _all_keys(), n=1, cutoff=0.0)[0]
     return f"There is no setting '{path}'; did you mean '{near}'?"
 

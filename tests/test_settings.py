@@ -77,3 +77,42 @@ def test_files_that_hold_something_else_are_one_sentence(tmp_path, text, words):
     with pytest.raises(UserError, match=words) as error:
         load_settings(tmp_path / "mine.yaml")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("views.crop=[1,2]", "'views.crop.0': input should be greater than or equal to 32"),
+        ("views.crop=[-1,500]", "greater than or equal to 32"),
+        ("condition.sway=inf", "finite number"),
+        ("condition.sway=1e23", "less than or equal to 10"),
+        ("splats.l1_weight=1e400", "finite number"),
+        ("splats.frame_weight=nan", "finite number"),
+        ("splats.l1_weight=1e23", "should be at most 1,000,000,000"),
+        ("splats.steps=99999999999999999999999", r"'splats.steps': should be at most 1,000,000,000"),
+        ("splats.lpips_crop=5", "'splats.lpips_crop': should be 0 or at least 32"),
+    ],
+)
+def test_numbers_that_nothing_can_be_done_with(override, words):
+    with pytest.raises(UserError, match=words):
+        parse_settings({}, [override])
+
+
+def test_a_seed_may_be_any():
+    assert parse_settings({}, [f"seed={2**62}"]).seed == 2**62
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (b"splats:\n  steps: 5\n  steps: 7", "line 3: 'steps' is there twice"),
+        (b"splats: 5\x00", "it is no YAML"),
+        (3000 * b"[", "it is no YAML"),
+    ],
+    ids=["a key twice", "a null byte", "deeply nested"],
+)
+def test_files_that_are_no_settings(tmp_path, text, words):
+    (tmp_path / "mine.yaml").write_bytes(text)
+    with pytest.raises(UserError, match=words) as error:
+        load_settings(tmp_path / "mine.yaml")
+    assert "\n" not in str(error.value)

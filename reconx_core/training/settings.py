@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from reconx_core.errors import UserError
-from reconx_core.settings import PointcloudSettings, Section, read_mapping
+from reconx_core.settings import PointcloudSettings, Section, Side, read_mapping
 
 RENAMED = {"vary": "augment", "kept_clips": "clip_cache"}  # earlier names: accepted in YAML files, -S and checkpoints
 
@@ -47,11 +47,13 @@ class TrainSettings(Section):
         default_factory=list, description="Clips for the sample grids and the validation loss; empty: grids of `data`."
     )
     size: int = Field(256, ge=64, description="Long side of the clips, in pixels.")
-    clip_size: tuple[int, int] | None = Field(
+    clip_size: tuple[Side, Side] | None = Field(
         None,
         description="Height and width of the clips: photos are resized to cover it, then centre-cropped; replaces `size`.",
     )
-    crop: tuple[int, int] = Field((128, 128), description="Height and width of the random crop of a training step, in pixels.")
+    crop: tuple[Side, Side] = Field(
+        (128, 128), description="Height and width of the random crop of a training step, in pixels."
+    )
     frames: int = Field(8, ge=3, description="Frames per clip in a training step, including its two photos.")
     points: int = Field(8192, ge=8, description="Points of a clip's cloud that the structure encoder gets, evenly subsampled.")
     clip_cache: int = Field(
