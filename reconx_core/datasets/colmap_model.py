@@ -18,6 +18,7 @@ from jaxtyping import Float
 from reconx_core.errors import UserError
 
 _FIRST = 8  # offset of the first record of a binary file, after the number of records
+_PIXELS = 2**64  # widths and heights are below, which the binary format enforces, and text does not
 
 
 class ModelCamera(NamedTuple):
@@ -123,7 +124,10 @@ def _text_camera(line: str) -> tuple[int, ModelCamera]:
     known = pycolmap.CameraModelId.__members__.get(model)
     if known is not None and len(params) != _parameter_count(known):
         raise ValueError(f"camera {number} has {len(params)} parameters, but {model} has {_parameter_count(known)}")
-    return int(number), ModelCamera(model, int(width), int(height), tuple(map(float, params)))
+    size = int(width), int(height)
+    if max(map(abs, size)) >= _PIXELS:
+        raise ValueError(f"camera {number} has a size of {max(map(len, (width, height)))} digits, as no picture has")
+    return int(number), ModelCamera(model, *size, tuple(map(float, params)))
 
 
 def _text_image(line: str) -> ModelImage:

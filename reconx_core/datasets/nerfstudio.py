@@ -247,10 +247,16 @@ def _number(frame: dict[str, Any], key: str, file: Path) -> float | None:
 
 
 def to_number(value: Any) -> float:
-    """A number of a JSON file, which some programs write as text. Raises TypeError or ValueError for all else."""
+    """A number of a JSON file, which some programs write as text. Raises TypeError or ValueError for all else.
+
+    One beyond double precision is infinite, however it is written: JSON's 1e400 is, but an integer of 400 digits is not yet.
+    """
     if isinstance(value, bool):
         raise TypeError("true and false are no numbers")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
 
 
 def _matrix(rows: Any, file: Path) -> torch.Tensor:

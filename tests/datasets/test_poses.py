@@ -121,7 +121,7 @@ def test_only_cameras_far_from_zero_are_moved(tmp_path, positions, origin):
     assert make_usable(capture_at(positions), tmp_path).origin == origin
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), None, 1e300])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), None, 1e300, pytest.param(10**400, id="400 digits")])
 def test_an_unknown_pose_costs_its_own_photo_only(tmp_path, value):
     write(tmp_path, lambda frames: frames[2]["transform_matrix"][1].__setitem__(3, value))
     with pytest.warns(UserWarning, match=r"1 of 5 photos have no usable pose.*'view_002'.*left out"):
