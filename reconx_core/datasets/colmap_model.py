@@ -15,7 +15,9 @@ import numpy as np
 import pycolmap
 from jaxtyping import Float
 
+from reconx_core.datasets.locate import is_path
 from reconx_core.errors import UserError
+from reconx_core.names import quoted
 
 _FIRST = 8  # offset of the first record of a binary file, after the number of records
 _PIXELS = 2**64  # widths and heights are below, which the binary format enforces, and text does not
@@ -77,7 +79,11 @@ def read_cameras(model: Path) -> dict[int, ModelCamera]:
 def read_images(model: Path) -> list[ModelImage]:
     """Registered images in the file's order. Raises UserError if the file is damaged."""
     with _file(model, "images") as file:
-        return list(_binary_images(file.read_bytes()) if file.suffix == ".bin" else map(_text_image, _without_points(file)))
+        binary = file.suffix == ".bin"
+        images = list(_binary_images(file.read_bytes()) if binary else map(_text_image, _without_points(file)))
+        if wrong := [image.name for image in images if not is_path(image.name)]:
+            raise ValueError(f"{quoted(wrong[0])} is no name of a picture")
+        return images
 
 
 @contextmanager

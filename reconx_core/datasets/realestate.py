@@ -24,6 +24,7 @@ from PIL import Image
 from torch import Tensor
 
 from reconx_core.datasets.capture import Capture, Photo, Split, pinhole
+from reconx_core.datasets.locate import is_path
 from reconx_core.datasets.nerfstudio import read_json
 from reconx_core.datasets.photos import find_photos
 from reconx_core.datasets.poses import make_usable
@@ -167,7 +168,7 @@ def _index(folder: Path) -> dict[str, str]:
 @lru_cache(maxsize=8)
 def _parse_index(file: Path, modified: int) -> dict[str, str]:
     index = read_json(file)
-    if not isinstance(index, dict) or not all(isinstance(chunk, str) for chunk in index.values()):
+    if not isinstance(index, dict) or not all(map(is_path, (*index, *index.values()))):
         raise UserError(f"{file} should map each scene to the name of its chunk.")
     return index
 

@@ -251,6 +251,7 @@ def test_text_written_by_other_tools(tmp_path, points):
     [
         ("images.txt", "1 1 0 0 0 0 0\n", r"images\.txt: the line '1 1 0"),
         ("cameras.txt", "1 PINHOLE 16 12 9 10\n", r"cameras\.txt: camera 1 has 2 parameters, but PINHOLE has 4"),
+        ("images.txt", "1 1 0 0 0 0 0 0 1 a\0.png\n", r"images\.txt: 'a\\x00\.png' is no name of a picture"),
         ("cameras.txt", "2 PINHOLE 16 12 9 10 8 6\n", r"a\.png has camera 1, which is not in its cameras"),
     ],
 )
