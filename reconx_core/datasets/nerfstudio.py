@@ -130,6 +130,8 @@ def read_json(file: Path) -> Any:
         return json.loads(file.read_bytes())  # bytes, because json then heeds a byte-order mark, as Windows writes one
     except (OSError, ValueError) as error:
         raise UserError(f"Cannot read {file}: {error}.") from None
+    except RecursionError:
+        raise UserError(f"Cannot read {file}: its brackets are nested too deeply; export or download it again.") from None
 
 
 def _file(path: Path) -> Path:

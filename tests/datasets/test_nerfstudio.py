@@ -13,6 +13,7 @@ from reconx_core.settings import ViewsSettings
 from reconx_core.views import load_views
 
 IDENTITY = torch.eye(4).tolist()
+DEEP = "[" * 100_000  # more than Python's parser goes down
 NO_PATHS = [
     pytest.param(name, id=str(i))
     for i, name in enumerate(["a\0.png", "\ud800.png", "9" * 5000, "d" * 300 + "/a.png", "d/" * 3000 + "a.png"])
@@ -251,6 +252,12 @@ def test_what_is_no_number_is_named(tmp_path):
         nerfstudio.read(tmp_path)
 
 
+def test_brackets_without_end_are_told_in_a_sentence(tmp_path):
+    (tmp_path / "transforms.json").write_text(DEEP)
+    with pytest.raises(UserError, match=r"transforms\.json: its brackets are nested too deeply"):
+        nerfstudio.read(tmp_path)
+
+
 def test_the_third_radial_coefficient_is_used(tmp_path):
     write(tmp_path, [frame("a.png"), frame("b.png", k3=0.01, **pose_at(1))], fl_x=10, w=16, h=12, k4=1e-9)
     assert [p.distortion for p in nerfstudio.read(tmp_path).photos] == [(0, 0, 0, 0), (0, 0, 0, 0, 0.01)]
@@ -276,6 +283,7 @@ def test_byte_order_marks_of_windows(tmp_path, encoding):
     ("text", "wrong"),
     [
         ("[1, 2]", r"split\.json should hold named splits"),
+        pytest.param(DEEP, r"split\.json: its brackets are nested too deeply", id="deep"),
         ("null", r"split\.json should hold named splits"),
         ('{"train_3": null}', r"split\.json: split 'train_3' should list frames by their numbers.* has None"),
         ('{"train_3": [0, null]}', r"'train_3' should list frames .* has \[0, None\]"),
