@@ -126,7 +126,7 @@ def read_index(file: Path) -> dict[str, Split]:
     listed = read_json(file)
     try:
         entries = {key: _only(entry) for key, entry in listed.items() if entry}
-        return {key: Split(_indices(entry["context"]), _indices(entry["target"])) for key, entry in entries.items()}
+        return {key: Split(as_indices(entry["context"]), as_indices(entry["target"])) for key, entry in entries.items()}
     except (AttributeError, KeyError, TypeError, ValueError):
         raise UserError(f"{file} should map each scene to its 'context' and 'target' views, or to null.") from None
 
@@ -138,7 +138,8 @@ def _only(entry: Any) -> Any:
     return entry
 
 
-def _indices(values: Iterable[int]) -> tuple[int, ...]:
+def as_indices(values: Iterable[int]) -> tuple[int, ...]:
+    """Numbers of views as a file lists them. Raises TypeError if they are none."""
     return tuple(map(operator.index, values))
 
 
