@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import math
 import threading
 import warnings
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ from reconx_core.io import video as video_io
 from reconx_core.io.files import require_writable
 from reconx_core.io.images import write_png
 from reconx_core.metrics.pictures import render_path
+from reconx_core.names import quoted
 from reconx_core.reporting.viewer import show_scene
 from reconx_core.types import Cameras, Gaussians
 from tasks.execute import route_warnings
@@ -72,9 +74,21 @@ def load_cameras(path: Path, origin: Origin | None = NO_ORIGIN) -> Cameras:
         raise UserError(f"The cameras in {path} need poses, intrinsics and one image size.")
     height, width = photos[0].size  # type: ignore[misc]
     intrinsics, poses = [p.intrinsics for p in photos], torch.stack([p.cam_to_world for p in photos])  # type: ignore[misc]
-    noted = nerfstudio.read_json(path).get("scene_origin", NO_ORIGIN) if origin is None else origin
+    noted = _noted_origin(path) if origin is None else origin
     poses = relative_to(poses, [zero - own for zero, own in zip(noted, capture.origin)]).float()
     return Cameras(torch.stack(intrinsics), poses, width, height)  # type: ignore[arg-type]
+
+
+def _noted_origin(file: Path) -> Origin:
+    """The ``scene_origin`` of a ``transforms.json``. Raises UserError if it is no point."""
+    noted = nerfstudio.read_json(file).get("scene_origin", NO_ORIGIN)
+    try:
+        x, y, z = map(nerfstudio.to_number, [] if isinstance(noted, str) else noted)
+    except (TypeError, ValueError):
+        x = y = z = math.nan
+    if not all(map(math.isfinite, (x, y, z))):
+        raise UserError(f"{file} has scene_origin = {quoted(noted)}, which is no point of three finite numbers.")
+    return x, y, z
 
 
 def render(scene: Path, out: Path, cameras: Path | None, frames: int, console: Console) -> None:

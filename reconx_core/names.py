@@ -36,5 +36,8 @@ def unique_shown(names: Iterable[str]) -> list[str]:
 
 def quoted(value: object) -> str:
     """A value from a file as a sentence shows it: as Python writes it, not too long."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except RecursionError:  # brackets in brackets, of which a file may hold more than Python writes
+        text = "[[[..."
     return text if len(text) <= MOST_QUOTED else f"{text[:MOST_QUOTED]}..."

@@ -14,7 +14,7 @@ from flows.cli import print_any_name
 from reconx_core import datasets
 from reconx_core.cache import store
 from reconx_core.errors import UserError
-from reconx_core.names import shown, unique_shown
+from reconx_core.names import quoted, shown, unique_shown
 from reconx_core.reporting.pages import write_page
 from reconx_core.types import PointCloud
 from tasks.execute import measure, route_warnings
@@ -25,6 +25,13 @@ CAFE = os.fsdecode(b"caf\xe9")
 def write_photo(path, level):
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.full((8, 8, 3), level, dtype=np.uint8)).save(path)
+
+
+def test_brackets_without_end_are_quoted():
+    nested: list[object] = []
+    for _ in range(10_000):
+        nested = [nested]
+    assert quoted(nested) == "[[[..."
 
 
 def test_shown_and_unique():

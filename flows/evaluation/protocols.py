@@ -135,13 +135,17 @@ def read_splits(file: Path, views: int) -> dict[str, str]:
     """
     from reconx_core.datasets import Split
     from reconx_core.datasets.nerfstudio import read_json
-    from reconx_core.datasets.realestate import read_index
+    from reconx_core.datasets.realestate import as_indices, read_index
     from reconx_core.views.splits import explicit
 
     listed = read_json(file)
     if isinstance(listed, dict) and isinstance(listed.get("scenes"), dict):
-        named = {name: (lists.get(f"train_{views}"), lists.get("test")) for name, lists in listed["scenes"].items()}
-        return {name: explicit(Split(tuple(i), tuple(t))) for name, (i, t) in named.items() if i and t}
+        try:
+            named = {name: (lists.get(f"train_{views}"), lists.get("test")) for name, lists in listed["scenes"].items()}
+            return {name: explicit(Split(as_indices(i), as_indices(t))) for name, (i, t) in named.items() if i and t}
+        except (AttributeError, TypeError):
+            lists = f"'train_{views}' and 'test' views by their numbers"
+            raise UserError(f"{file} should list each scene's {lists}, such as [0, 1, 2], under 'scenes'.") from None
     return {name: explicit(split) for name, split in read_index(file).items()}
 
 

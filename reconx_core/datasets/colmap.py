@@ -140,7 +140,8 @@ def _read_images(model: Path) -> list[ModelImage]:
     lost = [image.name for image in images if not np.isfinite(image.world_to_cam).all()]
     posed = [image for image in images if np.isfinite(image.world_to_cam).all()]
     if not posed:
-        raise UserError(f"The COLMAP model in {model} has no registered images.")
+        lack = "images with a valid pose; export it again" if images else "registered images"
+        raise UserError(f"The COLMAP model in {model} has no {lack}.")
     if lost:
         message = f"{len(lost)} of {len(images)} images of the COLMAP model in {model} have no valid pose"
         warnings.warn(f"{message}, such as {lost[0]}; they are left out.", stacklevel=2)

@@ -15,9 +15,12 @@ import numpy as np
 import pycolmap
 from jaxtyping import Float
 
+from reconx_core.datasets.locate import is_path
 from reconx_core.errors import UserError
+from reconx_core.names import quoted
 
 _FIRST = 8  # offset of the first record of a binary file, after the number of records
+_PIXELS = 2**64  # widths and heights are below, which the binary format enforces, and text does not
 
 
 class ModelCamera(NamedTuple):
@@ -76,7 +79,11 @@ def read_cameras(model: Path) -> dict[int, ModelCamera]:
 def read_images(model: Path) -> list[ModelImage]:
     """Registered images in the file's order. Raises UserError if the file is damaged."""
     with _file(model, "images") as file:
-        return list(_binary_images(file.read_bytes()) if file.suffix == ".bin" else map(_text_image, _without_points(file)))
+        binary = file.suffix == ".bin"
+        images = list(_binary_images(file.read_bytes()) if binary else map(_text_image, _without_points(file)))
+        if wrong := [image.name for image in images if not is_path(image.name)]:
+            raise ValueError(f"{quoted(wrong[0])} is no name of a picture")
+        return images
 
 
 @contextmanager
@@ -123,7 +130,10 @@ def _text_camera(line: str) -> tuple[int, ModelCamera]:
     known = pycolmap.CameraModelId.__members__.get(model)
     if known is not None and len(params) != _parameter_count(known):
         raise ValueError(f"camera {number} has {len(params)} parameters, but {model} has {_parameter_count(known)}")
-    return int(number), ModelCamera(model, int(width), int(height), tuple(map(float, params)))
+    size = int(width), int(height)
+    if max(map(abs, size)) >= _PIXELS:
+        raise ValueError(f"camera {number} has a size of {max(map(len, (width, height)))} digits, as no picture has")
+    return int(number), ModelCamera(model, *size, tuple(map(float, params)))
 
 
 def _text_image(line: str) -> ModelImage:

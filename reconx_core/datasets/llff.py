@@ -98,7 +98,7 @@ def _find_images(path: Path, count: int) -> list[Path]:
 
 def _photo(file: Path, name: str, pose: Tensor, height: float, width: float, focal: float) -> Photo:
     if not all(map(math.isfinite, (height, width, focal))):
-        return calibrated_photo(file, name, find_mask(file), None, None, None)
+        return calibrated_photo(file, name, find_mask(file), None, None, pose)
     size = (round(height), round(width))
     return calibrated_photo(file, name, find_mask(file), pinhole(focal, focal, size[1] / 2, size[0] / 2), size, pose)
 

@@ -9,11 +9,27 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import TypeGuard
 from urllib.parse import unquote
 
 from reconx_core.io.images import is_image, is_unread_picture
 
 _OMITTED = (".png", ".jpg", ".jpeg", ".JPG", ".PNG", ".heic")  # suffixes that files of cameras may leave out, likely ones first
+_LONGEST_NAME, _LONGEST_PATH = 255, 2048  # bytes; Linux allows 4,096, with the path of the folder that a scene is in
+
+
+def is_path(name: object) -> TypeGuard[str]:
+    """Whether an entry of a file can be a file's path: text without what systems refuse in names, neither empty nor too long.
+
+    Opening such a path is an error of its own, which says nothing of the file that lists it.
+    """
+    if not isinstance(name, str) or name == "" or "\0" in name:
+        return False
+    try:
+        path = os.fsencode(unquote(with_slashes(name)))
+    except UnicodeEncodeError:  # half of a character beyond the first 65,536, which JSON can hold
+        return False
+    return len(path) <= _LONGEST_PATH and max(map(len, path.split(b"/"))) <= _LONGEST_NAME
 
 
 def with_slashes(file_path: str) -> str:
@@ -81,7 +97,8 @@ def _places(name: str, folders: Sequence[Path]) -> Iterator[Path]:
 
 def _by_likeness(folder: Path) -> dict[tuple[str, str], list[Path]]:
     listing: dict[tuple[str, str], list[Path]] = {}
-    for picture in filter(is_image, folder.iterdir() if folder.is_dir() else ()):
+    # `Path.is_dir` raises an error for a folder whose name is too long, as it may be where %20 and the like are to be decoded.
+    for picture in filter(is_image, folder.iterdir() if os.path.isdir(folder) else ()):
         for key in _likenesses(picture.name, picture.stem):
             listing.setdefault(key, []).append(picture)
     return listing

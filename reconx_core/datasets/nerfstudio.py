@@ -16,12 +16,12 @@ import torch
 
 from reconx_core.datasets.calibrated import calibrated_photo, upright_size
 from reconx_core.datasets.capture import DISTORTION, Capture, Photo, Split, opencv_from_opengl, pinhole
-from reconx_core.datasets.locate import PictureFinder, find_pictures, with_slashes
+from reconx_core.datasets.locate import PictureFinder, find_pictures, is_path, with_slashes
 from reconx_core.datasets.photos import files_within, find_mask, natural_key, unique_names, warn_of_unlisted
 from reconx_core.datasets.poses import make_usable
 from reconx_core.errors import UserError
 from reconx_core.io.images import ImageError, read_size
-from reconx_core.names import quoted
+from reconx_core.names import quoted, shown
 
 # nerfstudio's k4 is a polynomial's, OpenCV's a quotient's: only where the model is named is it known which one is meant.
 _QUOTIENT = ("k4", "k5", "k6")
@@ -76,7 +76,7 @@ def files_of(path: Path) -> dict[str, Path]:
 def read_frames(file: Path) -> list[dict[str, Any]]:
     """The file's frames, each with the top-level entries as defaults, and its index among all as :data:`_INDEX`.
 
-    Frames without a path are left out with a warning. Raises UserError if fewer than two others remain.
+    Frames without a path that a file can have are left out with a warning. Raises UserError if fewer than two others remain.
     """
     meta = read_json(file)
     listed = meta.pop("frames", None) if isinstance(meta, dict) else None
@@ -85,13 +85,15 @@ def read_frames(file: Path) -> list[dict[str, Any]]:
     if not frames or (lost and len(frames) - len(lost) < 2):
         raise UserError(f"{file} lists no frames with a 'file_path'; is it a nerfstudio transforms.json?")
     if lost:
-        message = f"{len(lost)} of {len(frames)} frames in {file} have no file_path, such as frame {lost[0]} (counted from 0)"
+        message = (
+            f"{len(lost)} of {len(frames)} frames in {file} have no usable file_path, such as frame {lost[0]} (counted from 0)"
+        )
         warnings.warn(f"{message}; they are left out.", stacklevel=2)
     return [{**meta, **frame, _INDEX: i} for i, frame in enumerate(frames) if i not in set(lost)]
 
 
 def _is_frame(frame: Any) -> bool:
-    return isinstance(frame, dict) and isinstance(frame.get("file_path"), str) and frame["file_path"] != ""
+    return isinstance(frame, dict) and is_path(frame.get("file_path"))
 
 
 def make_photos(frames: list[dict[str, Any]], file: Path) -> tuple[Photo, ...]:
@@ -128,6 +130,8 @@ def read_json(file: Path) -> Any:
         return json.loads(file.read_bytes())  # bytes, because json then heeds a byte-order mark, as Windows writes one
     except (OSError, ValueError) as error:
         raise UserError(f"Cannot read {file}: {error}.") from None
+    except RecursionError:
+        raise UserError(f"Cannot read {file}: its brackets are nested too deeply; export or download it again.") from None
 
 
 def _file(path: Path) -> Path:
@@ -139,7 +143,7 @@ def _mask(frame: dict[str, Any], picture: Path, file: Path, finder: PictureFinde
     name, folder = frame.get("mask_path"), file.parent
     if name is None or name == "":
         return find_mask(picture)
-    if not isinstance(name, str):
+    if not is_path(name):
         raise UserError(f"{file} has mask_path = {quoted(name)}, which is no path.")
     return finder.find(folder, name, folder / "images") or folder / with_slashes(name)
 
@@ -169,7 +173,7 @@ def _check_model(frame: dict[str, Any], file: Path) -> None:
     model = _model(frame)
     if model not in _PINHOLE_MODELS or frame.get("is_fisheye"):
         raise UserError(
-            f"{file} has a fisheye or other camera model ({model}); undistort the images to PINHOLE or OPENCV first."
+            f"{file} has a fisheye or other camera model ({quoted(model)}); undistort the images to PINHOLE or OPENCV first."
         )
     used = [key for key in _QUOTIENT if abs(_number(frame, key, file) or 0.0) > _NEGLIGIBLE]
     if used and model != _QUOTIENT_MODEL:
@@ -247,10 +251,16 @@ def _number(frame: dict[str, Any], key: str, file: Path) -> float | None:
 
 
 def to_number(value: Any) -> float:
-    """A number of a JSON file, which some programs write as text. Raises TypeError or ValueError for all else."""
+    """A number of a JSON file, which some programs write as text. Raises TypeError or ValueError for all else.
+
+    One beyond double precision is infinite, however it is written: JSON's 1e400 is, but an integer of 400 digits is not yet.
+    """
     if isinstance(value, bool):
         raise TypeError("true and false are no numbers")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
 
 
 def _matrix(rows: Any, file: Path) -> torch.Tensor:
@@ -320,7 +330,7 @@ def _named(frames: list[dict[str, Any]], key: str, file: Path) -> tuple[int, ...
     names = dict.fromkeys(map(with_slashes, listed))
     paths = [with_slashes(frame["file_path"]) for frame in frames]
     if lost := [name for name in names if name not in set(paths)]:
-        message = f"{len(lost)} of the {len(names)} {key} in {file} are no frame's file_path, such as {lost[0]}"
+        message = f"{len(lost)} of the {len(names)} {key} in {file} are no frame's file_path, such as {shown(lost[0])}"
         warnings.warn(f"{message}; they are left out.", stacklevel=2)
     return tuple(i for i, path in enumerate(paths) if path in names)
 

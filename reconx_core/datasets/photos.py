@@ -78,7 +78,7 @@ def mask_folders(folder: Path) -> list[Path]:
 
 def warn_of_unlisted(pictures: Sequence[Path], source: Path) -> None:
     """Warns of photos that lie with the ``pictures`` that ``source`` lists, and that it does not list."""
-    folders = {folder: folder.resolve() for folder in dict.fromkeys(p.parent for p in pictures) if folder.is_dir()}
+    folders = {folder: folder.resolve() for folder in dict.fromkeys(p.parent for p in pictures) if os.path.isdir(folder)}
     # By stem: of a photo in two formats one is listed.
     listed = {(folders[p.parent], p.stem) for p in pictures if p.parent in folders}
     places = dict.fromkeys(folders.values())
@@ -214,6 +214,6 @@ def _masks_among(pictures: Sequence[Path]) -> Iterator[Path]:
 
 def _pictures_named(folder: Path, stems: Iterable[str]) -> Iterator[Path]:
     """The folder's pictures with these stems, in their order; capitals do not count."""
-    listed = {name.lower(): name for name in os.listdir(folder)} if folder.is_dir() else {}
+    listed = {name.lower(): name for name in os.listdir(folder)} if os.path.isdir(folder) else {}
     wanted = (f"{stem}{suffix}".lower() for stem in stems for suffix in (".png", *SUFFIXES))
     return (folder / listed[name] for name in wanted if name in listed)

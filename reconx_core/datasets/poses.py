@@ -28,8 +28,8 @@ def make_usable(capture: Capture, source: Path) -> Capture:
     """The capture with its poses, which readers give in float64, made rigid and float32, relative to ``Capture.origin``.
 
     A pose with NaN or infinite numbers becomes None, and so do a few that are no rotations among others that are; a warning
-    names these. Scaled axes, as Blender, Unreal and Metashape export them, are normalised, with a warning. The origin is
-    (0, 0, 0) unless the cameras lie too far from it for single precision.
+    names these, and tells where no pose is left. Scaled axes, as Blender, Unreal and Metashape export them, are normalised,
+    with a warning. The origin is (0, 0, 0) unless the cameras lie too far from it for single precision.
 
     Raises:
         UserError: intrinsics are impossible, or most poses have no rotation but a shear or a mirror image; ``source`` and the
@@ -38,6 +38,7 @@ def make_usable(capture: Capture, source: Path) -> Capture:
     require_plausible(capture, source)
     given = [None if p.cam_to_world is None else p.cam_to_world.double() for p in capture.photos]
     poses = _make_all_rigid(given, [f"'{photo.name}' in {source}" for photo in capture.photos])
+    _warn_of_none_valid(given, poses, source)
     _warn_of_scale(given, poses, source)
     origin = _find_origin([pose[:3, 3] for pose in poses if pose is not None])
     moved = [None if pose is None else relative_to(pose, origin).float() for pose in poses]
@@ -101,6 +102,16 @@ def _affine(pose: Float[Tensor, "4 4"], label: str) -> Float[Tensor, "4 4"]:
 
 def _scale_error(pose: Float[Tensor, "4 4"]) -> float:
     return float((pose[:3, :3].norm(dim=0) - 1).abs().max())
+
+
+def _warn_of_none_valid(
+    given: Sequence[Float[Tensor, "4 4"] | None], poses: Sequence[Float[Tensor, "4 4"] | None], source: Path
+) -> None:
+    """Where some are left, the others are told by name when the photos are chosen; a file without any pose is no mistake."""
+    count = sum(pose is not None for pose in given)
+    if count and not any(pose is not None for pose in poses):
+        problem = f"None of the {count} poses in {source} is valid: all hold numbers that are not finite in single precision"
+        warnings.warn(f"{problem}; no pose is used, so export the cameras again if theirs are known.", stacklevel=3)
 
 
 def _warn_of_scale(

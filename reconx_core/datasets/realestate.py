@@ -24,6 +24,7 @@ from PIL import Image
 from torch import Tensor
 
 from reconx_core.datasets.capture import Capture, Photo, Split, pinhole
+from reconx_core.datasets.locate import is_path
 from reconx_core.datasets.nerfstudio import read_json
 from reconx_core.datasets.photos import find_photos
 from reconx_core.datasets.poses import make_usable
@@ -125,7 +126,7 @@ def read_index(file: Path) -> dict[str, Split]:
     listed = read_json(file)
     try:
         entries = {key: _only(entry) for key, entry in listed.items() if entry}
-        return {key: Split(_indices(entry["context"]), _indices(entry["target"])) for key, entry in entries.items()}
+        return {key: Split(as_indices(entry["context"]), as_indices(entry["target"])) for key, entry in entries.items()}
     except (AttributeError, KeyError, TypeError, ValueError):
         raise UserError(f"{file} should map each scene to its 'context' and 'target' views, or to null.") from None
 
@@ -137,7 +138,8 @@ def _only(entry: Any) -> Any:
     return entry
 
 
-def _indices(values: Iterable[int]) -> tuple[int, ...]:
+def as_indices(values: Iterable[int]) -> tuple[int, ...]:
+    """Numbers of views as a file lists them. Raises TypeError if they are none."""
     return tuple(map(operator.index, values))
 
 
@@ -167,7 +169,7 @@ def _index(folder: Path) -> dict[str, str]:
 @lru_cache(maxsize=8)
 def _parse_index(file: Path, modified: int) -> dict[str, str]:
     index = read_json(file)
-    if not isinstance(index, dict) or not all(isinstance(chunk, str) for chunk in index.values()):
+    if not isinstance(index, dict) or not all(map(is_path, (*index, *index.values()))):
         raise UserError(f"{file} should map each scene to the name of its chunk.")
     return index
 

@@ -23,7 +23,9 @@ def leave_out_unposed(photos: Sequence[Photo], chosen: Sequence[int], wanted: st
     warning tells.
     """
     unposed = [i for i in chosen if photos[i].cam_to_world is None]
-    if wanted not in ("auto", "posed") or not unposed or len(unposed) == len(chosen):
+    if wanted not in ("auto", "posed") or not unposed or all(photo.cam_to_world is None for photo in photos):
+        return set()
+    if wanted == "posed" and len(unposed) == len(chosen):  # `resolve_protocol` tells that there is none
         return set()
     if wanted == "auto" and 2 * len(unposed) > len(chosen):
         problem = f"Only {len(chosen) - len(unposed)} of {len(chosen)} photos have a usable pose"

@@ -251,6 +251,7 @@ def test_text_written_by_other_tools(tmp_path, points):
     [
         ("images.txt", "1 1 0 0 0 0 0\n", r"images\.txt: the line '1 1 0"),
         ("cameras.txt", "1 PINHOLE 16 12 9 10\n", r"cameras\.txt: camera 1 has 2 parameters, but PINHOLE has 4"),
+        ("images.txt", "1 1 0 0 0 0 0 0 1 a\0.png\n", r"images\.txt: 'a\\x00\.png' is no name of a picture"),
         ("cameras.txt", "2 PINHOLE 16 12 9 10 8 6\n", r"a\.png has camera 1, which is not in its cameras"),
     ],
 )
@@ -268,6 +269,13 @@ def test_an_image_without_a_valid_pose_is_left_out_by_name(tmp_path):
     file.write_text("".join("2 nan 0 0 0 0 0 0 1 b.png\n" if line.endswith(" b.png\n") else line for line in lines))
     with pytest.warns(UserWarning, match=r"1 of 3 images .* no valid pose, such as b\.png"):
         assert [p.name for p in colmap.read(tmp_path).photos] == ["a", "c"]
+    for value in ("nan", "1e999"):
+        file.write_text("".join(f"{i} 1 0 0 0 {value} 0 0 1 {name}\n" for i, name in enumerate(NAMES)))
+        with pytest.raises(UserError, match="has no images with a valid pose"):
+            colmap.read(tmp_path)
+    file.write_text("".join(f"{i} 1 0 0 0 1e300 0 0 1 {name}\n" for i, name in enumerate(NAMES)))
+    with pytest.warns(UserWarning, match="None of the 3 poses in .* is valid"):
+        assert all(photo.cam_to_world is None for photo in colmap.read(tmp_path).photos)
 
 
 def test_of_several_models_the_largest_is_used_and_said(tmp_path):

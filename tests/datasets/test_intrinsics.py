@@ -15,6 +15,7 @@ from reconx_core.datasets.intrinsics import require_plausible
 from reconx_core.errors import UserError
 
 POSE = torch.eye(4).tolist()
+LONG = 10**400  # an integer of JSON's that no float holds
 
 
 def capture_of(values, size=(300, 400), distortion=(0.0, 0.0, 0.0, 0.0)):
@@ -81,6 +82,8 @@ def write_transforms(folder, **top):
         ({"fl_x": -40, "fl_y": 40}, "focal length of -40 pixels"),
         ({"fl_x": 0.9, "w": 40, "h": 30}, "focal length of 0.9 pixels"),
         ({"fl_x": math.inf}, "fl_x = inf, which is not finite"),
+        *(({"fl_x": 40, key: LONG}, f"{key} = inf, which is not finite") for key in ("w", "cx", "k1", "camera_angle_x")),
+        ({"fl_x": -LONG}, "fl_x = -inf, which is not finite"),
         ({"fl_x": 40, "w": math.nan}, "w = nan, which is not finite"),
         ({"fl_x": 40, "w": -40, "h": -30}, "picture size of -40x-30"),
     ],
@@ -97,6 +100,9 @@ def test_cameras_of_colmap(tmp_path, camera):
     (tmp_path / "sparse" / "cameras.txt").write_text(f"1 PINHOLE {camera}\n")
     (tmp_path / "sparse" / "images.txt").write_text("".join(f"{i} 1 0 0 0 {i} 0 0 1 {n}.png\n\n" for i, n in enumerate("ab")))
     with pytest.raises(UserError, match=r"The camera of 'a' in .*sparse has"):
+        read(tmp_path)
+    (tmp_path / "sparse" / "cameras.txt").write_text(f"1 PINHOLE {LONG} 30 40 40 20 15\n")
+    with pytest.raises(UserError, match=r"cameras\.txt: camera 1 has a size of 401 digits"):
         read(tmp_path)
 
 

@@ -13,6 +13,11 @@ from reconx_core.settings import ViewsSettings
 from reconx_core.views import load_views
 
 IDENTITY = torch.eye(4).tolist()
+DEEP = "[" * 100_000  # more than Python's parser goes down
+NO_PATHS = [
+    pytest.param(name, id=str(i))
+    for i, name in enumerate(["a\0.png", "\ud800.png", "9" * 5000, "d" * 300 + "/a.png", "d/" * 3000 + "a.png"])
+]
 
 
 def write(folder, frames, **top):
@@ -247,6 +252,12 @@ def test_what_is_no_number_is_named(tmp_path):
         nerfstudio.read(tmp_path)
 
 
+def test_brackets_without_end_are_told_in_a_sentence(tmp_path):
+    (tmp_path / "transforms.json").write_text(DEEP)
+    with pytest.raises(UserError, match=r"transforms\.json: its brackets are nested too deeply"):
+        nerfstudio.read(tmp_path)
+
+
 def test_the_third_radial_coefficient_is_used(tmp_path):
     write(tmp_path, [frame("a.png"), frame("b.png", k3=0.01, **pose_at(1))], fl_x=10, w=16, h=12, k4=1e-9)
     assert [p.distortion for p in nerfstudio.read(tmp_path).photos] == [(0, 0, 0, 0), (0, 0, 0, 0, 0.01)]
@@ -272,6 +283,7 @@ def test_byte_order_marks_of_windows(tmp_path, encoding):
     ("text", "wrong"),
     [
         ("[1, 2]", r"split\.json should hold named splits"),
+        pytest.param(DEEP, r"split\.json: its brackets are nested too deeply", id="deep"),
         ("null", r"split\.json should hold named splits"),
         ('{"train_3": null}', r"split\.json: split 'train_3' should list frames by their numbers.* has None"),
         ('{"train_3": [0, null]}', r"'train_3' should list frames .* has \[0, None\]"),
@@ -294,7 +306,7 @@ def test_no_held_out_frames_may_be_written_as_null(tmp_path):
     assert dict(nerfstudio.read(tmp_path).splits) == {"train_2": ((0, 1), ())}
 
 
-@pytest.mark.parametrize("value", [5, True, ["m.png"]])
+@pytest.mark.parametrize("value", [5, True, ["m.png"], *NO_PATHS])
 def test_a_mask_path_that_is_none_is_named(tmp_path, value):
     write(tmp_path, [frame("a.png", mask_path=value)], fl_x=10, w=16, h=12)
     with pytest.raises(UserError, match=r"transforms\.json has mask_path = .*, which is no path"):
@@ -315,20 +327,30 @@ def test_file_names_of_a_split_that_no_frame_has_are_counted(tmp_path):
         assert dict(nerfstudio.read(tmp_path).splits) == {"filenames": ((0, 1), (2,))}
 
 
+def test_a_folder_with_escaped_letters_may_be_long_and_an_escaped_zero_is_no_picture(tmp_path):
+    folder = "%C3%A4" * 100
+    names = [f"{folder}/a.png", f"{folder}/b.png", f"{folder}/c.png", "%00/e.png"]
+    write_greys(tmp_path / ("ä" * 100), ["a.png", "b.png"])
+    frames = [frame(name, **pose_at(i)) for i, name in enumerate(names)]
+    (tmp_path / "transforms.json").write_text(json.dumps({"frames": frames, "fl_x": 10, "w": 16, "h": 12}))
+    with pytest.warns(UserWarning, match="There is no picture .*(c|e).png.* is left out"):
+        assert load_views(tmp_path, ViewsSettings(split="all")).names == ("a", "b")
+
+
 @pytest.mark.parametrize("model", ["opencv", "Pinhole", None])
 def test_a_camera_model_in_small_letters_or_null(tmp_path, model):
     write(tmp_path, [frame("a.png")], fl_x=10, w=16, h=12, camera_model=model)
     assert nerfstudio.read(tmp_path).photos[0].intrinsics is not None
 
 
-@pytest.mark.parametrize("path", [None, "", 5])
+@pytest.mark.parametrize("path", [None, "", 5, *NO_PATHS])
 def test_a_frame_without_a_path_costs_itself_only_and_splits_count_it(tmp_path, path):
     write(tmp_path, [frame("a.png"), frame("b.png"), frame("c.png")], fl_x=10, w=16, h=12)
     meta = json.loads((tmp_path / "transforms.json").read_text())
     meta["frames"].insert(1, frame(path))
     (tmp_path / "transforms.json").write_text(json.dumps(meta))
     (tmp_path / "split.json").write_text('{"train_2": [0, 2], "test": [3]}')
-    with pytest.warns(UserWarning, match=r"1 of 4 frames in .*transforms\.json have no file_path, such as frame 1"):
+    with pytest.warns(UserWarning, match=r"1 of 4 frames in .*transforms\.json have no usable file_path, such as frame 1"):
         capture = nerfstudio.read(tmp_path)
     assert [p.name for p in capture.photos] == ["a", "b", "c"]
     assert dict(capture.splits) == {"train_2": ((0, 1), (2,))}

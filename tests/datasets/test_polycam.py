@@ -77,7 +77,8 @@ def test_scaled_axes_are_normalised_and_unknown_poses_left_open(tmp_path):
     rotation = {key: 2 * value for key, value in camera.items() if key.startswith("t_") and not key.endswith("3")}
     (cameras / "100.json").write_text(json.dumps(camera | rotation))
     (cameras / "101.json").write_text(json.dumps(camera | {"t_03": None}))
+    (cameras / "102.json").write_text(json.dumps(camera | {"t_03": 10**400}))
     with pytest.warns(UserWarning, match=r"1 of 5 poses in .*cameras have scaled axes \(by 2\)"):
-        scaled, unknown, *_ = read(tmp_path).photos
+        scaled, unknown, endless, *_ = read(tmp_path).photos
     torch.testing.assert_close(scaled.cam_to_world, hall.photos[0].cam_to_world, atol=2e-6, rtol=0)
-    assert unknown.cam_to_world is None
+    assert unknown.cam_to_world is endless.cam_to_world is None

@@ -121,13 +121,34 @@ def test_only_cameras_far_from_zero_are_moved(tmp_path, positions, origin):
     assert make_usable(capture_at(positions), tmp_path).origin == origin
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), None, 1e300])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), None, 1e300, pytest.param(10**400, id="400 digits")])
 def test_an_unknown_pose_costs_its_own_photo_only(tmp_path, value):
     write(tmp_path, lambda frames: frames[2]["transform_matrix"][1].__setitem__(3, value))
     with pytest.warns(UserWarning, match=r"1 of 5 photos have no usable pose.*'view_002'.*left out"):
         views = load_views(tmp_path, ViewsSettings(split="all"))
     assert (views.protocol, len(views)) == ("posed", 4)
     assert torch.equal(views.cameras.cam_to_world, cameras_of(tiny_hall()).cam_to_world[[0, 1, 3, 4]])
+
+
+@pytest.mark.parametrize("value", [float("nan"), None, -1e300])
+def test_poses_that_are_all_unknown_are_not_dropped_without_a_word(tmp_path, value):
+    write(tmp_path, lambda frames: [frame["transform_matrix"][1].__setitem__(3, value) for frame in frames])
+    with pytest.warns(UserWarning, match=r"None of the 5 poses in .*transforms\.json is valid"):
+        assert load_views(tmp_path, ViewsSettings(split="all")).protocol == "intrinsics"
+
+
+def test_unknown_poses_of_all_chosen_photos_are_told(tmp_path):
+    write(tmp_path, lambda frames: [frame["transform_matrix"][1].__setitem__(3, None) for frame in frames[:3]])
+    with pytest.warns(UserWarning, match="Only 0 of 3 photos have a usable pose"):
+        assert load_views(tmp_path, ViewsSettings(split="views:0,1:2")).protocol == "intrinsics"
+    with pytest.raises(UserError, match="needs cameras"):
+        load_views(tmp_path, ViewsSettings(split="views:0,1:2", protocol="posed"))
+
+
+def test_photos_without_any_pose_are_no_mistake(tmp_path, recwarn):
+    write(tmp_path, lambda frames: [frame.pop("transform_matrix") for frame in frames])
+    assert load_views(tmp_path, ViewsSettings(split="all")).protocol == "intrinsics"
+    assert not recwarn
 
 
 def test_a_frame_without_a_pose_costs_itself_only_and_none_where_cameras_are_estimated(tmp_path):
@@ -180,8 +201,16 @@ def test_unknown_poses_of_llff(tmp_path):
     rows[1][3] = np.inf
     rows[2][4] = np.nan  # its height
     np.save(tmp_path / "poses_bounds.npy", np.array(rows))
-    with pytest.warns(UserWarning, match="2 of 4"):
+    with (
+        pytest.warns(UserWarning, match="1 of 4 photos have no usable pose"),
+        pytest.warns(UserWarning, match="focal length.*'2'"),
+    ):
         assert load_views(tmp_path, ViewsSettings(split="all")).names == ("0", "3")
+    rows = np.array(rows)
+    rows[:, 14] = np.nan
+    np.save(tmp_path / "poses_bounds.npy", rows)
+    with pytest.warns(UserWarning, match="photos have a pose, but no focal length"):
+        assert load_views(tmp_path, ViewsSettings(split="all")).protocol == "unposed"
 
 
 def test_unknown_poses_of_realestate(tmp_path):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from small_captures import cameras_of, tiny_hall
 
-from reconx_core.datasets import procedural, read
+from reconx_core.datasets import procedural, read, scene_names
 from reconx_core.datasets.solids import first_hit
 from reconx_core.errors import UserError
 from reconx_core.geometry.transforms import project, transform, unproject
@@ -127,12 +127,37 @@ def test_seed_ranges_are_several_scenes():
         ("room?sede=1", "sede"),
         ("room?seed=one", "seed"),
         ("room?views=1", "views"),
-        ("room?fov=170", "fov"),
+        ("room?fov=170", "fov should be from 10 to 120, not 170"),
+        ("room?fov=nan", "fov should be from 10 to 120, not nan"),
+        ("room?arc=nan", "arc should be from 0 to 330, not nan"),
+        ("room?arc=inf", "arc should be from 0 to 330, not inf"),
+        ("room?arc=-5", "arc should be from 0 to 330"),
+        ("room?views=99999999999", "views should be from 2 to 1000"),
+        ("room?width=99999999999", "width should be from 16"),
+        ("room?seed=1&seed=2", "'seed' is given more than once"),
+        ("", "no scene is named; there are room, hall"),
+        ("?seed=1", "no scene is named"),
     ],
 )
 def test_wrong_specs_are_explained(spec, wrong):
     with pytest.raises(UserError, match=wrong):
         read(Path(f"procedural:{spec}"))
+
+
+@pytest.mark.parametrize(
+    ("spec", "wrong"),
+    [
+        ("hall?seed=5..1", r"the range of seeds ends before it begins.* give 1\.\.5"),
+        ("room?seed=0..99999999999", "the range of seeds is 100,000,000,000 scenes; at most 100,000"),
+        ("room?seed=0.." + "9" * 5000, "at most 18 digits"),
+        ("?seed=0..1", "no scene is named"),
+        ("room?seed=0..1&seed=3", "'seed' is given more than once"),
+        ("room?seed=1..", "'seed=1..' should be a number"),
+    ],
+)
+def test_wrong_ranges_are_explained(spec, wrong):
+    with pytest.raises(UserError, match=wrong):
+        scene_names(Path(f"procedural:{spec}"))
 
 
 def test_transform_of_look_at():

@@ -122,7 +122,7 @@ def test_folders_of_many_scenes_are_no_scene(split):
         read(split / "unknown")
 
 
-@pytest.mark.parametrize("text", [None, "{", "[]", '{"b1": 3}'])
+@pytest.mark.parametrize("text", [None, "{", "[]", '{"b1": 3}', r'{"b1": "\u0000.torch"}', r'{"\ud800": "000000.torch"}'])
 def test_chunks_need_a_good_index(split, text):
     (split / "index.json").unlink()
     if text is not None:

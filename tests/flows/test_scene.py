@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,6 +13,7 @@ from rich.console import Console
 from flows import scene
 from flows.runs.results import _origin_of
 from reconx_core import datasets, export
+from reconx_core.errors import UserError
 from reconx_core.export.dataset import write_photos
 from reconx_core.settings import Settings
 from reconx_core.types import Cameras, Gaussians, PointCloud, Views
@@ -58,6 +60,14 @@ def test_a_scene_near_zero_is_as_before(tmp_path):
     expected = torch.stack([photo.cam_to_world for photo in datasets.read(tmp_path).photos])
     for origin in (None, (0.0, 0.0, 0.0)):
         assert torch.equal(scene.load_cameras(tmp_path / "transforms.json", origin).cam_to_world, expected)
+
+
+@pytest.mark.parametrize("noted", [5, "123", [1, 2], ["a", 1, 2], [1, 2, math.inf], None])
+def test_an_origin_that_is_no_point_is_told_in_a_sentence(folder, noted):
+    file = folder / "cameras" / "transforms.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"scene_origin": noted}))
+    with pytest.raises(UserError, match=r"transforms\.json has scene_origin = .*, which is no point"):
+        scene.load_cameras(file, None)
 
 
 @pytest.mark.parametrize(("protocol", "origin"), [("auto", UTM), ("unposed", (0, 0, 0))])

@@ -152,7 +152,7 @@ def read_config(path: Path | None) -> dict[str, Any]:
         params = given.get("model", given.get("config", given))["params"]
         nested = {name: {**PUBLISHED[name], **params[name]["params"]} for name in PUBLISHED if name.endswith("_config")}
         return {**PUBLISHED, **params, **given.get("clip", {}), **nested}
-    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError, AttributeError, RecursionError) as error:
         what = f"{type(error).__name__}: {error}".splitlines()[0]
         raise UserError(f"'{path}' is not a model's YAML file as DynamiCrafter and ViewCrafter have them ({what}).") from None
 

@@ -87,6 +87,13 @@ def test_a_scans_targets_are_one_split(real_data, monkeypatch, tmp_path):
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("lists", [[1], {"train_3": 5, "test": [1]}, {"train_3": ["x"], "test": [1]}, None])
+def test_an_index_of_another_form_is_told_in_a_sentence(tmp_path, lists):
+    (tmp_path / "index.json").write_text(json.dumps({"scenes": {"garden": lists}}))
+    with pytest.raises(UserError, match=r"index\.json should list each scene's 'train_3' and 'test' views"):
+        read_splits(tmp_path / "index.json", 3)
+
+
 def test_a_missing_index_says_where_it_comes_from(monkeypatch, tmp_path):
     monkeypatch.delenv("RECONX_DATA", raising=False)
     with pytest.raises(UserError, match=r"needs pixelsplat_acid.json .*dcharatan/pixelsplat.*or give --index FILE"):
