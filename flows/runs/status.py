@@ -91,9 +91,9 @@ def _state(request: RunRequest, tasks: list[TaskState]) -> str:
         return f"{began}, ended"
     running = request.running()
     if running:
-        return f"{began}, running for {format_duration(time.time() - request.started)} (process {request.process['pid']})"
+        return f"{began}, running for {format_duration(time.time() - request.started)} (process {request.process.pid})"
     if running is None:
-        return f"{began} on {request.process['host']}, not ended; whether it still runs cannot be seen from this machine"
+        return f"{began} on {request.process.host}, not ended; whether it still runs cannot be seen from this machine"
     return f"{began}, stopped before its end"
 
 
