@@ -18,9 +18,9 @@ from reconx_core import export
 from reconx_core.datasets import nerfstudio
 from reconx_core.datasets.poses import relative_to
 from reconx_core.errors import UserError
-from reconx_core.export.origin import NO_ORIGIN, Origin
+from reconx_core.export.origin import NO_ORIGIN, Origin, parse_origin
 from reconx_core.io import video as video_io
-from reconx_core.io.files import require_writable
+from reconx_core.io.files import explain_disk, require_writable, require_writable_file
 from reconx_core.io.images import write_png
 from reconx_core.metrics.pictures import render_path
 from reconx_core.reporting.viewer import show_scene
@@ -51,7 +51,7 @@ def load_scene(path: Path) -> Gaussians:
 
 
 def scene_origin(path: Path) -> Origin | None:
-    """Where a scene's zero lies in its dataset's frame; None for formats in which that cannot be noted."""
+    """Where a scene's zero lies in its dataset's frame; None if that is not known, as in formats that cannot note it."""
     path = path / "scene.ply" if path.is_dir() else path
     return None if path.suffix == ".splat" else export.read_origin(path)
 
@@ -72,20 +72,27 @@ def load_cameras(path: Path, origin: Origin | None = NO_ORIGIN) -> Cameras:
         raise UserError(f"The cameras in {path} need poses, intrinsics and one image size.")
     height, width = photos[0].size  # type: ignore[misc]
     intrinsics, poses = [p.intrinsics for p in photos], torch.stack([p.cam_to_world for p in photos])  # type: ignore[misc]
-    noted = nerfstudio.read_json(path).get("scene_origin", NO_ORIGIN) if origin is None else origin
+    noted = origin or parse_origin(nerfstudio.read_json(path).get("scene_origin", NO_ORIGIN))
+    if noted is None:
+        raise UserError(f"The scene_origin in {path} should be three numbers.")
     poses = relative_to(poses, [zero - own for zero, own in zip(noted, capture.origin)]).float()
     return Cameras(torch.stack(intrinsics), poses, width, height)  # type: ignore[arg-type]
 
 
 def render(scene: Path, out: Path, cameras: Path | None, frames: int, console: Console) -> None:
-    """A clip (``out`` ends in .mp4) or a folder of PNGs along a smooth path through the cameras."""
+    """A clip (``out`` ends in .mp4) or a folder of PNGs along a smooth path through the cameras.
+
+    Raises:
+        UserError: no scene or cameras, ``out`` ends in something else, or it cannot be written.
+    """
+    clip = _is_clip(out)
     beside = (scene if scene.is_dir() else scene.parent) / "cameras" / "transforms.json"
     with notes(console):
         gaussians, path = load_scene(scene), load_cameras(cameras or beside, scene_origin(scene))
-    require_writable(out.parent if out.suffix == ".mp4" else out)
-    with console.status(f"Rendering {frames} frames"):
+    (require_writable_file if clip else require_writable)(out)
+    with console.status(f"Rendering {frames} frames"), _explained(out):
         images = render_path(gaussians, path, frames)
-        if out.suffix == ".mp4":
+        if clip:
             video_io.write_mp4(out, images)
         else:
             for i, image in enumerate(images):
@@ -93,18 +100,38 @@ def render(scene: Path, out: Path, cameras: Path | None, frames: int, console: C
     console.print(f"{frames} frames of {path.width}x{path.height} in {out}", soft_wrap=True)
 
 
+def _is_clip(out: Path) -> bool:
+    """Whether frames go into a clip, or into a folder: one that is there, or whose name does not look like a file's."""
+    if out.suffix and out.suffix.lower() != ".mp4" and not out.is_dir():
+        raise UserError(f"'{out}' should end in .mp4 for a clip, or have no ending for a folder of PNGs.")
+    return out.suffix.lower() == ".mp4"
+
+
+@contextmanager
+def _explained(out: Path) -> Iterator[None]:
+    """Errors of the file system, on writing ``out``, as a UserError."""
+    try:
+        yield
+    except OSError as error:
+        raise explain_disk(error, out.parent) from error
+
+
 def convert(scene: Path, out: Path, console: Console) -> None:
-    """Gaussians to the format that ``out`` ends in."""
-    with notes(console):
-        gaussians = load_scene(scene)
+    """Gaussians to the format that ``out`` ends in.
+
+    Raises:
+        UserError: no scene, ``out`` ends in something else, or it cannot be written.
+    """
     if out.suffix not in FORMATS:
         raise UserError(f"'{out}' should end in {' or '.join(FORMATS)}.")
-    require_writable(out.parent)
-    origin = scene_origin(scene) or NO_ORIGIN
-    if out.suffix == ".ply":
-        export.write_ply(out, gaussians, origin)
-    else:
-        export.write_splat(out, gaussians)
+    with notes(console):
+        gaussians, origin = load_scene(scene), scene_origin(scene) or NO_ORIGIN
+    require_writable_file(out)
+    with _explained(out):
+        if out.suffix == ".ply":
+            export.write_ply(out, gaussians, origin)
+        else:
+            export.write_splat(out, gaussians)
     note = f", relative to ({', '.join(map(str, origin))}) in the frame of the given cameras" if any(origin) else ""
     console.print(f"{len(gaussians):,} Gaussians in {out}{note}", soft_wrap=True)
 
