@@ -97,7 +97,7 @@ def render(scene: Path, out: Path, cameras: Path | None, frames: int, console: C
         else:
             for i, image in enumerate(images):
                 write_png(out / f"{i:04d}.png", image)
-    console.print(f"{frames} frames of {path.width}x{path.height} in {out}", soft_wrap=True)
+    console.print(f"{frames} frames of {path.width}x{path.height} in {out}", soft_wrap=True, markup=False)
 
 
 def _is_clip(out: Path) -> bool:
@@ -133,7 +133,7 @@ def convert(scene: Path, out: Path, console: Console) -> None:
         else:
             export.write_splat(out, gaussians)
     note = f", relative to ({', '.join(map(str, origin))}) in the frame of the given cameras" if any(origin) else ""
-    console.print(f"{len(gaussians):,} Gaussians in {out}{note}", soft_wrap=True)
+    console.print(f"{len(gaussians):,} Gaussians in {out}{note}", soft_wrap=True, markup=False)
 
 
 def view(scene: Path, port: int, console: Console) -> None:

@@ -34,7 +34,7 @@ def compare(names: list[str], console: Console, out: Path | None = None) -> None
         _print_failures(console, run)
     if out is not None:
         write_comparison(out, runs, pairs)
-        console.print(f"Side by side, with pictures: {out}", soft_wrap=True)
+        console.print(f"Side by side, with pictures: {out}", soft_wrap=True, markup=False)
 
 
 def _print_pair(console: Console, pair: Pair) -> None:

@@ -48,7 +48,7 @@ def table(name: str, runs: list[str], out: Path, console: Console) -> None:
             write_atomic(out / f"{name}.{ending}", shown(content).encode())
     except OSError as error:
         raise explain_disk(error, out) from error
-    console.print(f"Saved as {out / name}.md, .csv and .tex", soft_wrap=True)
+    console.print(f"Saved as {out / name}.md, .csv and .tex", soft_wrap=True, markup=False)
 
 
 def add_runs(published: PaperTable, runs: Iterable[Run], newest: bool = False) -> PaperTable:

@@ -43,7 +43,7 @@ class Display(Monitor):
         self.reported: set[tuple[str, str]] = set()
         self.failures: set[str] = set()
         self.lock = threading.Lock()
-        columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeLeft()
+        columns = TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn(), TimeLeft()
         self.progress = Progress(*columns, console=console, transient=True, auto_refresh=False)
         self.bar = self.progress.add_task("starting", total=None)
 
@@ -69,7 +69,7 @@ class Display(Monitor):
         if self.quiet:
             return
         where = f"{scene}  " if self.many else ""
-        self.console.print(f"  {where}{stage:<11}{describe(measured, cached)}", highlight=False)
+        self.console.print(f"  {where}{stage:<11}{describe(measured, cached)}", highlight=False, markup=False)
         for note in (measured or {}).get("notes", []) if cached else []:
             self.say(note)
 
@@ -86,7 +86,9 @@ class Display(Monitor):
                 self.left.pop(pair, None)
                 self.running.pop(pair, None)
         if self.many and not known and not self.quiet:
-            self.console.print(f"  [red]{scene} failed in {stage}:[/red] {escape(error)}", highlight=False, soft_wrap=True)
+            self.console.print(
+                f"  [red]{escape(scene)} failed in {stage}:[/red] {escape(error)}", highlight=False, soft_wrap=True
+            )
 
     def repaired(self, stage: str, scene: str, damage: str) -> None:
         self.say(f"The store entry {damage}; it is removed and computed again.")
