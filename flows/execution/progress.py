@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 import threading
 import time
@@ -17,6 +16,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn,
 from rich.text import Text
 
 from reconx_core.cache.store import MEASURED
+from reconx_core.io.checked import find_object
 from reconx_core.settings import STAGES
 from tasks.execute import Monitor
 
@@ -143,7 +143,7 @@ def expected_seconds(root: Path) -> dict[str, float]:
     expected = {stage: float(seconds) for stage, seconds in _FIRST_GUESS.items()}
     for stage in STAGES:
         files = sorted((root / stage).glob(f"*/{MEASURED}"), key=lambda p: p.stat().st_mtime)[-_RECENT:]
-        times = [json.loads(file.read_text())["seconds"] for file in files]
+        times = [seconds for file in files if (seconds := find_object(file).get("seconds")) is not None]
         if times:
             expected[stage] = statistics.median(times)
     return expected

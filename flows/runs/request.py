@@ -19,7 +19,7 @@ from flows.execution.plan import ScenePlan, with_split
 from flows.runs.registry import known_runs, register_start
 from reconx_core.cache import store
 from reconx_core.errors import UserError
-from reconx_core.io.checked import check_shape, read_object
+from reconx_core.io.checked import check_shape, find_object, read_object
 from reconx_core.io.files import explain_disk, write_json
 from reconx_core.settings import STAGES, Settings, parse_settings
 from tasks.execute import environment_of, parts_of, source_digest
@@ -223,7 +223,4 @@ def _process() -> dict[str, Any]:
 
 
 def _started(record: Path) -> float | None:
-    try:
-        return read_object(record).get("started")
-    except UserError:
-        return None
+    return find_object(record).get("started")

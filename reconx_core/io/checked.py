@@ -30,6 +30,14 @@ def read_object(file: Path) -> dict[str, Any]:
     return content
 
 
+def find_object(file: Path) -> dict[str, Any]:
+    """The JSON object in a file that serves only to tell more; empty where the file is missing or damaged."""
+    try:
+        return read_object(file)
+    except UserError:
+        return {}
+
+
 def check_shape(content: dict[str, Any], shape: type[Shape], file: Path | str) -> Shape:
     """What a file holds, as ``shape`` says that it should.
 

@@ -11,6 +11,7 @@ from processes import wait_until
 from standins import write_folder
 
 from flows.evaluate import make_plans, make_request
+from flows.execution.progress import expected_seconds
 from flows.runs.garbage import collect_garbage
 from flows.runs.request import read_request, record_request
 from reconx_core import splats
@@ -171,3 +172,14 @@ def test_a_damaged_record_is_no_end_of_a_run(photos, tmp_path):
     for content in ("[1]", "{"):
         (tmp_path / "out" / "run.json").write_text(content)
         assert not read_request(tmp_path / "out").finished()
+
+
+def test_damaged_measurements_and_failures_are_none(reconx, tiny, status, data, tmp_path):
+    reconx("evaluate", data, "-o", "out", "--store", "store")
+    for content in ("{", "[1]", "{}"):
+        for file in (*(tmp_path / "store").glob("*/*/measured.json"), *(tmp_path / "store" / ".failed").glob("*/*.json")):
+            file.write_text(content)
+        table, _ = status("out")
+        assert table["views"] == [1, 0, 1, 2]  # done, failed, to do, of
+        assert reconx("why", "attic", "views", "--run", "out").code == 0
+        assert expected_seconds(tmp_path / "store")["views"] > 0
