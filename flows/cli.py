@@ -15,7 +15,7 @@ from rich.console import Console
 from reconx_core.errors import UserError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
-console = Console(highlight=False)
+console = Console(highlight=False, emoji=False)  # names may hold ':smile:'
 
 PresetOption = Annotated[str | None, typer.Option("--preset", "-p", help="default, permissive, paper, or a YAML file.")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", "-S", metavar="STAGE.KEY=VALUE", help="Change one setting.")]
@@ -39,6 +39,7 @@ def main() -> None:
     """Entry point: a user's mistake ends with one sentence and exit code 2."""
     print_any_name()
     try:
+        refuse_empty(sys.argv[1:])
         app()
     except UserError as error:
         print(f"reconx: {error}", file=sys.stderr)
@@ -46,6 +47,15 @@ def main() -> None:
     except KeyboardInterrupt:
         print("reconx: interrupted; run the same command again to go on from here.", file=sys.stderr)
         sys.exit(130)
+
+
+def refuse_empty(arguments: list[str]) -> None:
+    """Raise UserError where an argument is empty, as of an unset variable: an empty path would be the current folder."""
+    for before, given in zip(["", *arguments], arguments):
+        option, _, value = given.partition("=") if given.startswith("--") and "=" in given else (before, "", given)
+        if not value:
+            where = f"What follows {option}" if option.startswith("-") else "An argument"
+            raise UserError(f"{where} is empty; give a path, a name or a value, or leave it out.")
 
 
 def print_any_name() -> None:
@@ -114,12 +124,12 @@ def evaluate(
 ) -> None:
     """Reconstruct and score every scene of a dataset; exit code 1 if a scene failed."""
     from flows.evaluate import evaluate as run
-    from flows.evaluate import make_request, next_free
+    from flows.evaluate import make_request, next_free, split_names
     from flows.execution.memory import apply_vram
     from flows.execution.run import default_store
 
     overrides = ([f"views.split={split}"] if split else []) + (set_ or [])
-    only = tuple(name.strip() for name in scenes.split(",")) if scenes else ()
+    only = split_names(scenes) if scenes is not None else ()
     request = make_request(dataset, preset, overrides, protocol, views, index, only, seeds, ablation)
     request = replace(request, settings=apply_vram(request.settings, vram, overrides, console))
     out = out or next_free(Path("runs"), Path(request.dataset.split("?")[0].replace("procedural:", "")).name)

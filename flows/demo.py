@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 
 from flows.evaluate import EvaluationRequest, evaluate
 from flows.execution.run import resolve_settings
@@ -18,7 +19,7 @@ SETTINGS = ["views.protocol=unposed"]
 
 def main(folder: Path) -> int:
     """Write the photos into ``folder/photos``, evaluate them into ``folder/run``; returns the exit code."""
-    console = Console(highlight=False)
+    console = Console(highlight=False, emoji=False)
     write_photos(folder / "photos", console)
     request = EvaluationRequest(str(folder / "photos"), resolve_settings(None, SETTINGS))
     return int(evaluate(request, folder / "run", folder / "store", console) > 0)
@@ -30,9 +31,9 @@ def write_photos(folder: Path, console: Console) -> None:
     from reconx_core.export import dataset as write
 
     for name, spec in scene_names(Path(SCENES)):
-        with console.status(f"Photographing {name}"):
+        with console.status(f"Photographing {escape(name)}"):
             paths = write.write_photos(read(spec), folder / name)
-        console.print(f"{len(paths)} photos of a procedural room in {folder / name / 'images'}", soft_wrap=True)
+        console.print(f"{len(paths)} photos of a procedural room in {folder / name / 'images'}", soft_wrap=True, markup=False)
 
 
 if __name__ == "__main__":

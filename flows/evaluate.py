@@ -49,7 +49,9 @@ def evaluate(
     start, started = time.monotonic(), time.time()
     check_dataset(request.dataset)
     require_writable(out)
-    console.print(f"Evaluating {request.dataset} (geometry by {request.settings.pointcloud.backend})", soft_wrap=True)
+    console.print(
+        f"Evaluating {request.dataset} (geometry by {request.settings.pointcloud.backend})", soft_wrap=True, markup=False
+    )
 
     def plans() -> list[ScenePlan]:
         from flows.runs import tracking
@@ -69,7 +71,7 @@ def evaluate(
         record = write_row(request, row, of_row, out / row, root, console, started)
         tables.print_made(console, record, out / row, time.monotonic() - start)
     if request.ablation:
-        console.print(f"All rows as one table: reconx table ablation {out}", soft_wrap=True)
+        console.print(f"All rows as one table: reconx table ablation {out}", soft_wrap=True, markup=False)
     return sum(run.error is not None for run in runs)
 
 
@@ -100,6 +102,18 @@ def make_request(
     if named is None and index is not None:
         named = Protocol(name=index.stem, title=index.stem, views=(0,), index={0: str(index)})
     return EvaluationRequest(dataset, settings, only, named, index, seeds, ablation)
+
+
+def split_names(text: str) -> tuple[str, ...]:
+    """The names of scenes in ``--scenes a,b``.
+
+    Raises:
+        UserError: there is none.
+    """
+    names = tuple(name for part in text.split(",") if (name := part.strip()))
+    if not names:
+        raise UserError(f"'--scenes {text}' names no scene; give one or several, separated by commas.")
+    return names
 
 
 def check_dataset(dataset: str) -> None:

@@ -26,7 +26,7 @@ def reconstruct(source: str, out: Path, settings: Settings, root: Path, console:
     if not source.startswith("procedural:") and not Path(source).exists():
         raise UserError(f"There is no '{source}'; give a folder of photos, a video or a dataset.")
     require_writable(out)
-    console.print(f"Reconstructing {source} (geometry by {settings.pointcloud.backend})", soft_wrap=True)
+    console.print(f"Reconstructing {source} (geometry by {settings.pointcloud.backend})", soft_wrap=True, markup=False)
 
     def plans() -> list[ScenePlan]:
         from flows.runs.request import record_request

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-import math
 import threading
 import warnings
 from collections.abc import Iterator
@@ -19,9 +18,9 @@ from reconx_core import export
 from reconx_core.datasets import nerfstudio
 from reconx_core.datasets.poses import relative_to
 from reconx_core.errors import UserError
-from reconx_core.export.origin import NO_ORIGIN, Origin
+from reconx_core.export.origin import NO_ORIGIN, Origin, parse_origin
 from reconx_core.io import video as video_io
-from reconx_core.io.files import require_writable
+from reconx_core.io.files import explain_disk, require_writable, require_writable_file
 from reconx_core.io.images import write_png
 from reconx_core.metrics.pictures import render_path
 from reconx_core.names import quoted
@@ -53,7 +52,7 @@ def load_scene(path: Path) -> Gaussians:
 
 
 def scene_origin(path: Path) -> Origin | None:
-    """Where a scene's zero lies in its dataset's frame; None for formats in which that cannot be noted."""
+    """Where a scene's zero lies in its dataset's frame; None if that is not known, as in formats that cannot note it."""
     path = path / "scene.ply" if path.is_dir() else path
     return None if path.suffix == ".splat" else export.read_origin(path)
 
@@ -82,45 +81,66 @@ def load_cameras(path: Path, origin: Origin | None = NO_ORIGIN) -> Cameras:
 def _noted_origin(file: Path) -> Origin:
     """The ``scene_origin`` of a ``transforms.json``. Raises UserError if it is no point."""
     noted = nerfstudio.read_json(file).get("scene_origin", NO_ORIGIN)
-    try:
-        x, y, z = map(nerfstudio.to_number, [] if isinstance(noted, str) else noted)
-    except (TypeError, ValueError):
-        x = y = z = math.nan
-    if not all(map(math.isfinite, (x, y, z))):
+    if (origin := parse_origin(noted)) is None:
         raise UserError(f"{file} has scene_origin = {quoted(noted)}, which is no point of three finite numbers.")
-    return x, y, z
+    return origin
 
 
 def render(scene: Path, out: Path, cameras: Path | None, frames: int, console: Console) -> None:
-    """A clip (``out`` ends in .mp4) or a folder of PNGs along a smooth path through the cameras."""
+    """A clip (``out`` ends in .mp4) or a folder of PNGs along a smooth path through the cameras.
+
+    Raises:
+        UserError: no scene or cameras, ``out`` ends in something else, or it cannot be written.
+    """
+    clip = _is_clip(out)
     beside = (scene if scene.is_dir() else scene.parent) / "cameras" / "transforms.json"
     with notes(console):
         gaussians, path = load_scene(scene), load_cameras(cameras or beside, scene_origin(scene))
-    require_writable(out.parent if out.suffix == ".mp4" else out)
-    with console.status(f"Rendering {frames} frames"):
+    (require_writable_file if clip else require_writable)(out)
+    with console.status(f"Rendering {frames} frames"), _explained(out):
         images = render_path(gaussians, path, frames)
-        if out.suffix == ".mp4":
+        if clip:
             video_io.write_mp4(out, images)
         else:
             for i, image in enumerate(images):
                 write_png(out / f"{i:04d}.png", image)
-    console.print(f"{frames} frames of {path.width}x{path.height} in {out}", soft_wrap=True)
+    console.print(f"{frames} frames of {path.width}x{path.height} in {out}", soft_wrap=True, markup=False)
+
+
+def _is_clip(out: Path) -> bool:
+    """Whether frames go into a clip, or into a folder: one that is there, or whose name does not look like a file's."""
+    if out.suffix and out.suffix.lower() != ".mp4" and not out.is_dir():
+        raise UserError(f"'{out}' should end in .mp4 for a clip, or have no ending for a folder of PNGs.")
+    return out.suffix.lower() == ".mp4"
+
+
+@contextmanager
+def _explained(out: Path) -> Iterator[None]:
+    """Errors of the file system, on writing ``out``, as a UserError."""
+    try:
+        yield
+    except OSError as error:
+        raise explain_disk(error, out.parent) from error
 
 
 def convert(scene: Path, out: Path, console: Console) -> None:
-    """Gaussians to the format that ``out`` ends in."""
-    with notes(console):
-        gaussians = load_scene(scene)
+    """Gaussians to the format that ``out`` ends in.
+
+    Raises:
+        UserError: no scene, ``out`` ends in something else, or it cannot be written.
+    """
     if out.suffix not in FORMATS:
         raise UserError(f"'{out}' should end in {' or '.join(FORMATS)}.")
-    require_writable(out.parent)
-    origin = scene_origin(scene) or NO_ORIGIN
-    if out.suffix == ".ply":
-        export.write_ply(out, gaussians, origin)
-    else:
-        export.write_splat(out, gaussians)
+    with notes(console):
+        gaussians, origin = load_scene(scene), scene_origin(scene) or NO_ORIGIN
+    require_writable_file(out)
+    with _explained(out):
+        if out.suffix == ".ply":
+            export.write_ply(out, gaussians, origin)
+        else:
+            export.write_splat(out, gaussians)
     note = f", relative to ({', '.join(map(str, origin))}) in the frame of the given cameras" if any(origin) else ""
-    console.print(f"{len(gaussians):,} Gaussians in {out}{note}", soft_wrap=True)
+    console.print(f"{len(gaussians):,} Gaussians in {out}{note}", soft_wrap=True, markup=False)
 
 
 def view(scene: Path, port: int, console: Console) -> None:

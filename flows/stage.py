@@ -56,7 +56,7 @@ def run_stage(stage: str, root: Path, console: Console, artifacts: Path = ARTIFA
     # Under the stage's name: the artifacts of the other stages are other runs' to keep.
     register_end(root, folder, [reference for run in runs for reference in run.references.values()])
     for name, error in failed.items():
-        console.print(f"[red]{name} failed in {escape(error)}[/red]", soft_wrap=True)
+        console.print(f"[red]{escape(f'{name} failed in {error}')}[/red]", soft_wrap=True)
     if not done:
         raise UserError(f"Every scene failed: {'; '.join(failed.values())}")
 

@@ -98,7 +98,7 @@ def train(settings: TrainSettings, out: Path, root: Path, console: Console, work
             save_pipeline(pipeline, out / "model")
             log.finish()
         processes.destroy_process_group()
-    console.print(f"The model is in {out / 'model'}", soft_wrap=True)
+    console.print(f"The model is in {out / 'model'}", soft_wrap=True, markup=False)
 
 
 def contents_of(pipeline: Any, settings: TrainSettings) -> Contents:

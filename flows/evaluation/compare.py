@@ -11,6 +11,7 @@ from rich.table import Table
 from flows.evaluation.compare_page import write_comparison
 from flows.evaluation.comparison import Difference, Pair, changed_most, changes, failures, missing, pair_up, sentences
 from flows.runs.records import Run, read_run, shorten
+from reconx_core.io.files import require_writable_file
 from reconx_core.reporting.report import COLUMNS, format_score
 
 _LISTED = 10  # scenes that are named in the terminal
@@ -20,9 +21,12 @@ def compare(names: list[str], console: Console, out: Path | None = None) -> None
     """Print the differences of each run from the first, paired by scene, and write the page ``out``.
 
     Raises:
-        UserError: a run cannot be found, two share no scene or score, or a protocol, split or resolution differs.
+        UserError: a run cannot be found, two share no scene or score, a protocol, split or resolution differs, or ``out``
+            cannot be written.
     """
     runs = [read_run(name, chr(ord("A") + i)) for i, name in enumerate(names)]
+    if out is not None:
+        require_writable_file(out)
     pairs = [pair_up(runs[0], run) for run in runs[1:]]
     for pair in pairs:
         _print_pair(console, pair)
@@ -30,7 +34,7 @@ def compare(names: list[str], console: Console, out: Path | None = None) -> None
         _print_failures(console, run)
     if out is not None:
         write_comparison(out, runs, pairs)
-        console.print(f"Side by side, with pictures: {out}", soft_wrap=True)
+        console.print(f"Side by side, with pictures: {out}", soft_wrap=True, markup=False)
 
 
 def _print_pair(console: Console, pair: Pair) -> None:

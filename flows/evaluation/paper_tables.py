@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 
 from flows.evaluation.ablation import load_ablation, switched_settings, switches_of
 from flows.evaluation.published import SCORES, Entry, PaperTable, load_published
 from flows.evaluation.score_tables import mean_of, spread_of
 from flows.evaluation.table_formats import print_table, to_csv, to_latex, to_markdown, views_text
 from flows.execution.run import PRESETS
-from flows.runs.records import Run, download_run, is_run, one_line, read_run, search_mlflow
+from flows.runs.records import Run, download_run, is_run, read_run, search_mlflow
 from reconx_core.errors import UserError
 from reconx_core.io.files import explain_disk, require_writable, write_atomic
 from reconx_core.names import shown
@@ -47,7 +48,7 @@ def table(name: str, runs: list[str], out: Path, console: Console) -> None:
             write_atomic(out / f"{name}.{ending}", shown(content).encode())
     except OSError as error:
         raise explain_disk(error, out) from error
-    console.print(f"Saved as {out / name}.md, .csv and .tex", soft_wrap=True)
+    console.print(f"Saved as {out / name}.md, .csv and .tex", soft_wrap=True, markup=False)
 
 
 def add_runs(published: PaperTable, runs: Iterable[Run], newest: bool = False) -> PaperTable:
@@ -142,10 +143,8 @@ def tracked_runs(name: str, console: Console) -> Iterator[Run]:
             continue  # its record is not there yet
         try:
             found = download_run(run)
-        except Exception as error:  # MLflow's stores raise anything
-            console.print(
-                f"[yellow]Run {run.info.run_id} is left out: its run.json in MLflow cannot be read ({one_line(error)}).[/]"
-            )
+        except UserError as error:
+            console.print(f"[yellow]{escape(f'Run {run.info.run_id} is left out. {error}')}[/]", soft_wrap=True)
             continue
         if name == "ablation" or not found.record.get("row"):
             yield found

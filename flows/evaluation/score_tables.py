@@ -25,9 +25,9 @@ def print_made(console: Console, record: dict[str, Any], out: Path, seconds: flo
     for folder in dict.fromkeys([*folders, out]):
         for name, what in _FILES.items():
             if (folder / name).exists():
-                console.print(f"  {folder / name}  [dim]{what}[/dim]", soft_wrap=True)
+                console.print(f"  {escape(str(folder / name))}  [dim]{what}[/dim]", soft_wrap=True)
     if len(done) > len(folders) > 1:
-        console.print(f"  and the same for the other {len(done) - len(folders)} scenes in {out}", soft_wrap=True)
+        console.print(f"  and the same for the other {len(done) - len(folders)} scenes in {out}", soft_wrap=True, markup=False)
 
 
 _TITLES = {"photo_psnr": "photos", "photo_ssim": "SSIM", "rotation_error": "pose °", "auc_30": "AUC@30°"}
@@ -49,19 +49,23 @@ def print_scores(console: Console, record: dict[str, Any]) -> None:
     done = {name: scene for name, scene in scenes.items() if scene["error"] is None}
     keys = [key for key in HEADLINE if any(scene["summary"].get(key) is not None for scene in done.values())]
     if done:
-        table = Table(caption=caption(record, done), caption_justify="left")
+        table = Table(caption=escape(caption(record, done)), caption_justify="left")
         table.add_column("scene")
         for key in keys:
             table.add_column(_TITLES.get(key, COLUMNS[key][0]), justify="right")
         for name, scene in done.items():
-            table.add_row(name, *(cell(key, scene["summary"].get(key), scene.get("spread", {}).get(key)) for key in keys))
+            table.add_row(
+                escape(name), *(cell(key, scene["summary"].get(key), scene.get("spread", {}).get(key)) for key in keys)
+            )
         if len(done) > 1:
             table.add_section()
             table.add_row("mean", *(cell(key, mean_of(done, key), spread_of(done, key)) for key in keys))
         console.print(table)
     for name, scene in scenes.items():
         if scene["error"] is not None:
-            console.print(f"[red]{name} failed in {scene['failed_stage']}:[/red] {escape(scene['error'])}", soft_wrap=True)
+            console.print(
+                f"[red]{escape(name)} failed in {scene['failed_stage']}:[/red] {escape(scene['error'])}", soft_wrap=True
+            )
 
 
 def cell(key: str, value: float | None, spread: float | None) -> str:

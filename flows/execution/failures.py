@@ -10,6 +10,7 @@ from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
+from reconx_core.io.checked import find_object
 from reconx_core.io.files import write_json
 from reconx_core.settings import Settings
 from tasks.execute import resolved_settings, stages_before
@@ -38,10 +39,8 @@ def forget_failure(root: Path, stage: str, name: str) -> None:
 
 def failure_of(root: Path, stage: str, name: str) -> dict[str, Any] | None:
     """Scene, error and time of the last failure of the task ``name``; None where it has not failed or succeeded since."""
-    try:
-        return json.loads(_file(root, stage, name).read_text())
-    except FileNotFoundError:
-        return None
+    failure = find_object(_file(root, stage, name))
+    return failure if {"error", "time"} <= failure.keys() else None
 
 
 def clear_failures(root: Path, used: Container[str]) -> None:

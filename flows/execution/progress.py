@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 import threading
 import time
@@ -17,6 +16,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn,
 from rich.text import Text
 
 from reconx_core.cache.store import MEASURED
+from reconx_core.io.checked import find_object
 from reconx_core.settings import STAGES
 from tasks.execute import Monitor
 
@@ -43,7 +43,7 @@ class Display(Monitor):
         self.reported: set[tuple[str, str]] = set()
         self.failures: set[str] = set()
         self.lock = threading.Lock()
-        columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeLeft()
+        columns = TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn(), TimeLeft()
         self.progress = Progress(*columns, console=console, transient=True, auto_refresh=False)
         self.bar = self.progress.add_task("starting", total=None)
 
@@ -69,7 +69,7 @@ class Display(Monitor):
         if self.quiet:
             return
         where = f"{scene}  " if self.many else ""
-        self.console.print(f"  {where}{stage:<11}{describe(measured, cached)}", highlight=False)
+        self.console.print(f"  {where}{stage:<11}{describe(measured, cached)}", highlight=False, markup=False)
         for note in (measured or {}).get("notes", []) if cached else []:
             self.say(note)
 
@@ -86,7 +86,9 @@ class Display(Monitor):
                 self.left.pop(pair, None)
                 self.running.pop(pair, None)
         if self.many and not known and not self.quiet:
-            self.console.print(f"  [red]{scene} failed in {stage}:[/red] {escape(error)}", highlight=False, soft_wrap=True)
+            self.console.print(
+                f"  [red]{escape(scene)} failed in {stage}:[/red] {escape(error)}", highlight=False, soft_wrap=True
+            )
 
     def repaired(self, stage: str, scene: str, damage: str) -> None:
         self.say(f"The store entry {damage}; it is removed and computed again.")
@@ -141,7 +143,7 @@ def expected_seconds(root: Path) -> dict[str, float]:
     expected = {stage: float(seconds) for stage, seconds in _FIRST_GUESS.items()}
     for stage in STAGES:
         files = sorted((root / stage).glob(f"*/{MEASURED}"), key=lambda p: p.stat().st_mtime)[-_RECENT:]
-        times = [json.loads(file.read_text())["seconds"] for file in files]
+        times = [seconds for file in files if (seconds := find_object(file).get("seconds")) is not None]
         if times:
             expected[stage] = statistics.median(times)
     return expected

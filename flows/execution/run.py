@@ -60,7 +60,7 @@ def load_params(overrides: list[str] | None = None, path: Path = PARAMS) -> tupl
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"Cannot read {path} in this folder ({error}); name a dataset or go to the project's folder.") from None
     dataset = params.pop("dataset", None) if isinstance(params, dict) else None
-    if dataset is None:
+    if not dataset:
         raise UserError(f"{path} should say 'dataset: ...', a folder or 'procedural:room'.")
     return str(dataset), resolve_auto(parse_settings(params, overrides))
 

@@ -63,6 +63,8 @@ def choose(request: RunRequest, root: Path, scene: str, stage: str, row: str | N
     if not found:
         raise UserError(f"The run {request.shown} has no scene '{scene}'{near(scene, {plan.name for plan in request.plans})}")
     rows, seeds = _options(plan for plan, _ in found)
+    if row is not None and rows == [""]:
+        raise UserError(f"The run {request.shown} has no rows, as only an ablation has them; leave out --row.")
     if row is not None and row not in rows:
         raise UserError(f"The run {request.shown} has no row '{row}'{near(row, rows)}")
     if seed is not None and seed not in seeds:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import BaseModel, ConfigDict, model_validator
+
 from flows.runs.tracking import EXPERIMENT, make_client, tracking_uri
 from reconx_core.errors import UserError
+from reconx_core.io.checked import check_shape, read_object
 
 if TYPE_CHECKING:
     from mlflow.entities import Run as TrackedRun
@@ -39,6 +41,64 @@ class Run:
         return str(self.folder or self.record["title"])
 
 
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+
+class _SeenFrom(_Part):
+    view: str
+    is_target: bool
+
+
+class _Cost(_Part):
+    stage: str
+    seconds: float
+    peak_mib: float
+    cached: bool
+
+
+class _Scene(_Part):
+    error: str | None
+    failed_stage: str | None = None
+    summary: dict[str, float | None]
+    protocol: str | None = None
+    split: str | None = None
+    size: list[int] | None = None
+    views: list[_SeenFrom] = []
+    costs: list[_Cost] = []
+    spread: dict[str, float] = {}
+
+    @model_validator(mode="after")
+    def _finished_on_some_terms(self) -> _Scene:
+        if self.error is None and (self.protocol is None or self.split is None or self.size is None or len(self.size) != 2):
+            raise ValueError("finished, but without its protocol, split or size")
+        return self
+
+
+class _RunSettings(_Part):
+    seed: int
+
+
+class _Record(_Part):
+    """What the readers of a record rely on; what else it holds is theirs to look for."""
+
+    title: str
+    scenes: dict[str, _Scene]
+    settings: _RunSettings
+    seeds: list[int] | None = None
+    row: str | None = None
+    dataset: str | None = None
+    protocol: dict[str, Any] | None = None
+    facts: dict[str, Any] = {}
+    code: dict[str, Any] = {}
+    weights: dict[str, Any] = {}
+
+
+class _Tracked(_Part):
+    uri: str
+    run: str
+
+
 def is_run(folder: Path) -> bool:
     """Whether an ended run left its record there."""
     return (folder / RECORD).is_file()
@@ -48,14 +108,14 @@ def read_run(name: str, label: str = "") -> Run:
     """A run from its folder, or from MLflow by name or id (the newest of that name).
 
     Raises:
-        UserError: nothing is there.
+        UserError: nothing is there, or its record is damaged.
     """
     folder = Path(name)
     if is_run(folder):
         note = folder / TRACKED
-        tracked = json.loads(note.read_text()) if note.is_file() else None
-        place = (tracked["uri"], tracked["run"]) if tracked else None
-        return Run(json.loads((folder / RECORD).read_text()), folder, place, label)
+        tracked = check_shape(read_object(note), _Tracked, note) if note.is_file() else None
+        place = (tracked.uri, tracked.run) if tracked else None
+        return Run(read_record(folder / RECORD), folder, place, label)
     quoted = f'"{name}"' if "'" in name else f"'{name}'"
     found = next(search_mlflow(f"run_name = {quoted}"), None) or next(search_mlflow(f"run_id = {quoted}"), None)
     if found is None:
@@ -64,9 +124,28 @@ def read_run(name: str, label: str = "") -> Run:
 
 
 def download_run(tracked: TrackedRun, label: str = "") -> Run:
-    """A run with its record from MLflow; raises whatever MLflow's store raises where the record is not there."""
+    """A run with its record from MLflow.
+
+    Raises:
+        UserError: the record is not there, or is damaged.
+    """
     uri, run = tracking_uri(Path("runs")), tracked.info.run_id
-    return Run(json.loads(Path(make_client(uri).download_artifacts(run, RECORD)).read_text()), None, (uri, run), label)
+    try:
+        file = Path(make_client(uri).download_artifacts(run, RECORD))
+    except Exception as error:  # MLflow's stores raise anything
+        raise UserError(f"The {RECORD} of run {run} in MLflow cannot be read ({one_line(error)}).") from None
+    return Run(read_record(file), None, (uri, run), label)
+
+
+def read_record(file: Path) -> dict[str, Any]:
+    """A run's record, which holds at least what its readers need.
+
+    Raises:
+        UserError: it is damaged, or of no run of this version.
+    """
+    record = read_object(file)
+    check_shape(record, _Record, file)
+    return record
 
 
 def search_mlflow(condition: str) -> Iterator[TrackedRun]:

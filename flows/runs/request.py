@@ -5,7 +5,6 @@ Code, weights, device and sources are recorded as they were at the start, so tha
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 from collections.abc import Iterable
@@ -14,16 +13,42 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from pydantic import BaseModel, Field
 
 from flows.execution.plan import ScenePlan, with_split
 from flows.runs.registry import known_runs, register_start
 from reconx_core.cache import store
 from reconx_core.errors import UserError
+from reconx_core.io.checked import check_shape, find_object, read_object
 from reconx_core.io.files import explain_disk, write_json
 from reconx_core.settings import STAGES, Settings, parse_settings
 from tasks.execute import environment_of, parts_of, source_digest
 
 REQUEST = "request.json"
+
+
+class _Process(BaseModel):
+    host: str
+    pid: int = Field(ge=0, lt=2**31)
+    since: float
+
+
+class _Content(BaseModel):
+    """Of `request.json`."""
+
+    store: str
+    source: str
+    place: str
+    started: float
+    process: _Process
+    workers: int
+    rows: list[tuple[str, dict[str, Any]]]
+    scenes: list[tuple[str, str, str]]
+    seeds: list[int]
+    seeded: bool
+    views: dict[str, dict[str, str | None]]
+    environment: dict[str, dict[str, dict[str, Any] | None]]
+    missing: list[tuple[str, str]]
 
 
 @dataclass(frozen=True)
@@ -35,7 +60,7 @@ class RunRequest:
     source: str  # the dataset, or the one scene
     place: str  # where that lay; empty for what is made by a procedure
     started: float
-    process: dict[str, Any]
+    process: _Process
     workers: int
     plans: tuple[ScenePlan, ...]
     views: dict[str, dict[str, str | None]]  # row -> scene -> key of its `views`; empty until all sources have been read
@@ -49,10 +74,10 @@ class RunRequest:
 
     def running(self) -> bool | None:
         """Whether its process is alive; None if it runs on another machine."""
-        if self.process["host"] != socket.gethostname():
+        if self.process.host != socket.gethostname():
             return None
         try:
-            return abs(psutil.Process(self.process["pid"]).create_time() - self.process["since"]) < 2
+            return abs(psutil.Process(self.process.pid).create_time() - self.process.since) < 2
         except psutil.NoSuchProcess:
             return False
 
@@ -93,18 +118,20 @@ def read_request(out: Path) -> RunRequest:
     """The request of the run in the folder ``out``.
 
     Raises:
-        UserError: there is none, or it was written by another version.
+        UserError: there is none, it is damaged, or it was written by another version.
     """
-    try:
-        content = json.loads((out / REQUEST).read_text())
-        content.setdefault("environment", content.get("around"))  # its name in version 0.1.0
-        kept = {name: content[name] for name in ("source", "place", "started", "process", "workers", "views", "environment")}
-        missing = frozenset((stage, key) for stage, key in content["missing"])
-    except (OSError, ValueError, KeyError, TypeError):
+    file = out / REQUEST
+    if not file.is_file():
         raise UserError(
             f"There is no {REQUEST} in '{out}'; give the folder of a run of reconx evaluate or reconstruct, of this version."
-        ) from None
-    return RunRequest(out, Path(content["store"]), plans=_plans(content), missing=missing, **kept)
+        )
+    written = read_object(file)
+    written.setdefault("environment", written.get("around"))  # its name in version 0.1.0
+    content = check_shape(written, _Content, file)
+    kept = {
+        name: getattr(content, name) for name in ("source", "place", "started", "process", "workers", "views", "environment")
+    }
+    return RunRequest(out, Path(content.store), plans=_plans(content), missing=frozenset(content.missing), **kept)
 
 
 def find_request(out: Path) -> RunRequest | None:
@@ -157,13 +184,13 @@ def _write(content: dict[str, Any], out: Path) -> None:
         raise explain_disk(error, out) from error
 
 
-def _plans(content: dict[str, Any]) -> tuple[ScenePlan, ...]:
-    rows = [(row, parse_settings(settings)) for row, settings in content["rows"]]
+def _plans(content: _Content) -> tuple[ScenePlan, ...]:
+    rows = [(row, parse_settings(settings)) for row, settings in content.rows]
     return tuple(
-        ScenePlan(name, source, with_split(settings, split).model_copy(update={"seed": seed}), row, content["seeded"])
+        ScenePlan(name, source, with_split(settings, split).model_copy(update={"seed": seed}), row, content.seeded)
         for row, settings in rows
-        for name, source, split in content["scenes"]
-        for seed in content["seeds"]
+        for name, source, split in content.scenes
+        for seed in content.seeds
     )
 
 
@@ -196,7 +223,4 @@ def _process() -> dict[str, Any]:
 
 
 def _started(record: Path) -> float | None:
-    try:
-        return json.loads(record.read_text()).get("started")
-    except (OSError, ValueError):
-        return None
+    return find_object(record).get("started")

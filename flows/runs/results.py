@@ -100,6 +100,9 @@ def write_run(
     """`report.html`, `settings.yaml` and `run.json` of a run, into ``out``; returns what is in `run.json`.
 
     ``settings``: the run's, from which a scene's may differ in its split. ``about``: how the run came about.
+
+    Raises:
+        UserError: the disk is full, or ``out`` cannot be written to.
     """
     resolved = settings.model_dump(mode="json")
     reports = tuple(scene_report(run, root) for run in runs)
@@ -107,9 +110,12 @@ def write_run(
     missing, seeds = lpips_missing_reason(), seeds_of(runs)
     page = RunReport(title, reports, resolved, seeds, None if missing else "vgg", missing, facts=facts(), files=files)
     write_report(out / "report.html", page)
-    write_atomic(out / "settings.yaml", yaml.safe_dump(resolved, sort_keys=False).encode())
     record = run_record(title, runs, reports, resolved, root) | dict(about or {})
-    write_json(out / RECORD, record)
+    try:
+        write_atomic(out / "settings.yaml", yaml.safe_dump(resolved, sort_keys=False).encode())
+        write_json(out / RECORD, record)
+    except OSError as error:
+        raise explain_disk(error, out) from error
     return record
 
 

@@ -31,14 +31,14 @@ def status(out: Path | None, root: Path | None, console: Console) -> None:
     where = root or request.store
     tasks = states_of_run(request, where)
     seconds = seconds_per_stage(tasks, where)
-    console.print(opening(request, tasks), soft_wrap=True)
+    console.print(opening(request, tasks), soft_wrap=True, markup=False)
     console.print(_table(tasks, seconds))
     for task in tasks:
         if task.failure:
             line = f"{task.plan.label} failed in {task.stage}: {task.failure['error']}"
             console.print(f"[red]{escape(line)}[/red]", soft_wrap=True)
     for sentence in closing(request, tasks, seconds):
-        console.print(escape(sentence), soft_wrap=True)
+        console.print(sentence, soft_wrap=True, markup=False)
 
 
 def opening(request: RunRequest, tasks: list[TaskState]) -> str:
@@ -46,7 +46,7 @@ def opening(request: RunRequest, tasks: list[TaskState]) -> str:
     scenes, seeds = len({plan.name for plan in request.plans}), len({plan.settings.seed for plan in request.plans})
     rows = len({plan.row for plan in request.plans})
     size = [counted(scenes, "scene"), *([f"{rows} rows"] if rows > 1 else []), *([f"{seeds} seeds"] if seeds > 1 else [])]
-    return f"{request.shown}: {escape(request.source)}, {', '.join(size)}; {_state(request, tasks)}."
+    return f"{request.shown}: {request.source}, {', '.join(size)}; {_state(request, tasks)}."
 
 
 def seconds_per_stage(tasks: list[TaskState], root: Path) -> dict[str, float]:
@@ -91,9 +91,9 @@ def _state(request: RunRequest, tasks: list[TaskState]) -> str:
         return f"{began}, ended"
     running = request.running()
     if running:
-        return f"{began}, running for {format_duration(time.time() - request.started)} (process {request.process['pid']})"
+        return f"{began}, running for {format_duration(time.time() - request.started)} (process {request.process.pid})"
     if running is None:
-        return f"{began} on {request.process['host']}, not ended; whether it still runs cannot be seen from this machine"
+        return f"{began} on {request.process.host}, not ended; whether it still runs cannot be seen from this machine"
     return f"{began}, stopped before its end"
 
 

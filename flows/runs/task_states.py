@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +12,7 @@ from flows.execution.plan import ScenePlan
 from flows.runs.request import RunRequest
 from reconx_core.cache import store
 from reconx_core.cache.store import MANIFEST, MEASURED
+from reconx_core.io.checked import find_object
 from reconx_core.settings import STAGES
 from tasks.execute import PARENTS, parts_of, uses_gpu
 
@@ -61,10 +61,7 @@ def states_of_run(request: RunRequest, root: Path) -> list[TaskState]:
 def measured_of(root: Path, manifest: dict[str, Any]) -> dict[str, Any]:
     """What was measured when the artifact was made, at least ``made``: the time at which it was, in seconds since the epoch."""
     folder = root / manifest["stage"] / manifest["key"]
-    try:
-        measured = json.loads((folder / MEASURED).read_text())
-    except FileNotFoundError:
-        measured = {}  # brought from elsewhere
+    measured = find_object(folder / MEASURED)  # none of what was brought from elsewhere
     return {"made": (folder / MANIFEST).stat().st_mtime} | measured
 
 

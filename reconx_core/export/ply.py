@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from reconx_core.errors import UserError
 from reconx_core.export.finite import finite_gaussians, finite_points
-from reconx_core.export.origin import NO_ORIGIN, Origin
+from reconx_core.export.origin import NO_ORIGIN, Origin, parse_origin
 from reconx_core.io.files import write_atomic
 from reconx_core.io.images import to_uint8
 from reconx_core.types import Gaussians, PointCloud
@@ -98,12 +99,20 @@ def read_ply(path: Path) -> Gaussians:
     return finite_gaussians(gaussians, str(path))
 
 
-def read_origin(path: Path) -> Origin:
-    """Where the zero of a PLY's Gaussians lies in their dataset's frame, as :func:`write_ply` notes it."""
+def read_origin(path: Path) -> Origin | None:
+    """Where the zero of a PLY's Gaussians lies in their dataset's frame, as :func:`write_ply` notes it.
+
+    None, with a warning, where the note is damaged.
+    """
     with path.open("rb") as file:
         lines = list(itertools.takewhile(lambda line: line.strip() != b"end_header", itertools.islice(file, 500)))
-    noted = [line.decode(errors="replace").split()[2:] for line in lines if line.startswith(f"comment {_ORIGIN} ".encode())]
-    return (float(noted[0][0]), float(noted[0][1]), float(noted[0][2])) if noted else NO_ORIGIN
+    noted = [line.decode(errors="replace").split()[2:] for line in lines if line.split()[:2] == [b"comment", _ORIGIN.encode()]]
+    if not noted:
+        return NO_ORIGIN
+    origin = parse_origin(noted[0])
+    if origin is None:
+        warnings.warn(f"The comment {_ORIGIN} in {path} is not three numbers, and is left out of account.", stacklevel=1)
+    return origin
 
 
 def _to_bytes(columns: dict[str, np.ndarray], origin: Origin = NO_ORIGIN) -> bytes:

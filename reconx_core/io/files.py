@@ -42,6 +42,13 @@ def require_writable(folder: Path) -> None:
             probe.unlink(missing_ok=True)
 
 
+def require_writable_file(path: Path) -> None:
+    """Raise UserError now, before anything is computed, unless a file ``path`` can be written (its folder is made)."""
+    if path.is_dir():
+        raise _is_folder(path)
+    require_writable(path.parent)
+
+
 def explain_disk(error: OSError, folder: Path) -> UserError:
     """A UserError that explains a file-system error on writing under ``folder``."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
@@ -50,4 +57,11 @@ def explain_disk(error: OSError, folder: Path) -> UserError:
         return UserError(f"Cannot write under {folder}: it is read-only; choose another folder or change its permissions.")
     if error.errno in (errno.ENOTDIR, errno.EEXIST):
         return UserError(f"Cannot write under {folder}: there is a file where a folder is needed; choose another folder.")
+    if error.errno == errno.EISDIR:
+        # Of a renaming, the second is the target.
+        return _is_folder(Path(os.fsdecode(error.filename2 or error.filename or folder)))
     return UserError(f"Cannot write under {folder}: {error.strerror or error}.")
+
+
+def _is_folder(path: Path) -> UserError:
+    return UserError(f"Cannot write '{path}': there is a folder of that name; choose another name or remove it.")

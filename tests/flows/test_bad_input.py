@@ -15,6 +15,8 @@ from fork_server import run as start
 from PIL import Image
 from standins import artifact_bytes, write_folder
 
+from flows import cli
+from flows.evaluate import split_names
 from reconx_core import views
 from reconx_core.settings import STAGES
 
@@ -124,6 +126,33 @@ def test_names_that_are_not_utf8_go_through_everything(reconx, real_views, tmp_p
     assert reconx("status", out, "--store", folder / "store").code == 0
 
 
+def test_names_with_brackets_are_printed_as_they_are(reconx, tiny, tmp_path, monkeypatch):
+    """What rich would take for markup or an emoji, as a scene, a photo's folder, a run, and what is written of it."""
+    monkeypatch.chdir(tmp_path)
+    for scene in ("attic[red]", "broken[b]"):
+        write_folder(tmp_path / "data[bold]" / scene)
+    outcome = reconx("evaluate", "data[bold]", "-o", "run[/b]", "--store", "store[/i]")
+    assert outcome.code == 1, outcome.err
+    for said in ("Evaluating data[bold] (", "attic[red]  splats", "broken[b] failed in views:", "run[/b]/report.html"):
+        assert said in outcome.out, said
+    assert "run[/b]: data[bold], 2 scenes" in reconx("status", "run[/b]").out
+    assert (
+        "splats of attic[red] was computed in this run (run[/b])"
+        in reconx("why", "attic[red]", "splats", "--run", "run[/b]").out
+    )
+    scene = "run[/b]/attic[red]/scene.ply"
+    for name in ("[/red].splat", "[bold] :smile:.ply"):
+        outcome = reconx("export", scene, f"e/{name}")
+        assert (outcome.code, outcome.err) == (0, "")
+        assert outcome.out.endswith(f" Gaussians in e/{name}\n")
+    assert reconx("render", scene, "-o", "e/[/red]", "--frames", 2).out.endswith(" in e/[/red]\n")
+    assert reconx("compare", "run[/b]", "run[/b]", "-o", "e/[bold].html").out.endswith(": e/[bold].html\n")
+    assert "Saved as e/[/b]/easy.md" in reconx("table", "easy", "[/i]=run[/b]", "-o", "e/[/b]").out
+    outcome = reconx("reconstruct", "data[bold]/attic[red]", "-o", "e/[/i]", "--store", "store[/i]")
+    assert "Reconstructing data[bold]/attic[red] (" in outcome.out
+    assert "e/[/i]/scene.ply" in outcome.out
+
+
 @pytest.mark.parametrize(
     ("setting", "expected"),
     [
@@ -143,6 +172,43 @@ def test_unknown_preset_and_scene(reconx, real_views, tmp_path, photos):
     write_photo(tmp_path / "data" / "attic" / "a.png")
     outcome = reconx("evaluate", tmp_path / "data", "--scenes", "atic", "-o", tmp_path / "out", "--store", tmp_path / "store")
     assert_sentence(outcome, "has no scene 'atic'", "attic")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["reconstruct", "", "-o", "o"], "An argument is empty"),
+        (["reconstruct", "garden", "-o", ""], "What follows -o is empty"),
+        (["reconstruct", "garden", "--out="], "What follows --out is empty"),
+        (["reconstruct", "garden", "--store", ""], "What follows --store is empty"),
+        (["reconstruct", "garden", "-p", ""], "What follows -p is empty"),
+        (["compare", "", "out"], "An argument is empty"),
+        (["gc", "--store="], "What follows --store is empty"),
+        (["weights", "verify", ""], "An argument is empty"),
+    ],
+)
+def test_an_empty_path_is_not_the_folder_one_is_in(reconx, tiny, photos, monkeypatch, arguments, words):
+    monkeypatch.chdir(photos.parent)
+    before = sorted(photos.parent.rglob("*"))
+    assert_sentence(reconx(*arguments), words)
+    assert sorted(photos.parent.rglob("*")) == before
+
+
+def test_an_empty_text_of_a_setting_stays_one():
+    cli.refuse_empty(["evaluate", "x", "--set=video.prompt=", "-S", "video.prompt="])
+
+
+def test_scenes_without_a_name(reconx, real_views, tmp_path):
+    write_photo(tmp_path / "data" / "attic" / "a.png")
+    for scenes in (",", " , "):
+        assert_sentence(reconx("evaluate", tmp_path / "data", "--scenes", scenes, "-o", tmp_path / "out"), "names no scene")
+    assert split_names("attic, cellar,") == ("attic", "cellar")
+
+
+def test_an_empty_dataset_in_params_yaml(reconx, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "params.yaml").write_text("dataset: ''\n")
+    assert_sentence(reconx("evaluate"), "params.yaml should say 'dataset: ...'")
 
 
 def test_read_only_output_is_told_before_anything_is_computed(reconx, tiny, tmp_path, photos):

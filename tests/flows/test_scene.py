@@ -1,5 +1,6 @@
 """A scene whose cameras lie far from zero: scene.ply is relative to an origin, and its cameras are in their given frame."""
 
+import errno
 import io
 import json
 import math
@@ -15,6 +16,7 @@ from flows.runs.results import _origin_of
 from reconx_core import datasets, export
 from reconx_core.errors import UserError
 from reconx_core.export.dataset import write_photos
+from reconx_core.io import files
 from reconx_core.settings import Settings
 from reconx_core.types import Cameras, Gaussians, PointCloud, Views
 from tasks import views
@@ -45,6 +47,13 @@ def convert(source, target):
     said = io.StringIO()
     scene.convert(source, target, Console(file=said, width=500))
     return said.getvalue()
+
+
+def write(command, source, target):
+    if command == "export":
+        convert(source, target)
+    else:
+        scene.render(source, target, None, 2, Console(file=io.StringIO()))
 
 
 def test_cameras_meet_the_scene_of_each_format(folder):
@@ -84,3 +93,51 @@ def test_the_views_stage_hands_the_origin_on_where_poses_are_used(tmp_path, recw
         (tmp_path / name).write_bytes(results[name])
     assert _origin_of(tmp_path) == origin
     assert any("(500000, 5400000, 120) is subtracted" in str(w.message) for w in recwarn) == (protocol == "auto")
+
+
+@pytest.mark.parametrize("note", ["nan x", "1 2", "1 2 inf", ""])
+def test_a_damaged_note_of_the_origin_is_told_and_left_out(folder, note):
+    ply = (folder / "scene.ply").read_bytes()
+    (folder / "scene.ply").write_bytes(ply.replace(b"reconx_origin 500000.0 5400000.0 120.0", f"reconx_origin {note}".encode()))
+    assert "The comment reconx_origin in" in convert(folder, folder / "copy.ply")
+    with pytest.warns(UserWarning, match="is not three numbers"):  # the cameras say where they are, too
+        cameras = scene.load_cameras(folder / "cameras" / "transforms.json", scene.scene_origin(folder))
+    torch.testing.assert_close(cameras.cam_to_world, some_cameras().cam_to_world)
+
+
+def test_a_damaged_origin_of_the_cameras_is_a_sentence(folder):
+    file = folder / "cameras" / "transforms.json"
+    for damaged in ([1, 2], "far", None, [1, 2, "x"]):
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"scene_origin": damaged}))
+        with pytest.raises(UserError, match=r"has scene_origin = .*, which is no point"):
+            scene.load_cameras(file, None)
+
+
+@pytest.mark.parametrize(
+    ("command", "name"), [("export", "d.splat"), ("export", "d.ply"), ("render", "d.mp4"), ("render", "d.MP4")]
+)
+def test_an_output_that_is_a_folder_is_named(folder, command, name):
+    (folder / name).mkdir()
+    with pytest.raises(UserError, match=f"Cannot write '.*{name}': there is a folder of that name"):
+        write(command, folder, folder / name)
+    assert not any((folder / name).iterdir())
+
+
+def test_frames_go_into_a_clip_or_a_folder_and_nothing_else(folder):
+    with pytest.raises(UserError, match=r"x\.avi' should end in \.mp4"):
+        write("render", folder, folder / "x.avi")
+    assert not (folder / "x.avi").exists()
+    (folder / "run.2").mkdir()
+    for name in ("frames", "run.2"):
+        write("render", folder, folder / name)
+        assert len(list((folder / name).glob("*.png"))) == 2
+
+
+def test_an_error_of_the_disk_is_a_sentence(folder, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(files.os, "replace", full)
+    for command, name in (("export", "a.splat"), ("export", "a.ply"), ("render", "a.mp4"), ("render", "frames")):
+        with pytest.raises(UserError, match="is full"):
+            write(command, folder, folder / name)

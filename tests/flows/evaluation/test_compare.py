@@ -196,3 +196,28 @@ def test_run_told_to_mlflow_knows_where(tmp_path):
     assert read(folder).tracked is None
     (folder / "mlflow.json").write_text(json.dumps({"uri": "sqlite:///x.db", "run": "0a", "scenes": {"u": "0b"}}))
     assert replace(read(folder), record={}) == Run({}, folder, ("sqlite:///x.db", "0a"), "A")
+
+
+UNFINISHED = {"title": "t", "settings": {"seed": 0}, "scenes": {"u": {"error": None, "summary": {}}}}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b'{"title": "a", ', b"\x80\xff\x00", b"", b"[1, 2]", b'{"scenes": 5}', b"{}", json.dumps(UNFINISHED).encode()],
+    ids=["half-written", "binary", "empty", "list", "other", "nothing", "no-terms"],
+)
+def test_a_damaged_record_is_a_sentence(tmp_path, reconx, content):
+    whole, damaged = (write_run(tmp_path / name, {"u": record_scene(20)}) for name in "ab")
+    (damaged / "run.json").write_bytes(content)
+    for command in (("compare", whole, damaged), ("table", "easy", damaged, "-o", tmp_path / "tables")):
+        outcome = reconx(*command)
+        assert (outcome.code, outcome.err.count("\n")) == (2, 1), outcome.err
+        assert f"'{damaged / 'run.json'}' is damaged" in outcome.err
+
+
+def test_a_damaged_note_of_mlflow_is_a_sentence(tmp_path):
+    folder = write_run(tmp_path / "a", {"u": record_scene(20)})
+    for content in ("[1]", '{"uri": 5}', "{"):
+        (folder / "mlflow.json").write_text(content)
+        with pytest.raises(UserError, match=r"mlflow\.json' is damaged"):
+            read(folder)

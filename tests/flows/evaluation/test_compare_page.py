@@ -140,3 +140,11 @@ def test_unwritable_page_is_the_users_to_mend(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="Cannot write"):
         compare_page.write_comparison(tmp_path / "file" / "page.html", runs, [pair_up(*runs)])
+
+
+def test_a_page_whose_name_is_a_folders_is_told_before_the_work(tmp_path, reconx):
+    two_runs(tmp_path, pictures=None)
+    (tmp_path / "page").mkdir()
+    outcome = reconx("compare", tmp_path / "A", tmp_path / "B", "-o", tmp_path / "page")
+    assert (outcome.code, outcome.out) == (2, "")
+    assert f"Cannot write '{tmp_path / 'page'}': there is a folder of that name" in outcome.err

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 from standins import write_folder
@@ -211,6 +212,9 @@ def test_rows_and_seeds_must_be_named_only_where_they_part(tmp_path):
     ):
         with pytest.raises(UserError, match=message):
             chosen(*options)
+    plain = tuple(replace(plan, row="") for plan in plans[:1])
+    with pytest.raises(UserError, match=r"has no rows, as only an ablation has them; leave out --row\."):
+        choose(replace(request, plans=plain), tmp_path, "u", "splats", "foo", None)
 
 
 def test_manifests_hold_a_version_of_every_file_that_counts(run, tmp_path):

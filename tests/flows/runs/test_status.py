@@ -11,6 +11,7 @@ from processes import wait_until
 from standins import write_folder
 
 from flows.evaluate import make_plans, make_request
+from flows.execution.progress import expected_seconds
 from flows.runs.garbage import collect_garbage
 from flows.runs.request import read_request, record_request
 from reconx_core import splats
@@ -154,3 +155,31 @@ def test_what_is_no_run_and_a_dataset_that_is_gone(reconx, status, photos, tmp_p
     record_request(plans, 1.0, str(photos), tmp_path / "out", tmp_path / "store")
     photos.rename(tmp_path / "away")
     assert status("out")[1][-1] == f"The dataset {photos} is gone; nothing more can be computed from it until it is back."
+
+
+@pytest.mark.parametrize("content", [b"[1]", b'{"started": 1', b"", b"\x80\x00", b'{"scenes": 5}'])
+def test_a_damaged_request_is_called_so(reconx, tmp_path, content):
+    (tmp_path / "request.json").write_bytes(content)
+    for command in (("status", tmp_path), ("why", "u", "splats", "--run", tmp_path)):
+        outcome = reconx(*command)
+        assert (outcome.code, outcome.err.count("\n")) == (2, 1), outcome.err
+        assert f"'{tmp_path / 'request.json'}' is damaged" in outcome.err
+
+
+def test_a_damaged_record_is_no_end_of_a_run(photos, tmp_path):
+    plans = make_plans(make_request(str(photos), None, []), tmp_path)
+    record_request(plans, 1.0, str(photos), tmp_path / "out", tmp_path / "store")
+    for content in ("[1]", "{"):
+        (tmp_path / "out" / "run.json").write_text(content)
+        assert not read_request(tmp_path / "out").finished()
+
+
+def test_damaged_measurements_and_failures_are_none(reconx, tiny, status, data, tmp_path):
+    reconx("evaluate", data, "-o", "out", "--store", "store")
+    for content in ("{", "[1]", "{}"):
+        for file in (*(tmp_path / "store").glob("*/*/measured.json"), *(tmp_path / "store" / ".failed").glob("*/*.json")):
+            file.write_text(content)
+        table, _ = status("out")
+        assert table["views"] == [1, 0, 1, 2]  # done, failed, to do, of
+        assert reconx("why", "attic", "views", "--run", "out").code == 0
+        assert expected_seconds(tmp_path / "store")["views"] > 0
