@@ -19,7 +19,7 @@ from reconx_core.errors import UserError
 
 STAGES = ("views", "pointcloud", "condition", "video", "confidence", "splats", "metrics")
 LARGEST = 1_000_000_000  # of any number in the settings
-Side = Annotated[int, Field(ge=32)]  # of an image, pixels
+Side = Annotated[int, Field(ge=16)]  # of an image, pixels
 
 
 class Section(BaseModel):

@@ -82,8 +82,8 @@ def test_files_that_hold_something_else_are_one_sentence(tmp_path, text, words):
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("views.crop=[1,2]", "'views.crop.0': input should be greater than or equal to 32"),
-        ("views.crop=[-1,500]", "greater than or equal to 32"),
+        ("views.crop=[1,2]", "'views.crop.0': input should be greater than or equal to 16"),
+        ("views.crop=[-1,500]", "greater than or equal to 16"),
         ("condition.sway=inf", "finite number"),
         ("condition.sway=1e23", "less than or equal to 10"),
         ("splats.l1_weight=1e400", "finite number"),
