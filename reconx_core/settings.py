@@ -137,8 +137,8 @@ class SplatsSettings(Section):
         0.1,
         ge=0,
         lt=1,
-        description="Probability that a Gaussian is left out of a step's render, so that none alone explains a photo; 0: all "
-        "take part (the paper's).",
+        description="Probability that a Gaussian is left out of a step's render, so that none alone explains a photo; of more "
+        "than three photos in proportion less. 0: all take part (the paper's).",
     )
     sh_degree: int = Field(1, ge=0, le=3)
     l1_weight: float = Field(0.8, ge=0)

@@ -20,6 +20,7 @@ from reconx_core.types import Cameras, Frames, Gaussians
 MEANS_LR, QUATS_LR, SCALES_LR, OPACITIES_LR, SH0_LR, SHN_LR = 4e-4, 2e-3, 5e-3, 2e-2, 5e-3, 2.5e-4
 FRAMES_PER_PHOTO = 2  # generated frames between two photos in the visiting order
 PHOTOS_LAST = 0.25  # share of the steps, at the end, that use photos only
+FEW_PHOTOS = 3  # up to which dropout has its full share
 DROPOUT_FROM = 0.1  # share of the steps, at the start, without dropout
 MOST_OPAQUE = 0.999  # where dropout raises the others' opacity
 GONE = -20.0  # logit of an opacity that no backend renders
@@ -36,10 +37,11 @@ def optimise(
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: 0.1 ** (step / max(1, settings.steps)))
     weight = frame_weights(frames, settings)
     lpips = load_lpips(device.type) if settings.lpips_weight > 0 else None
+    share = dropout_share(settings, int(frames.is_photo.sum()))
     for step, i in enumerate(visiting_order(frames.is_photo, settings, generator)):
         gaussians = _gaussians(parameters)
         if step >= DROPOUT_FROM * settings.steps:
-            gaussians = drop_some(gaussians, settings.dropout, generator)
+            gaussians = drop_some(gaussians, share, generator)
         rendered = rasterize(gaussians, _to(frames.cameras[[i]], device), backend=backend).rgb[0]
         target, trust = frames.images[i].to(device), weight[i].to(device)
         loss = step_loss(rendered, target, trust, step, lpips, settings, generator)
@@ -49,6 +51,11 @@ def optimise(
         schedule.step()
         progress(step + 1, settings.steps)
     return Gaussians(*(x.detach().cpu() for x in _fields(_gaussians(parameters))))
+
+
+def dropout_share(settings: SplatsSettings, photos: int) -> float:
+    """The share of a step's Gaussians that are left out: less with more photos, which contradict each other by themselves."""
+    return settings.dropout * min(1.0, FEW_PHOTOS / max(1, photos))
 
 
 def drop_some(gaussians: Gaussians, share: float, generator: torch.Generator) -> Gaussians:

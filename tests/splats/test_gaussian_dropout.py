@@ -7,7 +7,8 @@ import torch
 from exact_scene import draw
 
 from reconx_core.rasterize import rasterize
-from reconx_core.splats.optimise import GONE, drop_some
+from reconx_core.splats.optimise import GONE, drop_some, dropout_share
+from reconx_core.settings import SplatsSettings
 from reconx_core.types import Cameras, Gaussians
 
 
@@ -16,6 +17,12 @@ def gaussians(logits):
     means = torch.rand(n, 3, generator=draw(1)) + torch.tensor([-0.5, -0.5, 2.0])
     quats = torch.tensor([[1.0, 0, 0, 0]]).repeat(n, 1)
     return Gaussians(means, quats, torch.full((n, 3), -3.0), logits, torch.ones(n, 1, 3))
+
+
+def test_more_photos_need_less():
+    shares = [dropout_share(SplatsSettings(dropout=0.3), photos) for photos in (1, 2, 3, 6, 9)]
+    assert shares == pytest.approx([0.3, 0.3, 0.3, 0.15, 0.1])
+    assert dropout_share(SplatsSettings(dropout=0.0), 2) == 0
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5])
