@@ -25,7 +25,7 @@ def run(folder, *changes):
     return console.file.getvalue()
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_train_makes_a_model_that_a_run_can_use(server, tmp_path):
     data = f"data={DATA[:-1]}, {SMALL}]"
     output = run(tmp_path, data)

@@ -7,8 +7,8 @@ import torch
 from exact_scene import draw
 
 from reconx_core.rasterize import rasterize
-from reconx_core.splats.optimise import GONE, drop_some, dropout_share
 from reconx_core.settings import SplatsSettings
+from reconx_core.splats.optimise import GONE, drop_some, dropout_share
 from reconx_core.types import Cameras, Gaussians
 
 

@@ -100,6 +100,7 @@ def test_a_missing_index_says_where_it_comes_from(monkeypatch, tmp_path):
         plan_protocol(load_protocol("easy-acid"), [("a", str(tmp_path / "x" / "a"))], Settings(), None, tmp_path)
 
 
+@pytest.mark.slow
 def test_an_index_chooses_the_scenes_and_their_views(reconx, tiny, dataset, tmp_path):
     index = tmp_path / "mine.json"
     index.write_text(json.dumps({"cellar": {"context": [0, 1], "target": [1]}, "attic": None}))
@@ -128,6 +129,7 @@ def test_pairs_by_rule_are_listed_and_short_scenes_left_out(reconx, tiny, datase
     assert read_splits(out / "index.json", 2) == {"cellar": "views:1,7:3,4,5"}
 
 
+@pytest.mark.slow
 def test_seeds_share_what_draws_nothing_and_give_mean_and_spread(reconx, tiny, dataset, tmp_path):
     out = tmp_path / "out"
     options = ("evaluate", dataset, "--seeds", "3", "-o", out, "--store", tmp_path / "store")

@@ -34,7 +34,9 @@ def moved(truth, degrees, share, focal, seed=0):
     return replace(truth, cam_to_world=poses, intrinsics=intrinsics)
 
 
-@pytest.mark.parametrize(("degrees", "share", "focal"), [(1.0, 0.02, 1.05), (6.0, 0.2, 0.85)])
+@pytest.mark.parametrize(
+    ("degrees", "share", "focal"), [pytest.param(1.0, 0.02, 1.05, marks=pytest.mark.slow), (6.0, 0.2, 0.85)]
+)
 def test_approximate_cameras_become_right(degrees, share, focal):
     views = scene()
     found = adjust_cameras(views, moved(views.cameras, degrees, share, focal), draw(1))
@@ -66,6 +68,7 @@ def test_photos_without_matches_say_nothing(bright):
     assert adjust_cameras(views, cameras, draw()) is None
 
 
+@pytest.mark.slow
 def test_exif_focals_that_the_photos_contradict_are_told():
     views = scene()
     prior = views.cameras.intrinsics[:, 0, 0] / 1.8

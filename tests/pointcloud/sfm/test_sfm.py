@@ -73,6 +73,7 @@ def test_points_project_to_where_they_were_seen(three, solved):
         assert off.median() < 0.05
 
 
+@pytest.mark.slow
 def test_two_photos_are_enough():
     views = room(2, seed=2)
     sfm = solve(unposed(views))
