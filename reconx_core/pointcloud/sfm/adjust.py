@@ -67,9 +67,10 @@ def adjust_cameras(views: Views, approximate: Cameras, generator: torch.Generato
     found = _adjust(problem, poses, intrinsics, priors)
     if found is None or not _is_better(problem, poses, intrinsics, found):
         return None
+    uncertainty = 0.0
     if priors is not None:
         warn_contradicted(contradicted(found, priors))
-    uncertainty = 0.0 if priors is None else pose_uncertainty(problem, found, priors)
+        uncertainty = pose_uncertainty(problem, found, priors)
     return judge(views, to_canonical(to_sfm(views, None, problem, found)), uncertainty)
 
 

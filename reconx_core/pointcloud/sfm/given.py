@@ -7,15 +7,15 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float
 from torch import Tensor
 
-from reconx_core.pointcloud.sfm.mapper import make_camera, to_rigid
+from reconx_core.pointcloud.sfm.mapper import Pair, make_camera, to_rigid
+from reconx_core.pointcloud.sfm.parallax import Pixels
 from reconx_core.pointcloud.sfm.twoview import parallax, sampson_error, triangulated_depth
 from reconx_core.types import Cameras
 
-Pixels = Float64[np.ndarray, "m 2"]
-Matched = Mapping[tuple[int, int], tuple[Pixels, Pixels]]
+Matched = Mapping[Pair, tuple[Pixels, Pixels]]
 
 FEWEST = 30  # matches of a pair that can contradict its cameras
 NEAR = 6.0  # pixels from the epipolar line, in a photo of 512, that given cameras may be off
@@ -38,7 +38,7 @@ def doubtful_cameras(names: tuple[str, ...], cameras: Cameras, matched: Matched)
     )
 
 
-def _single(names: tuple[str, ...], shares: dict[tuple[int, int], float]) -> str:
+def _single(names: tuple[str, ...], shares: dict[Pair, float]) -> str:
     """A sentence about photos that fit with none of the others, where most pairs fit."""
     own = {view: [share for pair, share in shares.items() if view in pair] for view in range(len(names))}
     off = [names[view] for view, values in own.items() if len(values) >= 2 and max(values) < FIT]
@@ -50,7 +50,7 @@ def _single(names: tuple[str, ...], shares: dict[tuple[int, int], float]) -> str
     )
 
 
-def fitting_shares(cameras: Cameras, matched: Matched) -> dict[tuple[int, int], float]:
+def fitting_shares(cameras: Cameras, matched: Matched) -> dict[Pair, float]:
     """Per pair the share of the matches that given cameras explain."""
     size = (cameras.height, cameras.width)
     near = NEAR * max(1.0, max(size) / 512)

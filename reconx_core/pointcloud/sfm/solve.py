@@ -23,7 +23,7 @@ from reconx_core.pointcloud.global_alignment.graph import nearest_pairs
 from reconx_core.pointcloud.sfm.evidence import judge_cameras, mean_agreement
 from reconx_core.pointcloud.sfm.focal import FocalPrior, contradicted, focal_prior, pose_uncertainty, solve_focals
 from reconx_core.pointcloud.sfm.given import doubtful_cameras
-from reconx_core.pointcloud.sfm.mapper import Problem, drop_weakly_linked_images, drop_wide_angle_images, reconstruct
+from reconx_core.pointcloud.sfm.mapper import Pair, Problem, drop_weakly_linked_images, drop_wide_angle_images, reconstruct
 from reconx_core.pointcloud.sfm.matching import (
     Features,
     Matches,
@@ -34,7 +34,7 @@ from reconx_core.pointcloud.sfm.matching import (
     verify_matches,
 )
 from reconx_core.pointcloud.sfm.open_focal import OPEN, choose_focal, shows_focal
-from reconx_core.pointcloud.sfm.parallax import from_one_spot
+from reconx_core.pointcloud.sfm.parallax import Pixels, from_one_spot
 from reconx_core.types import Cameras, PointCloud, Views
 
 pycolmap.logging.minloglevel = 2  # otherwise glog prints every step; errors are raised as exceptions
@@ -87,9 +87,9 @@ def solve_cameras(views: Views, fixed: Cameras | None, generator: torch.Generato
     every = nearest_pairs(fixed) if fixed is not None and posed else list(itertools.combinations(range(len(views)), 2))
     matches = match_pairs(features, every, views, seed)
     if fixed is None:
-        _require_parallax(views, features, matches)
-    elif posed and doubt_given:
-        _warn_doubtful(views, fixed, features, matches)
+        _require_parallax(views, matched_keypoints(features, matches))
+    elif posed and doubt_given and (doubt := doubtful_cameras(views.names, fixed, matched_keypoints(features, matches))):
+        warnings.warn(doubt, stacklevel=2)
     best = _solve(views, fixed, features, matches, seed)
     # With known cameras, points are needed only for the depth range, and a few suffice.
     weak = set() if posed and best is not None else _weak_views(best, len(views))
@@ -314,27 +314,24 @@ def warn_contradicted(off: list[float]) -> None:
         )
 
 
-def _require_parallax(views: Views, features: list[Features], matches: dict[tuple[int, int], Matches]) -> None:
+def matched_keypoints(features: list[Features], matches: dict[Pair, Matches]) -> dict[Pair, tuple[Pixels, Pixels]]:
+    """Positions of every pair's verified matches in both photos."""
+    return {
+        (i, j): (features[i].keypoints[found[:, 0]], features[j].keypoints[found[:, 1]]) for (i, j), found in matches.items()
+    }
+
+
+def _require_parallax(views: Views, matched: dict[Pair, tuple[Pixels, Pixels]]) -> None:
     """Raise UserError where all photos that overlap were taken from one spot."""
     height, width = views.masks.shape[1:]
-    still = (
-        from_one_spot(features[i].keypoints[found[:, 0]], features[j].keypoints[found[:, 1]], (height, width))
-        for (i, j), found in matches.items()
-    )
-    if matches and all(still):  # nearly always the first pair says no
-        i, j = next(iter(matches))
+    if matched and all(
+        from_one_spot(*pixels, (height, width)) for pixels in matched.values()
+    ):  # nearly always the first says no
+        i, j = next(iter(matched))
         raise UserError(
             f"{views.names[i]} and {views.names[j]} show the same from one spot: only a turn, a shift or a zoom lies between "
             "them, as between copies or crops of one photo, so that no depth can be found; take photos some steps apart."
         )
-
-
-def _warn_doubtful(views: Views, given: Cameras, features: list[Features], matches: dict[tuple[int, int], Matches]) -> None:
-    matched = {
-        (i, j): (features[i].keypoints[found[:, 0]], features[j].keypoints[found[:, 1]]) for (i, j), found in matches.items()
-    }
-    if doubt := doubtful_cameras(views.names, given, matched):
-        warnings.warn(doubt, stacklevel=3)
 
 
 def _no_overlap(views: Views) -> str:
