@@ -43,7 +43,10 @@ def test_results_that_are_there_already_are_left_alone(reconx, tiny, command, tm
     assert laid_out(tmp_path / "out") == before
 
 
-@pytest.mark.parametrize("spoil", ["deleted", "longer", "of the same size", "interrupted"])
+LONGER = pytest.param("longer", marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("spoil", ["deleted", LONGER, "of the same size", "interrupted"])
 def test_results_that_were_touched_are_laid_out_anew(reconx, tiny, command, tmp_path, spoil):
     reconx(*command)
     before = {name: content for name, (_, content) in laid_out(tmp_path / "out").items()}

@@ -83,6 +83,7 @@ def test_the_second_phase_adds_the_structure_condition(phases):
     assert not json.loads((image / "unet" / "config.json").read_text())["structure_dim"]
 
 
+@pytest.mark.slow  # of the network alone: test_gate_at_zero_is_the_network_without_structure_bit_for_bit
 def test_new_gates_leave_the_frames_as_they_were(phases):
     _, image, _ = phases
     pipeline = load_pipeline.__wrapped__(image)

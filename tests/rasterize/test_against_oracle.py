@@ -44,7 +44,12 @@ def assert_same(actual, wanted, tolerance=1e-4):
 
 @pytest.mark.parametrize(
     ("degree", "size", "blob"),
-    [(3, (64, 64), 0.05), (2, (70, 50), 0.02), (1, (33, 81), 0.1), (0, (16, 16), 0.05)],
+    [
+        (3, (64, 64), 0.05),
+        (2, (70, 50), 0.02),
+        pytest.param(1, (33, 81), 0.1, marks=pytest.mark.slow),
+        (0, (16, 16), 0.05),
+    ],
     ids=["square", "small-blobs", "large-blobs", "one-tile"],
 )
 def test_image_and_all_gradients_of_2000_gaussians(degree, size, blob):

@@ -120,26 +120,8 @@ def run_python(script, **environment):
     return subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=200)
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("layer", ["default", "workqueue"])
-def test_same_bits_for_any_number_of_threads(layer):
-    done = run_python(SCRIPT, NUMBA_NUM_THREADS="4", NUMBA_THREADING_LAYER=layer)
-    digests = done.stdout.split()
-    wanted = hashlib.sha256(optimise_step(blobs(3000, 2), orbit(2, 100, 70))).hexdigest()
-    assert digests == [wanted] * 4, done.stderr
-
-
-@pytest.mark.slow
-def test_same_bits_in_the_process_that_compiles_the_kernels(tmp_path):
-    """numba optimises a kernel once more for its cache; with fast-math that changed the rounding."""
-    runs = [run_python(SCRIPT, NUMBA_NUM_THREADS="4", NUMBA_CACHE_DIR=str(tmp_path)) for _ in range(2)]
-    assert len(set("".join(run.stdout for run in runs).split())) == 1, runs[0].stderr
-
-
 THREADS = """
 import threading
-from scenes import blobs, orbit
-from test_rasterize import optimise_step
 results = []
 def work():
     results.append([optimise_step(blobs(500, 1), orbit(1, 60, 60)) for _ in range(5)])
@@ -149,20 +131,11 @@ threads = [threading.Thread(target=work) for _ in range(3)]
 print(len(results), len({step for steps in results for step in steps}))
 """
 
-
-@pytest.mark.long
-def test_three_threads_take_turns():
-    """numba's fallback layer aborts the process where two threads enter kernels at once."""
-    done = run_python(THREADS, NUMBA_THREADING_LAYER="workqueue")
-    assert (done.returncode, done.stdout.split()) == (0, ["3", "1"]), done.stderr
-
-
 FORK = """
-import os
+import os, sys
 from reconx_core.errors import UserError
-from scenes import blobs, orbit
 from reconx_core.rasterize import rasterize
-rasterize(blobs(10, 0), orbit(1, 20, 20), backend="cpu")
+sys.stdout.flush()
 if os.fork() == 0:
     try:
         rasterize(blobs(10, 0), orbit(1, 20, 20), backend="cpu")
@@ -173,9 +146,33 @@ os.wait()
 """
 
 
+def digest_of_a_step():
+    return hashlib.sha256(optimise_step(blobs(3000, 2), orbit(2, 100, 70))).hexdigest()
+
+
 @pytest.mark.long
-def test_forked_child_is_refused_rather_than_hung():
-    assert "'spawn'" in run_python(FORK).stdout
+def test_same_bits_for_any_number_of_threads_and_a_forked_child_is_refused():
+    """Rather than hung; both in one process, for each takes seconds to start."""
+    done = run_python(SCRIPT + FORK, NUMBA_NUM_THREADS="4")
+    *digests, refusal = done.stdout.splitlines()
+    assert digests == [digest_of_a_step()] * 4, done.stderr
+    assert "'spawn'" in refusal
+
+
+@pytest.mark.slow
+def test_same_bits_in_the_process_that_compiles_the_kernels(tmp_path):
+    """numba optimises a kernel once more for its cache; with fast-math that changed the rounding."""
+    runs = [run_python(SCRIPT, NUMBA_NUM_THREADS="4", NUMBA_CACHE_DIR=str(tmp_path)) for _ in range(2)]
+    assert len(set("".join(run.stdout for run in runs).split())) == 1, runs[0].stderr
+
+
+@pytest.mark.long
+def test_three_threads_take_turns_in_the_fallback_layer():
+    """Which aborts the process where two threads enter kernels at once."""
+    done = run_python(SCRIPT + THREADS, NUMBA_NUM_THREADS="4", NUMBA_THREADING_LAYER="workqueue")
+    *digests, turns = done.stdout.splitlines()
+    assert (done.returncode, turns) == (0, "3 1"), done.stderr
+    assert digests == [digest_of_a_step()] * 4
 
 
 @pytest.mark.long

@@ -86,6 +86,7 @@ def test_weights_taken_away_during_a_run_are_told_although_there_is_no_key(recon
     assert any(line.startswith("garden failed in video: ") for line in lines)
 
 
+@pytest.mark.slow  # what follows a kill: test_flow.py
 def test_a_run_before_during_and_after_kill_9(forks, reconx, tiny, status, data, tmp_path):
     """A real process. What status and gc find of it is what it had finished."""
     log = tmp_path / "killed.log"

@@ -106,7 +106,8 @@ def test_a_withheld_camera_is_found_beside_those_that_are_held(monkeypatch, off)
     assert_located(Da3(SETTINGS).locate(*withheld(), None, draw()), degrees=0.3, share=0.1)
 
 
-@pytest.mark.parametrize("protocol", [pytest.param("unposed", marks=pytest.mark.slow), "intrinsics"])
+@pytest.mark.slow  # the adjustment itself: sfm/test_adjust.py
+@pytest.mark.parametrize("protocol", ["unposed", "intrinsics"])
 def test_cameras_that_are_off_are_adjusted_to_matches(monkeypatch, protocol):
     source = "procedural:hall?seed=3&views=3&targets=0&arc=12&width=320&height=240"
     views = replace(load_views(source, ViewsSettings(size=320)).inputs(), protocol=protocol)

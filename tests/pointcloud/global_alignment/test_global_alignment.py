@@ -296,8 +296,8 @@ def test_noise_and_outliers(views, width, kind, seed, lateral):
 
 
 def test_the_descent_improves_on_its_start():
-    truth, depth = room(4, seed=2)
-    pairs = both_ways(4)
+    truth, depth = room(3, seed=2)
+    pairs = both_ways(3)
     points, confidence = predictions(truth, depth, pairs, lateral=True)
     start, end = (align_pointmaps(pairs, points, confidence, iterations=steps).cameras for steps in (0, 300))
     assert errors(end, truth, depth)[0] < 0.5 * errors(start, truth, depth)[0]
@@ -332,7 +332,7 @@ def in_units(cameras, factor):
     return Cameras(cameras.intrinsics, poses, cameras.width, cameras.height)
 
 
-@pytest.mark.parametrize("factor", [1.0, 1000.0, 1e-3])
+@pytest.mark.parametrize("factor", [1000.0, 1e-3])
 def test_known_first_cameras_stay_and_give_frame_and_units(factor):
     truth, depth = room(4)
     pairs = both_ways(4)

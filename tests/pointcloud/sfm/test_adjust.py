@@ -17,7 +17,7 @@ pytestmark = pytest.mark.long
 
 
 @lru_cache(maxsize=2)
-def scene(source="room?seed=1&views=5&targets=0&width=320&height=240", protocol="unposed"):
+def scene(source="room?seed=1&views=4&targets=0&width=320&height=240", protocol="unposed"):
     views = load_views(f"procedural:{source}", ViewsSettings(size=512)).inputs()
     return replace(views, protocol=protocol)
 

@@ -61,6 +61,7 @@ def small():
     return Scene(images, few, [[1, 2], [0, 2], [1, 0]], near, far, 24)
 
 
+@pytest.mark.slow  # test_classical.py compares all of the backend's bytes
 def test_same_bytes_again():
     one, two = (estimate_depth(small(), PAIRS, rounds=1) for _ in range(2))
     assert torch.equal(one[0], two[0])
