@@ -20,8 +20,8 @@ NAN = float("nan")
 
 
 @cache
-def room(views: int = 3, seed: int = 1, arc: float = 9):
-    source = f"procedural:room?seed={seed}&views={views}&targets=0&arc={arc}&width=320&height=240"
+def room(views: int = 3, seed: int = 1, arc: float = 9, width: int = 320):
+    source = f"procedural:room?seed={seed}&views={views}&targets=0&arc={arc}&width={width}&height={width * 3 // 4}"
     return load_views(source, ViewsSettings())
 
 
@@ -176,8 +176,9 @@ def test_a_photo_of_another_place_is_left_out_by_name():
 
 
 def test_photos_of_different_places_are_refused_in_one_sentence():
-    images = torch.cat([room(2, seed=1).images[:1], room(2, seed=2).images[:1]])
-    views = replace(unposed(room(2)), images=images, names=("kitchen", "garden"), cameras=None)
+    rooms = [room(2, seed=seed, width=200) for seed in (1, 2)]
+    images = torch.cat([one.images[:1] for one in rooms])
+    views = replace(unposed(rooms[0]), images=images, names=("kitchen", "garden"), cameras=None)
     with pytest.raises(UserError, match=r"kitchen and garden do not show enough of the same place.*overlap"):
         solve(views)
 
