@@ -135,6 +135,7 @@ class Pointmaps:
     cameras: Cameras
     sparse: PointCloud  # triangulated feature points; empty where the backend has none
     camera_confidence: float | None = None  # [0, 1], of estimated cameras; None of known ones, or if nothing estimates it
+    radial: Float[Tensor, " n"] | None = None  # k1 of lenses by which the photos have to be undistorted; None: by none
 
     def __post_init__(self) -> None:
         n, h, w = len(self.cameras), self.cameras.height, self.cameras.width

@@ -4,9 +4,10 @@ from typing import Any
 
 from reconx_core import condition
 from tasks.execute import Inputs, Job
+from tasks.photos import registered_photos
 
 
 def run(job: Job, read: Inputs) -> dict[str, Any]:
-    inputs = read("views", "views").inputs().select(read("pointcloud", "kept"))
+    inputs = registered_photos(read)
     pointmaps = read("pointcloud", "pointmaps")
     return {"condition": condition.build_condition(inputs, pointmaps, job.settings.condition, job.generator())}

@@ -4,10 +4,11 @@ from typing import Any
 
 from reconx_core import confidence, pointcloud
 from tasks.execute import Inputs, Job
+from tasks.photos import registered_photos
 
 
 def run(job: Job, read: Inputs) -> dict[str, Any]:
-    inputs = read("views", "views").inputs().select(read("pointcloud", "kept"))
+    inputs = registered_photos(read)
     frames, pointmaps = read("video", "frames"), read("pointcloud", "pointmaps")
     settings, generator = job.settings.confidence, job.generator()
     frames, placement = confidence.place_frames(

@@ -20,6 +20,7 @@ from reconx_core.cache import store
 from reconx_core.cache.code_version import code_version
 from reconx_core.export.cameras import write_cameras
 from reconx_core.export.origin import NO_ORIGIN, Origin
+from reconx_core.geometry.undistort import straighten
 from reconx_core.io.files import explain_disk, write_atomic, write_json
 from reconx_core.losses.lpips import lpips_missing_reason
 from reconx_core.reporting.numbers import mean_scores
@@ -47,9 +48,10 @@ def write_scene(run: SceneRun, root: Path, out: Path) -> None:
     try:
         origin = _origin_of(run.references["views"].folder(root))
         export.write_ply(out / "scene.ply", store.load(run.references["splats"].folder(root), "gaussians"), origin)
-        cameras, cloud = store.load(geometry, "pointmaps").cameras, store.load(geometry, "pointcloud")
+        pointmaps, cloud = store.load(geometry, "pointmaps"), store.load(geometry, "pointcloud")
         photos = store.load(run.references["views"].folder(root), "views").inputs().select(store.load(geometry, "kept"))
-        write_cameras(out / "cameras", cameras, photos, cloud, origin)
+        photos = straighten(photos, pointmaps.cameras, pointmaps.radial)
+        write_cameras(out / "cameras", pointmaps.cameras, photos, cloud, origin)
         for name in COPIED:
             _copy(folder / name, out / name)
         for picture in (folder / "pictures").iterdir():
@@ -71,7 +73,7 @@ def _origin_of(views: Path) -> Origin:
 def _made_of(run: SceneRun) -> dict[str, str]:
     """All that the files of a scene depend on: artifacts by their digests, and the code that lays them out."""
     digests = {stage: run.references[stage].digest for stage in ("views", "pointcloud", "splats", "metrics")}
-    return {**digests, "code": code_version("flows.runs.results", "reconx_core.export")}
+    return {**digests, "code": code_version("flows.runs.results", "reconx_core.export", "reconx_core.geometry.undistort")}
 
 
 def _is_made(out: Path, made_of: dict[str, str]) -> bool:

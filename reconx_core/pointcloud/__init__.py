@@ -9,6 +9,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from reconx_core.errors import UserError
+from reconx_core.geometry.undistort import straighten
 from reconx_core.settings import PointcloudSettings
 from reconx_core.types import BackendInfo, GeometryBackend, PointCloud, Pointmaps, Views
 from reconx_core.weights.choice import DA3_WEIGHTS, resolve_geometry
@@ -94,7 +95,8 @@ def estimate(
         UserError: the photos do not overlap, there is no such backend, or its weights are missing.
     """
     pointmaps, kept = make_backend(settings)(inputs, inputs.given_cameras, generator)
-    return pointmaps, fuse(pointmaps, inputs.select(kept)), kept
+    photos = straighten(inputs.select(kept), pointmaps.cameras, pointmaps.radial)
+    return pointmaps, fuse(pointmaps, photos), kept
 
 
 def fuse(pointmaps: Pointmaps, views: Views) -> PointCloud:

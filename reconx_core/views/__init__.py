@@ -16,6 +16,7 @@ from torch import Tensor
 from reconx_core.datasets import Capture, Photo, Split, fits, read, scene_names
 from reconx_core.errors import UserError
 from reconx_core.geometry.transforms import size_for
+from reconx_core.geometry.undistort import undistort_masked
 from reconx_core.io.images import ImageError, resize, resize_mask
 from reconx_core.settings import ViewsSettings
 from reconx_core.types import CameraProtocol, Cameras, Views
@@ -23,7 +24,6 @@ from reconx_core.views.copies import without_copies
 from reconx_core.views.projection import describe_projection
 from reconx_core.views.protocol import leave_out_uncalibrated, leave_out_unposed, require_baseline, resolve_protocol
 from reconx_core.views.splits import is_rule, split_by_rule
-from reconx_core.views.undistort import undistort
 
 __all__ = ["frame_count", "load_views", "resolve_protocol", "scene_names", "select_photos", "split_name", "thin", "views_of"]
 
@@ -171,8 +171,7 @@ def _load(photo: Photo, settings: ViewsSettings) -> _View:
         calibrated = photo.size or stored
         _check_aspect(photo, stored, calibrated)
         intrinsics = intrinsics * torch.tensor([width / calibrated[1], height / calibrated[0], 1.0])[:, None]
-        image, inside = undistort(image, intrinsics, photo.distortion)
-        mask = undistort(mask[..., None].expand(-1, -1, 3).float(), intrinsics, photo.distortion)[0][..., 0].gt(0.99) & inside
+        image, mask = undistort_masked(image, mask, intrinsics, photo.distortion)
     focal = photo.focal * max(height, width) / max(stored)
     view = _View(image, mask, focal, intrinsics, photo.cam_to_world, object_mask, pixels)
     return view if settings.crop is None else _cropped(view, *settings.crop)

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from reconx_core.geometry.transforms import resize_cameras, size_for, unproject
+from reconx_core.geometry.undistort import straighten
 from reconx_core.io.images import resize_images
 from reconx_core.pointcloud.global_alignment.graph import pair_graph, view_distance
 from reconx_core.pointcloud.sfm.locate import locate_frames
@@ -36,9 +37,10 @@ class Classical:
         """
         sfm = solve_cameras(views, fixed, generator, self.doubt_given)
         kept = sfm.registered.nonzero()[:, 0]
-        scene, pairs = stereo_scene(views.select(kept), sfm, self.settings)
+        photos = straighten(views.select(kept), sfm.cameras, sfm.radial)
+        scene, pairs = stereo_scene(photos, sfm, self.settings)
         depth, confidence = estimate_depth(scene, pairs, self.settings.rounds)
-        return lift(depth, confidence, views.masks[kept], sfm), kept
+        return lift(depth, confidence, photos.masks, sfm), kept
 
     def locate(
         self, photos: Views, known: Pointmaps, frames: Views, near: Cameras | None, generator: torch.Generator
@@ -84,7 +86,12 @@ def lift(depth: Float[Tensor, "n h w"], confidence: Float[Tensor, "n h w"], mask
     depth = upsample_depth(depth, height, width)
     confidence = F.interpolate(confidence[:, None], (height, width), mode="nearest-exact")[:, 0]
     return Pointmaps(
-        unproject(depth, sfm.cameras), torch.where(masks, confidence, 0.0), sfm.cameras, sfm.sparse, sfm.camera_confidence
+        unproject(depth, sfm.cameras),
+        torch.where(masks, confidence, 0.0),
+        sfm.cameras,
+        sfm.sparse,
+        sfm.camera_confidence,
+        sfm.radial,
     )
 
 

@@ -49,9 +49,9 @@ def solve_focals(problem: Problem, priors: list[FocalPrior]) -> pycolmap.Reconst
     found = [r for r in (_refined(problem, guess) for guess in guesses) if r is not None]
     if not found:
         return None
-    total = _matched_keypoints(problem)
+    total = count_matched(problem)
     best = max(
-        found, key=lambda r: (r.num_reg_images(), -_negative_log_likelihood(problem, r, total) - _negative_log_prior(r, priors))
+        found, key=lambda r: (r.num_reg_images(), -negative_log_likelihood(problem, r, total) - _negative_log_prior(r, priors))
     )
     return map_estimate(problem, best, priors)
 
@@ -70,7 +70,7 @@ def _pinhole(focal: float, size: tuple[int, int]) -> Float64[np.ndarray, "3 3"]:
     return np.array([[focal, 0.0, size[1] / 2], [0.0, focal, size[0] / 2], [0.0, 0.0, 1.0]])
 
 
-def _matched_keypoints(problem: Problem) -> int:
+def count_matched(problem: Problem) -> int:
     seen = [set[int]() for _ in problem.keypoints]
     for (i, j), rows in problem.matches.items():
         seen[i].update(rows[:, 0].tolist())
@@ -78,7 +78,7 @@ def _matched_keypoints(problem: Problem) -> int:
     return sum(map(len, seen))
 
 
-def _negative_log_likelihood(problem: Problem, reconstruction: pycolmap.Reconstruction, total: int) -> float:
+def negative_log_likelihood(problem: Problem, reconstruction: pycolmap.Reconstruction, total: int) -> float:
     """Negative log-likelihood up to a constant: squared errors, and a fixed cost for each matched keypoint without a point."""
     count = reconstruction.compute_num_observations()
     price = (problem.max_error / 2) ** 2
@@ -151,7 +151,7 @@ def posterior_cost(
 ) -> float:
     """Negative log-posterior of the focals of ``best`` times exp(step), to which ``adjusted`` is the solution."""
     count = adjusted.compute_num_observations()
-    likelihood = _negative_log_likelihood(problem, adjusted, count) if count else math.inf
+    likelihood = negative_log_likelihood(problem, adjusted, count) if count else math.inf
     return likelihood + _negative_log_prior(best, priors, step)
 
 
@@ -176,7 +176,7 @@ def _vertex(cost: Callable[[float], float], centre: float) -> float:
 
 def _negative_log_likelihood_at(problem: Problem, reconstruction: pycolmap.Reconstruction, step: float) -> float:
     adjusted = reconstruction if step == 0 else adjusted_to(problem, reconstruction, step)
-    return _negative_log_likelihood(problem, adjusted, adjusted.compute_num_observations())
+    return negative_log_likelihood(problem, adjusted, adjusted.compute_num_observations())
 
 
 def adjusted_to(problem: Problem, reconstruction: pycolmap.Reconstruction, step: float) -> pycolmap.Reconstruction:
@@ -184,14 +184,19 @@ def adjusted_to(problem: Problem, reconstruction: pycolmap.Reconstruction, step:
     copy = pycolmap.Reconstruction(reconstruction)
     for camera in copy.cameras.values():
         camera.focal_length = camera.focal_length * math.exp(step)
+    adjust(problem, copy, bundle_options(refine_focal=False))
+    return copy
+
+
+def adjust(problem: Problem, reconstruction: pycolmap.Reconstruction, options: pycolmap.BundleAdjustmentOptions) -> None:
+    """Adjust poses and points of all photos, and of the cameras what the options say, in place."""
     # pycolmap.bundle_adjustment would do the same, but re-enables logging for the whole process.
     config = pycolmap.BundleAdjustmentConfig()
-    for image_id in sorted(copy.reg_image_ids()):
+    for image_id in sorted(reconstruction.reg_image_ids()):
         config.add_image(image_id)
     config.fix_gauge(pycolmap.BundleAdjustmentGauge.TWO_CAMS_FROM_WORLD)
-    pycolmap.create_default_bundle_adjuster(bundle_options(refine_focal=False), config, copy).solve()
-    copy.update_point_3d_errors()
+    pycolmap.create_default_bundle_adjuster(options, config, reconstruction).solve()
+    reconstruction.update_point_3d_errors()
     # The error of a point behind a camera is infinite: a single one would decide on the mean of all.
-    for point_id in [i for i, point in copy.points3D.items() if point.error > max(problem.size)]:
-        copy.delete_point3D(point_id)
-    return copy
+    for point_id in [i for i, point in reconstruction.points3D.items() if point.error > max(problem.size)]:
+        reconstruction.delete_point3D(point_id)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from reconx_core.errors import UserError
 from reconx_core.geometry.transforms import transform
+from reconx_core.geometry.undistort import straighten
 from reconx_core.pointcloud.global_alignment.graph import nearest_pairs
 from reconx_core.pointcloud.sfm.evidence import judge_cameras, mean_agreement
 from reconx_core.pointcloud.sfm.focal import FocalPrior, contradicted, focal_prior, pose_uncertainty, solve_focals
@@ -35,6 +36,7 @@ from reconx_core.pointcloud.sfm.matching import (
 )
 from reconx_core.pointcloud.sfm.open_focal import OPEN, choose_focal, shows_focal
 from reconx_core.pointcloud.sfm.parallax import Pixels, from_one_spot
+from reconx_core.pointcloud.sfm.radial import Lens, corner_shift, radial_lenses
 from reconx_core.types import Cameras, PointCloud, Views
 
 pycolmap.logging.minloglevel = 2  # otherwise glog prints every step; errors are raised as exceptions
@@ -63,6 +65,7 @@ class Sfm:
     pairs: Int[Tensor, "e 2"]  # matched pairs, indices into the registered views
     inlier_counts: Int[Tensor, " e"]
     camera_confidence: float | None = None  # [0, 1]; None of known cameras
+    radial: Float[Tensor, " n"] | None = None  # k1 of lenses by which the photos have to be undistorted with `cameras`
 
 
 def require_two(views: Views) -> None:
@@ -71,10 +74,14 @@ def require_two(views: Views) -> None:
         raise UserError(f"One photo is not enough: give at least two photos of the same place (got {len(views)}).")
 
 
-def solve_cameras(views: Views, fixed: Cameras | None, generator: torch.Generator, doubt_given: bool = True) -> Sfm:
+def solve_cameras(
+    views: Views, fixed: Cameras | None, generator: torch.Generator, doubt_given: bool = True, as_taken: bool = True
+) -> Sfm:
     """Estimate the cameras of the input views. ``fixed``: known cameras of all or of the first views.
 
-    Warns where the matches contradict known cameras of all views, unless ``doubt_given`` is false.
+    Warns where the matches contradict known cameras of all views, unless ``doubt_given`` is false; and where the lens of photos
+    without any camera bends, unless ``as_taken`` is false, since they have been undistorted: the cameras are then those of the
+    undistorted photos (``radial``).
 
     Raises:
         UserError: fewer than two photos; or, unless cameras are known, no two photos that overlap, none from another spot than
@@ -104,10 +111,33 @@ def solve_cameras(views: Views, fixed: Cameras | None, generator: torch.Generato
     uncertainty = 0.0
     if (priors := best.priors) is not None:
         best, uncertainty = _settle_focal(views, best, priors)
+        # Photos whose cameras a dataset gives have been undistorted with them.
+        lenses = radial_lenses(best.problem, best.reconstruction) if views.cameras is None and as_taken else None
+        if lenses is not None:
+            return _solve_straightened(views, best.problem, lenses, generator)
         warn_contradicted(contradicted(best.reconstruction, priors))
     sfm = to_sfm(views, fixed, best.problem, best.reconstruction)
     _warn_dropped(views, sfm.registered)
     return sfm if fixed is not None else judge(views, to_canonical(sfm), uncertainty)
+
+
+def _solve_straightened(views: Views, problem: Problem, lenses: list[Lens], generator: torch.Generator) -> Sfm:
+    """The cameras of the photos undistorted by those lenses, with which features are found anew, up to the corners."""
+    worst = max(lenses, key=lambda lens: corner_shift(lens, problem.size))
+    warnings.warn(
+        f"The lens bends straight lines (by {corner_shift(worst, problem.size):.0f} pixels in the corners, k1 "
+        f"{worst.k1:+.3f}): the photos are undistorted.",
+        stacklevel=3,
+    )
+    mine = [lenses[k] for k in problem.lens]
+    height, width = problem.size
+    pinhole = [[[lens.focal, 0, width / 2], [0, lens.focal, height / 2], [0, 0, 1]] for lens in mine]
+    cameras = Cameras(torch.tensor(pinhole), torch.eye(4).repeat(len(mine), 1, 1), width, height)
+    k1 = torch.tensor([lens.k1 for lens in mine])
+    sfm = solve_cameras(straighten(views, cameras, k1), None, generator, as_taken=False)
+    # The same pixels through the focals that are found now.
+    ratio = sfm.cameras.intrinsics[:, 0, 0] / cameras.intrinsics[sfm.registered, 0, 0]
+    return replace(sfm, radial=k1[sfm.registered] * ratio**2)
 
 
 def _settle_focal(views: Views, found: Solution, priors: list[FocalPrior]) -> tuple[Solution, float]:

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from reconx_core.datasets.capture import pinhole
 from reconx_core.geometry.transforms import camera_rays
-from reconx_core.views.undistort import distort, undistort
+from reconx_core.geometry.undistort import distort, undistort
 
 COEFFICIENTS = (-0.12, 0.03, 0.004, -0.006)
 

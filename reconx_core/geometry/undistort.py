@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from reconx_core.geometry.transforms import camera_rays
+from reconx_core.types import Cameras, Views
 
 
 def distort(xy: Float[Tensor, "*n 2"], coefficients: tuple[float, ...]) -> Float[Tensor, "*n 2"]:
@@ -36,3 +39,23 @@ def undistort(
     grid = pixels / torch.tensor([width, height]) * 2 - 1
     warped = F.grid_sample(image.permute(2, 0, 1)[None], grid[None], align_corners=False, padding_mode="border")
     return warped[0].permute(1, 2, 0), (grid.abs() <= 1).all(-1)
+
+
+def undistort_masked(
+    image: Float[Tensor, "h w 3"], mask: Bool[Tensor, "h w"], intrinsics: Float[Tensor, "3 3"], coefficients: tuple[float, ...]
+) -> tuple[Float[Tensor, "h w 3"], Bool[Tensor, "h w"]]:
+    """Picture and mask as a pinhole camera would have taken them; a pixel stays in the mask if all of it comes from within."""
+    if not any(coefficients):
+        return image, mask
+    straight, inside = undistort(image, intrinsics, coefficients)
+    whole = undistort(mask[..., None].expand(-1, -1, 3).float(), intrinsics, coefficients)[0][..., 0].gt(0.99)
+    return straight, whole & inside
+
+
+def straighten(photos: Views, cameras: Cameras, radial: Float[Tensor, " n"] | None) -> Views:
+    """The photos as the pinhole ``cameras`` (one each) see them; ``radial``: k1 of each photo's lens, or None."""
+    if radial is None:
+        return photos
+    lenses = zip(photos.images, photos.masks, cameras.intrinsics, radial.tolist(), strict=True)
+    pairs = [undistort_masked(image, mask, k, (k1, 0.0, 0.0, 0.0)) for image, mask, k, k1 in lenses]
+    return replace(photos, images=torch.stack([image for image, _ in pairs]), masks=torch.stack([mask for _, mask in pairs]))
