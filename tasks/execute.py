@@ -21,6 +21,7 @@ import torch
 from reconx_core import seeds
 from reconx_core.cache import store
 from reconx_core.cache.code_version import code_version, module_versions
+from reconx_core.cache.digests import digests_of, group_of
 from reconx_core.cache.store import Reference
 from reconx_core.datasets import files_of
 from reconx_core.errors import UserError
@@ -115,7 +116,8 @@ def resolved_settings(stage: str, settings: Settings) -> dict[str, Any]:
 def key_parts(job: Job, parents: Mapping[str, Reference]) -> dict[str, Any]:
     """Everything that the artifact depends on. A parent counts by the digest of its output, not by its own key."""
     digests = {stage: reference.digest for stage, reference in parents.items()}
-    return parts_of(job.stage, job.settings, digests, environment_of(job.stage, job.settings, job.code), job.source_digest)
+    environment = environment_of(job.stage, job.settings, job.root, job.code)
+    return parts_of(job.stage, job.settings, digests, environment, job.source_digest)
 
 
 def parts_of(
@@ -126,14 +128,16 @@ def parts_of(
     return {"settings": resolved_settings(stage, settings), "parents": dict(parents), "source": source, **environment}
 
 
-def environment_of(stage: str, settings: Settings, code: str = "") -> dict[str, Any]:
+def environment_of(stage: str, settings: Settings, root: Path, code: str = "") -> dict[str, Any]:
     """The rest of a cache key: code version (of this process if not given), weights and device.
+
+    ``root``: of the store, beside which digests are remembered.
 
     Raises:
         UserError: the weights that the settings ask for are not there.
     """
     device = device_class() if uses_gpu(stage, settings) else "cpu"
-    return {"code": code or code_of(stage), "weights": weights_digests(stage, settings), "device": device}
+    return {"code": code or code_of(stage), "weights": weights_digests(stage, settings, root), "device": device}
 
 
 def key_of(job: Job, parents: Mapping[str, Reference]) -> str:
@@ -306,42 +310,37 @@ def _weights_place(stage: str, settings: Settings) -> Path | None:
     return geometry_weights(settings.pointcloud) if finds_geometry(stage, settings) else None
 
 
-def weights_digests(stage: str, settings: Settings) -> dict[str, str]:
-    """Digest of every file of weights that the stage would load.
+def weights_digests(stage: str, settings: Settings, root: Path) -> dict[str, str]:
+    """Digest of every file of weights that the stage would load; ``root``: of the store that remembers them.
 
     Raises:
-        UserError: the weights that the settings ask for are not there.
+        UserError: the weights that the settings ask for are not there, or cannot be read.
     """
     if (place := _weights_place(stage, settings)) is not None:
-        return _digests(files_of(place))
+        return _digests(place, files_of(place), root)
     wanted = stage == "metrics" or (stage == "splats" and settings.splats.lpips_weight > 0)
     files = (lpips_files() or ()) if wanted else ()
-    return _digests({path.name: path for path in files})
+    return _digests(files[0].parent, {path.name: path for path in files}, root) if files else {}
 
 
-def source_digest(source: str) -> str:
+def source_digest(source: str, root: Path) -> str:
     """Digest of everything that a reader may read of a scene: names and bytes of its files, or the text of a procedural scene.
+
+    ``root``: of the store that remembers it.
 
     Raises:
         UserError: a file cannot be read.
     """
     files = files_of(Path(source))
-    if not files:
-        return source
+    return json.dumps(_digests(Path(source), files, root), sort_keys=True) if files else source
+
+
+def _digests(place: Path, files: Mapping[str, Path], root: Path) -> dict[str, str]:
+    """Of the files that are read of ``place``, by their names in a key."""
     try:
-        return json.dumps(_digests(files), sort_keys=True)
+        if len(files) == 1:  # perhaps a chunk, which many scenes share: each calls it by another name
+            ((name, file),) = files.items()
+            return {name: digests_of(root, group_of(file), {file.name: file})[file.name]}
+        return digests_of(root, group_of(place), files)
     except OSError as error:
         raise UserError(f"Cannot read {error.filename}: {error.strerror}.") from None
-
-
-def _digests(files: Mapping[str, Path]) -> dict[str, str]:
-    return {name: _file_digest(file, file.stat().st_mtime_ns) for name, file in files.items()}
-
-
-_known: dict[tuple[Path, int], str] = {}
-
-
-def _file_digest(path: Path, modified: int) -> str:
-    if (path, modified) not in _known:
-        _known[path, modified] = store.file_digest(path)
-    return _known[path, modified]

@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from reconx_core.cache import store
+from reconx_core.cache import digests
 from reconx_core.settings import STAGES
 
 
@@ -22,13 +22,13 @@ def laid_out(folder):
 
 def test_every_file_of_the_store_is_hashed_once(reconx, tiny, command, tmp_path, monkeypatch):
     reconx(*command)
-    hashed, digest = Counter(), store.file_digest
+    hashed, digest = Counter(), digests.file_digest
 
     def counted(path):
         hashed[path] += 1
         return digest(path)
 
-    monkeypatch.setattr(store, "file_digest", counted)
+    monkeypatch.setattr(digests, "file_digest", counted)
     assert reconx(*command).code == 0
     outside = {"manifest.json", "measured.json", "prefect.json"}
     kept = [p for stage in STAGES for p in (tmp_path / "store" / stage).rglob("*") if p.is_file() and p.name not in outside]
