@@ -22,6 +22,7 @@ from distributed.comm import CommClosedError
 from flows.execution.prefect_server import ENVIRONMENT, answers
 from flows.execution.reach import ask_local_servers_directly
 from reconx_core.cache import store
+from reconx_core.cache.digests import verified_from, verify_from
 from reconx_core.errors import UserError
 from reconx_core.settings import STAGES, Settings
 from tasks.execute import Monitor, code_of, load_stages, require_code, route_warnings, uses_gpu
@@ -137,7 +138,7 @@ def _prepare(client: Client, token: Path, messenger: Messenger, stages: tuple[st
     """Have every worker do what this run needs before its first stage, those that join or start again during the block, too."""
     names = [*ENVIRONMENT, "PREFECT_HOME", "PREFECT_API_URL"]
     environment = {name: os.environ[name] for name in names}
-    preparation = Preparation(messenger.topic, token, environment, _codes(stages), messenger)
+    preparation = Preparation(messenger.topic, token, environment, _codes(stages), messenger, verified_from())
     try:
         client.register_plugin(preparation)
     except (ImportError, AttributeError) as error:
@@ -162,12 +163,14 @@ class Preparation(WorkerPlugin):
     environment: dict[str, str]
     codes: dict[str, str]
     messenger: Messenger
+    verified_from: float  # see `verify_from`
 
     def setup(self, worker: Any) -> None:
         """Raise UserError where the worker cannot do what the run needs."""
         load_stages(self.codes)
         route_warnings(self.messenger.say)
         os.environ.update(self.environment)
+        verify_from(self.verified_from)
         ask_local_servers_directly()
         here = f"The Dask worker {worker.address} on {platform.node()}"
         if not self.token.exists():
