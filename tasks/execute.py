@@ -5,13 +5,13 @@ from __future__ import annotations
 import importlib
 import json
 import platform
-import sys
 import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import torch
 
 from reconx_core import seeds
 from reconx_core.cache import store
-from reconx_core.cache.code_version import code_version, module_versions
+from reconx_core.cache.code_version import code_version, module_versions, reachable
 from reconx_core.cache.digests import digests_of, group_of
 from reconx_core.cache.store import Reference
 from reconx_core.datasets import files_of
@@ -31,6 +31,7 @@ from reconx_core.pointcloud import BACKENDS as GEOMETRY
 from reconx_core.pointcloud import weights_of as geometry_weights
 from reconx_core.settings import STAGES, ClipSettings, Settings
 from reconx_core.video import weights_of as video_weights
+from tasks.machine import device_class, machine, note_machine, rasterizer, versions
 
 PARENTS: dict[str, tuple[str, ...]] = {
     "views": (),
@@ -129,15 +130,21 @@ def parts_of(
 
 
 def environment_of(stage: str, settings: Settings, root: Path, code: str = "") -> dict[str, Any]:
-    """The rest of a cache key: code version (of this process if not given), weights and device.
+    """The rest of a cache key: code version (of this process if not given), weights, versions of libraries, and what of the
+    machine the bytes depend on.
 
     ``root``: of the store, beside which digests are remembered.
 
     Raises:
-        UserError: the weights that the settings ask for are not there.
+        UserError: the weights that the settings ask for are not there, or their rasteriser cannot run here.
     """
-    device = device_class() if uses_gpu(stage, settings) else "cpu"
-    return {"code": code or code_of(stage), "weights": weights_digests(stage, settings, root), "device": device}
+    return {
+        "code": code or code_of(stage),
+        "weights": weights_digests(stage, settings, root),
+        "libraries": versions(_modules_of(stage), unused_modules(stage, settings)),
+        "device": device_class() if uses_gpu(stage, settings) else "cpu",
+        **({"rasterizer": rasterizer(rasterizer_setting(stage, settings))} if rasterizes(stage) else {}),
+    }
 
 
 def key_of(job: Job, parents: Mapping[str, Reference]) -> str:
@@ -150,12 +157,18 @@ def load_stages(stages: Iterable[str]) -> None:
     for stage in stages:
         code_of(stage)
         module_versions(*_modules_of(stage))
+        versions(_modules_of(stage))
         importlib.import_module(f"tasks.{stage}")
 
 
 def code_of(stage: str) -> str:
     """Digest of the code that the stage can reach."""
     return code_version(*_modules_of(stage))
+
+
+def versions_of(stages: Iterable[str]) -> dict[str, str]:
+    """Versions of all libraries that the stages may compute with."""
+    return {name: number for stage in stages for name, number in versions(_modules_of(stage)).items()}
 
 
 def _modules_of(stage: str) -> tuple[str, ...]:
@@ -192,6 +205,7 @@ def execute(job: Job, parents: Mapping[str, Reference]) -> tuple[Reference, bool
     parent_keys = {stage: parent.key for stage, parent in parents.items()}
     about = {"scene": job.scene, **parts, "parent_keys": parent_keys, "modules": module_versions(*_modules_of(job.stage))}
     measured |= {"made": time.time(), "damage": damage}
+    note_machine(job.root)
     reference = store.publish(job.root, job.stage, key, about, outputs, measured)
     job.monitor.finished(job.stage, job.shown, measured, cached=False)
     return reference, True
@@ -262,16 +276,6 @@ def measure(work: Callable[[], Any], say: Callable[[str], None] = lambda note: N
     }
 
 
-def machine() -> dict[str, str | int]:
-    """The machine of the measurements."""
-    return {
-        "system": platform.platform(),
-        "python": sys.version.split()[0],
-        "torch": torch.__version__,
-        "cores": psutil.cpu_count(),
-    }
-
-
 def uses_gpu(stage: str, settings: Settings) -> bool:
     """Whether the stage uses a GPU if there is one, so that its output may differ from that of a CPU."""
     if finds_geometry(stage, settings):
@@ -293,8 +297,32 @@ def stages_before(stage: str) -> tuple[str, ...]:
     return STAGES[: STAGES.index(stage) + 1] if stage in STAGES else (stage,)
 
 
-def device_class() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
+@cache
+def rasterizes(stage: str) -> bool:
+    """Whether the stage renders Gaussians."""
+    return "reconx_core.rasterize.gsplat" in reachable(_modules_of(stage))
+
+
+def rasterizer_setting(stage: str, settings: Settings) -> str:
+    """The rasteriser that the settings name; `metrics` has none of its own."""
+    return settings.splats.backend if stage == "splats" else "auto"
+
+
+def unused_modules(stage: str, settings: Settings) -> tuple[str, ...]:
+    """Modules that the stage can reach and that the settings leave unused; those of geometry backends share their libraries."""
+    if stage != "video":
+        return ()
+    name = settings.video.backend
+    used = "" if name in ("points", "none") else "wan_vace" if name == "wan-vace" else "learned"
+    return tuple(f"reconx_core.video.backends.{other}" for other in ("learned", "wan_vace") if other != used)
+
+
+def on_machine(environment: Mapping[str, Any], stage: str, settings: Settings, traits: Mapping[str, str]) -> dict[str, Any]:
+    """An environment (see :func:`environment_of`) as it is on a machine with these traits."""
+    moved = {"device": traits["device"]} if uses_gpu(stage, settings) else {}
+    if "rasterizer" in environment and rasterizer_setting(stage, settings) != "cpu":
+        moved["rasterizer"] = traits["rasterizer"]
+    return {**environment, **moved}
 
 
 def require_weights(stages: Iterable[str], settings: Settings) -> None:
