@@ -17,12 +17,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from reconx_core.cache import digests, store
-from reconx_core.settings import STAGES, Settings
+from reconx_core.settings import STAGES, Settings, parse_settings
 from tasks.execute import PARENTS, Job, Monitor, code_of, execute, key_of, load_stages, source_digest
 
 SHARE, MILLISECONDS = 0.01, 20.0  # wanted: bytes read of those in the store, and time a scene
@@ -30,10 +30,6 @@ QUICK = (
     "pointcloud.planes=16", "pointcloud.stereo_size=96", "pointcloud.rounds=1", "pointcloud.iterations=1", "video.steps=1",
     "confidence.enabled=false", "splats.steps=1", "splats.lpips_weight=0", "metrics.video_frames=4",
 )  # fmt: skip
-
-
-def run_reconx(*arguments: str) -> None:
-    subprocess.run([sys.executable, "-m", "flows.cli", *arguments], check=True, stdout=subprocess.DEVNULL)
 
 
 def bytes_read() -> int:
@@ -47,14 +43,18 @@ def size_of(root: Path) -> int:
     return sum(path.stat().st_size for folder in folders for path in folder.rglob("*") if path.is_file())
 
 
-def each_scene(root: Path, data: Path, look_up: Callable[[Job, dict[str, store.Reference]], store.Reference]) -> None:
+def each_scene(
+    root: Path,
+    scenes: Iterable[Path],
+    settings: Settings,
+    look_up: Callable[[Job, dict[str, store.Reference]], store.Reference],
+) -> None:
     """Take every scene through the stages."""
-    for scene in sorted(data.iterdir()):
+    for scene in scenes:
         digest, references = source_digest(str(scene), root), dict[str, store.Reference]()
         for stage in STAGES:
-            job = Job(
-                stage, scene.name, str(scene), "" if PARENTS[stage] else digest, Settings(), root, Monitor(), "", code_of(stage)
-            )
+            own = "" if PARENTS[stage] else digest
+            job = Job(stage, scene.name, str(scene), own, settings, root, Monitor(), code=code_of(stage))
             references[stage] = look_up(job, {parent: references[parent] for parent in PARENTS[stage]})
 
 
@@ -65,7 +65,7 @@ def fill(root: Path, data: Path, sample: Path) -> None:
         inside = [p for p in folder.rglob("*") if p.is_file() and p.name not in (store.MANIFEST, store.MEASURED, store.RECORD)]
         writers = {p.relative_to(folder).as_posix(): lambda to, p=p: shutil.copyfile(p, to) for p in inside}
         importlib.import_module(f"tasks.{stage}").run = lambda job, read, writers=writers: writers
-    each_scene(root, data, lambda job, parents: execute(job, parents)[0])
+    each_scene(root, sorted(data.iterdir()), Settings(), lambda job, parents: execute(job, parents)[0])
 
 
 def look_up_all(root: Path, data: Path, verify: bool) -> dict[str, float]:
@@ -81,7 +81,7 @@ def look_up_all(root: Path, data: Path, verify: bool) -> dict[str, float]:
         return found
 
     begin, before = time.perf_counter(), bytes_read()
-    each_scene(root, data, look_up)
+    each_scene(root, sorted(data.iterdir()), Settings(), look_up)
     return {"seconds": time.perf_counter() - begin, "read": bytes_read() - before}
 
 
@@ -109,8 +109,8 @@ def main() -> int:
         return 0
     with tempfile.TemporaryDirectory(dir=options.folder) as temporary:
         root, data, sample = (Path(temporary, name) for name in ("store", "data", "sample"))
-        settings = [part for setting in QUICK for part in ("-S", setting)]
-        run_reconx("reconstruct", str(options.photos), "-o", f"{temporary}/out", "--store", str(sample), *settings)
+        quick = parse_settings({"pointcloud": {"backend": "classical"}}, list(QUICK))
+        each_scene(sample, [options.photos.absolute()], quick, lambda job, parents: execute(job, parents)[0])
         for i in range(options.scenes):
             shutil.copytree(options.photos, data / f"scene_{i:04d}")
         time.sleep(digests.RACY_SECONDS)
