@@ -46,7 +46,8 @@ from reconx_core.seeds import generator
 from reconx_core.settings import Settings, parse_settings
 from reconx_core.types import Frames, Pointmaps, Views
 from reconx_core.views import load_views
-from tasks.execute import machine, measure
+from tasks.execute import measure
+from tasks.machine import machine
 
 T = TypeVar("T")
 

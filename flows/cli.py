@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import io
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -25,6 +26,9 @@ VramOption = Annotated[
     typer.Option("--vram", min=1, metavar="8|12|24|48", help="GB of GPU memory to fit into; -S wins over what it chooses."),
 ]
 WorkersOption = Annotated[int, typer.Option("--workers", min=1, help="Scenes that run side by side.")]
+VerifyOption = Annotated[
+    bool, typer.Option("--verify", help="Read every file anew, where otherwise size, time and inode tell that it is the same.")
+]
 
 DaskOption = Annotated[
     str | None,
@@ -74,6 +78,13 @@ def _replacement(error: UnicodeError) -> tuple[bytes, int]:
     return (mark * (error.end - error.start)).encode(error.encoding), error.end
 
 
+def read_anew(verify: bool) -> None:
+    """With ``verify``, let this process trust no digest of a file that was taken before now."""
+    from reconx_core.cache.digests import verify_from
+
+    verify_from(time.time() if verify else 0.0)
+
+
 @app.callback()
 def about() -> None:
     """A few photos to a 3D Gaussian scene, and whole datasets evaluated."""
@@ -87,12 +98,14 @@ def reconstruct(
     set_: SetOption = None,
     vram: VramOption = None,
     store: StoreOption = None,
+    verify: VerifyOption = False,
 ) -> None:
     """Photos or a video of a place to a 3D Gaussian scene."""
     from flows.execution.memory import apply_vram
     from flows.execution.run import default_store, resolve_settings
     from flows.reconstruct import reconstruct as run
 
+    read_anew(verify)
     settings = apply_vram(resolve_settings(preset, set_), vram, set_ or [], console)
     run(source, out, settings, store or default_store(), console)
 
@@ -121,6 +134,7 @@ def evaluate(
     store: StoreOption = None,
     workers: WorkersOption = 1,
     dask: DaskOption = None,
+    verify: VerifyOption = False,
 ) -> None:
     """Reconstruct and score every scene of a dataset; exit code 1 if a scene failed."""
     from flows.evaluate import evaluate as run
@@ -128,6 +142,7 @@ def evaluate(
     from flows.execution.memory import apply_vram
     from flows.execution.run import default_store
 
+    read_anew(verify)
     overrides = ([f"views.split={split}"] if split else []) + (set_ or [])
     only = split_names(scenes) if scenes is not None else ()
     request = make_request(dataset, preset, overrides, protocol, views, index, only, seeds, ablation)
@@ -145,12 +160,14 @@ def train(
     store: StoreOption = None,
     workers: Annotated[int, typer.Option("--workers", min=1, help="Clips that are made side by side.")] = 1,
     dask: DaskOption = None,
+    verify: VerifyOption = False,
 ) -> None:
     """Train the video model on clips with true cameras; the same command goes on from the newest checkpoint."""
     from flows.execution.run import default_store
     from flows.train import resolve_train_settings
     from flows.train import train as run
 
+    read_anew(verify)
     run(resolve_train_settings(preset, set_), out, store or default_store(), console, workers, dask)
 
 
@@ -272,6 +289,21 @@ def doctor(store: StoreOption = None) -> None:
     from flows.execution.run import default_store
 
     run(store or default_store(), console)
+
+
+stored = typer.Typer(no_args_is_help=True, help="Where results of stages are kept.")
+app.add_typer(stored, name="store")
+
+
+@stored.command("verify")
+def verify_store(store: StoreOption = None) -> None:
+    """Read every artifact of the store and name those that are damaged; exit code 1 if any is."""
+    from flows.execution.run import default_store
+    from flows.runs.verify import verify as run
+
+    read_anew(True)
+    if run(store or default_store(), console):
+        raise typer.Exit(1)
 
 
 weights = typer.Typer(no_args_is_help=True, help="Published weights: fetch, verify, convert.")

@@ -21,6 +21,7 @@ from reconx_core.settings import Settings, parse_settings
 
 if TYPE_CHECKING:
     from flows.execution.flow import SceneRun
+    from flows.execution.sources import Digests
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,12 @@ def evaluate(
         tracking.load()  # while Prefect's server starts
         return record_request(make_plans(request, out), started, request.dataset, out, root, workers)
 
-    runs = run_stages(plans, root, console, workers=workers, dask=dask)
+    def tell_sources(read: Digests) -> None:
+        from flows.runs.request import record_sources
+
+        record_sources(out, read)
+
+    runs = run_stages(plans, root, console, workers=workers, dask=dask, tell_sources=tell_sources)
 
     from flows.evaluation import score_tables as tables
     from flows.runs.registry import register_end

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
@@ -14,6 +15,9 @@ from reconx_core.errors import UserError
 from reconx_core.io.files import require_writable
 from reconx_core.names import abbreviate
 from reconx_core.settings import Settings
+
+if TYPE_CHECKING:
+    from flows.execution.sources import Digests
 
 
 def reconstruct(source: str, out: Path, settings: Settings, root: Path, console: Console) -> None:
@@ -33,7 +37,12 @@ def reconstruct(source: str, out: Path, settings: Settings, root: Path, console:
 
         return record_request([ScenePlan(*find_scene(source), settings)], started, source, out, root)
 
-    (run,) = run_stages(plans, root, console)
+    def tell_sources(read: Digests) -> None:
+        from flows.runs.request import record_sources
+
+        record_sources(out, read)
+
+    (run,) = run_stages(plans, root, console, tell_sources=tell_sources)
     if run.error is not None:
         raise run.error
 

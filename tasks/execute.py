@@ -5,13 +5,13 @@ from __future__ import annotations
 import importlib
 import json
 import platform
-import sys
 import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,8 @@ import torch
 
 from reconx_core import seeds
 from reconx_core.cache import store
-from reconx_core.cache.code_version import code_version, module_versions
+from reconx_core.cache.code_version import code_version, module_versions, reachable
+from reconx_core.cache.digests import digests_of, group_of
 from reconx_core.cache.store import Reference
 from reconx_core.datasets import files_of
 from reconx_core.errors import UserError
@@ -30,6 +31,7 @@ from reconx_core.pointcloud import BACKENDS as GEOMETRY
 from reconx_core.pointcloud import weights_of as geometry_weights
 from reconx_core.settings import STAGES, ClipSettings, Settings
 from reconx_core.video import weights_of as video_weights
+from tasks.machine import device_class, machine, note_machine, rasterizer, versions
 
 PARENTS: dict[str, tuple[str, ...]] = {
     "views": (),
@@ -115,7 +117,8 @@ def resolved_settings(stage: str, settings: Settings) -> dict[str, Any]:
 def key_parts(job: Job, parents: Mapping[str, Reference]) -> dict[str, Any]:
     """Everything that the artifact depends on. A parent counts by the digest of its output, not by its own key."""
     digests = {stage: reference.digest for stage, reference in parents.items()}
-    return parts_of(job.stage, job.settings, digests, environment_of(job.stage, job.settings, job.code), job.source_digest)
+    environment = environment_of(job.stage, job.settings, job.root, job.code)
+    return parts_of(job.stage, job.settings, digests, environment, job.source_digest)
 
 
 def parts_of(
@@ -126,14 +129,22 @@ def parts_of(
     return {"settings": resolved_settings(stage, settings), "parents": dict(parents), "source": source, **environment}
 
 
-def environment_of(stage: str, settings: Settings, code: str = "") -> dict[str, Any]:
-    """The rest of a cache key: code version (of this process if not given), weights and device.
+def environment_of(stage: str, settings: Settings, root: Path, code: str = "") -> dict[str, Any]:
+    """The rest of a cache key: code version (of this process if not given), weights, versions of libraries, and what of the
+    machine the bytes depend on.
+
+    ``root``: of the store, beside which digests are remembered.
 
     Raises:
-        UserError: the weights that the settings ask for are not there.
+        UserError: the weights that the settings ask for are not there, or their rasteriser cannot run here.
     """
-    device = device_class() if uses_gpu(stage, settings) else "cpu"
-    return {"code": code or code_of(stage), "weights": weights_digests(stage, settings), "device": device}
+    return {
+        "code": code or code_of(stage),
+        "weights": weights_digests(stage, settings, root),
+        "libraries": versions(_modules_of(stage), unused_modules(stage, settings)),
+        "device": device_class() if uses_gpu(stage, settings) else "cpu",
+        **({"rasterizer": rasterizer(rasterizer_setting(stage, settings))} if rasterizes(stage) else {}),
+    }
 
 
 def key_of(job: Job, parents: Mapping[str, Reference]) -> str:
@@ -146,12 +157,18 @@ def load_stages(stages: Iterable[str]) -> None:
     for stage in stages:
         code_of(stage)
         module_versions(*_modules_of(stage))
+        versions(_modules_of(stage))
         importlib.import_module(f"tasks.{stage}")
 
 
 def code_of(stage: str) -> str:
     """Digest of the code that the stage can reach."""
     return code_version(*_modules_of(stage))
+
+
+def versions_of(stages: Iterable[str]) -> dict[str, str]:
+    """Versions of all libraries that the stages may compute with."""
+    return {name: number for stage in stages for name, number in versions(_modules_of(stage)).items()}
 
 
 def _modules_of(stage: str) -> tuple[str, ...]:
@@ -188,6 +205,7 @@ def execute(job: Job, parents: Mapping[str, Reference]) -> tuple[Reference, bool
     parent_keys = {stage: parent.key for stage, parent in parents.items()}
     about = {"scene": job.scene, **parts, "parent_keys": parent_keys, "modules": module_versions(*_modules_of(job.stage))}
     measured |= {"made": time.time(), "damage": damage}
+    note_machine(job.root)
     reference = store.publish(job.root, job.stage, key, about, outputs, measured)
     job.monitor.finished(job.stage, job.shown, measured, cached=False)
     return reference, True
@@ -258,16 +276,6 @@ def measure(work: Callable[[], Any], say: Callable[[str], None] = lambda note: N
     }
 
 
-def machine() -> dict[str, str | int]:
-    """The machine of the measurements."""
-    return {
-        "system": platform.platform(),
-        "python": sys.version.split()[0],
-        "torch": torch.__version__,
-        "cores": psutil.cpu_count(),
-    }
-
-
 def uses_gpu(stage: str, settings: Settings) -> bool:
     """Whether the stage uses a GPU if there is one, so that its output may differ from that of a CPU."""
     if finds_geometry(stage, settings):
@@ -289,8 +297,32 @@ def stages_before(stage: str) -> tuple[str, ...]:
     return STAGES[: STAGES.index(stage) + 1] if stage in STAGES else (stage,)
 
 
-def device_class() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
+@cache
+def rasterizes(stage: str) -> bool:
+    """Whether the stage renders Gaussians."""
+    return "reconx_core.rasterize.gsplat" in reachable(_modules_of(stage))
+
+
+def rasterizer_setting(stage: str, settings: Settings) -> str:
+    """The rasteriser that the settings name; `metrics` has none of its own."""
+    return settings.splats.backend if stage == "splats" else "auto"
+
+
+def unused_modules(stage: str, settings: Settings) -> tuple[str, ...]:
+    """Modules that the stage can reach and that the settings leave unused; those of geometry backends share their libraries."""
+    if stage != "video":
+        return ()
+    name = settings.video.backend
+    used = "" if name in ("points", "none") else "wan_vace" if name == "wan-vace" else "learned"
+    return tuple(f"reconx_core.video.backends.{other}" for other in ("learned", "wan_vace") if other != used)
+
+
+def on_machine(environment: Mapping[str, Any], stage: str, settings: Settings, traits: Mapping[str, str]) -> dict[str, Any]:
+    """An environment (see :func:`environment_of`) as it is on a machine with these traits."""
+    moved = {"device": traits["device"]} if uses_gpu(stage, settings) else {}
+    if "rasterizer" in environment and rasterizer_setting(stage, settings) != "cpu":
+        moved["rasterizer"] = traits["rasterizer"]
+    return {**environment, **moved}
 
 
 def require_weights(stages: Iterable[str], settings: Settings) -> None:
@@ -306,42 +338,37 @@ def _weights_place(stage: str, settings: Settings) -> Path | None:
     return geometry_weights(settings.pointcloud) if finds_geometry(stage, settings) else None
 
 
-def weights_digests(stage: str, settings: Settings) -> dict[str, str]:
-    """Digest of every file of weights that the stage would load.
+def weights_digests(stage: str, settings: Settings, root: Path) -> dict[str, str]:
+    """Digest of every file of weights that the stage would load; ``root``: of the store that remembers them.
 
     Raises:
-        UserError: the weights that the settings ask for are not there.
+        UserError: the weights that the settings ask for are not there, or cannot be read.
     """
     if (place := _weights_place(stage, settings)) is not None:
-        return _digests(files_of(place))
+        return _digests(place, files_of(place), root)
     wanted = stage == "metrics" or (stage == "splats" and settings.splats.lpips_weight > 0)
     files = (lpips_files() or ()) if wanted else ()
-    return _digests({path.name: path for path in files})
+    return _digests(files[0].parent, {path.name: path for path in files}, root) if files else {}
 
 
-def source_digest(source: str) -> str:
+def source_digest(source: str, root: Path) -> str:
     """Digest of everything that a reader may read of a scene: names and bytes of its files, or the text of a procedural scene.
+
+    ``root``: of the store that remembers it.
 
     Raises:
         UserError: a file cannot be read.
     """
     files = files_of(Path(source))
-    if not files:
-        return source
+    return json.dumps(_digests(Path(source), files, root), sort_keys=True) if files else source
+
+
+def _digests(place: Path, files: Mapping[str, Path], root: Path) -> dict[str, str]:
+    """Of the files that are read of ``place``, by their names in a key."""
     try:
-        return json.dumps(_digests(files), sort_keys=True)
+        if len(files) == 1:  # perhaps a chunk, which many scenes share: each calls it by another name
+            ((name, file),) = files.items()
+            return {name: digests_of(root, group_of(file), {file.name: file})[file.name]}
+        return digests_of(root, group_of(place), files)
     except OSError as error:
         raise UserError(f"Cannot read {error.filename}: {error.strerror}.") from None
-
-
-def _digests(files: Mapping[str, Path]) -> dict[str, str]:
-    return {name: _file_digest(file, file.stat().st_mtime_ns) for name, file in files.items()}
-
-
-_known: dict[tuple[Path, int], str] = {}
-
-
-def _file_digest(path: Path, modified: int) -> str:
-    if (path, modified) not in _known:
-        _known[path, modified] = store.file_digest(path)
-    return _known[path, modified]

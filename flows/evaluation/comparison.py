@@ -195,7 +195,9 @@ def _combined(spreads: list[float | None]) -> float | None:
 
 def _rest(record: dict[str, Any]) -> dict[str, Any]:
     protocol = (record.get("protocol") or {}).get("name")
-    return {**record.get("facts", {}), **{key: record.get(key) for key in ("dataset", "row", "seeds")}, "protocol": protocol}
+    machines = {f"computed on, {key}": value for key, value in record.get("machines", {}).items()}
+    about = {key: record.get(key) for key in ("dataset", "row", "seeds")}
+    return {**record.get("facts", {}), **machines, **about, "protocol": protocol}
 
 
 def _named(opening: str, differences: list[Difference]) -> str:

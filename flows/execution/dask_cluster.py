@@ -22,9 +22,10 @@ from distributed.comm import CommClosedError
 from flows.execution.prefect_server import ENVIRONMENT, answers
 from flows.execution.reach import ask_local_servers_directly
 from reconx_core.cache import store
+from reconx_core.cache.digests import verified_from, verify_from
 from reconx_core.errors import UserError
 from reconx_core.settings import STAGES, Settings
-from tasks.execute import Monitor, code_of, load_stages, require_code, route_warnings, uses_gpu
+from tasks.execute import Monitor, code_of, load_stages, require_code, route_warnings, uses_gpu, versions_of
 
 if TYPE_CHECKING:
     from prefect_dask import DaskTaskRunner
@@ -137,7 +138,9 @@ def _prepare(client: Client, token: Path, messenger: Messenger, stages: tuple[st
     """Have every worker do what this run needs before its first stage, those that join or start again during the block, too."""
     names = [*ENVIRONMENT, "PREFECT_HOME", "PREFECT_API_URL"]
     environment = {name: os.environ[name] for name in names}
-    preparation = Preparation(messenger.topic, token, environment, _codes(stages), messenger)
+    preparation = Preparation(
+        messenger.topic, token, environment, _codes(stages), messenger, verified_from(), versions_of(stages)
+    )
     try:
         client.register_plugin(preparation)
     except (ImportError, AttributeError) as error:
@@ -162,12 +165,15 @@ class Preparation(WorkerPlugin):
     environment: dict[str, str]
     codes: dict[str, str]
     messenger: Messenger
+    verified_from: float  # see `verify_from`
+    versions: dict[str, str]  # of the libraries that compute, where the run was started
 
     def setup(self, worker: Any) -> None:
         """Raise UserError where the worker cannot do what the run needs."""
         load_stages(self.codes)
         route_warnings(self.messenger.say)
         os.environ.update(self.environment)
+        verify_from(self.verified_from)
         ask_local_servers_directly()
         here = f"The Dask worker {worker.address} on {platform.node()}"
         if not self.token.exists():
@@ -178,7 +184,18 @@ class Preparation(WorkerPlugin):
             raise UserError(f"{here} cannot reach the Prefect server at {url}; start one and name it by PREFECT_API_URL.")
         for stage, code in self.codes.items():
             require_code(stage, code)
+        self.require_versions(worker.address)
         send_events_to(url)
+
+    def require_versions(self, address: str) -> None:
+        """Raise UserError where a library that computes has another version here than where the run was started."""
+        here = versions_of(self.codes)
+        wrong = [f"{name} {here.get(name, 'none')} instead of {v}" for name, v in self.versions.items() if here.get(name) != v]
+        if wrong:
+            raise UserError(
+                f"The Dask worker {address} on {platform.node()} has {', '.join(wrong)}; results depend on them: install the "
+                "same versions everywhere."
+            )
 
 
 def send_events_to(url: str) -> None:

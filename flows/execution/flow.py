@@ -23,13 +23,14 @@ from pydantic import PrivateAttr
 
 from flows.execution.failures import forget_failure, keep_failure, task_id
 from flows.execution.plan import ScenePlan
+from flows.execution.sources import Digests, read_ahead
 from reconx_core.cache import store
 from reconx_core.cache.store import RECORD, DamagedEntry, Reference
 from reconx_core.errors import UserError
 from reconx_core.io.files import write_atomic
 from reconx_core.names import shown
 from reconx_core.settings import STAGES
-from tasks.execute import PARENTS, Job, Monitor, code_of, execute, key_of, source_digest, stages_before
+from tasks.execute import PARENTS, Job, Monitor, code_of, execute, key_of, stages_before
 
 if TYPE_CHECKING:
     from flows.execution.dask_cluster import Cluster
@@ -74,7 +75,7 @@ class StoreRecords(WritableFileSystem):
     def read_path(self, path: str, _sync: bool = True) -> bytes:  # type: ignore[override]
         """The record; raises (which Prefect takes for a miss) where the artifact is absent or damaged."""
         content = (Path(self.root) / path).read_bytes()
-        # Prefect asks whether there is a record and then reads it: the artifact's files are hashed the first time only.
+        # Prefect asks whether there is a record and then reads it: the artifact's files are looked at the first time only.
         if path in self._whole:
             self._whole.remove(path)
             return content
@@ -110,16 +111,16 @@ def reconx() -> None:
 
 def run_scenes(
     plans: Iterable[ScenePlan], root: Path, monitor: Monitor, stages: tuple[str, ...] = STAGES, workers: int = 1,
-    cluster: Cluster | None = None,
+    cluster: Cluster | None = None, tell_sources: Callable[[Digests], None] = lambda read: None,
 ) -> list[SceneRun]:  # fmt: skip
     """Run the ``stages`` for every scene, in threads or in the cluster; one that fails does not stop the others.
 
-    Where plans agree in all that a stage depends on, they share its task.
+    Where plans agree in all that a stage depends on, they share its task. ``tell_sources``: see `read_ahead`.
     """
     runs = [SceneRun(plan) for plan in plans]
     steps = make_steps(runs, stages)
     runner: Any = cluster.runner() if cluster else ThreadPoolTaskRunner(max_workers=workers)
-    token = _work.set(lambda: _submit_all(steps, root.resolve(), monitor, cluster))
+    token = _work.set(lambda: _read_and_submit(steps, root.resolve(), monitor, cluster, tell_sources))
     try:
         # Its thread would hold the end of a run up by a second, and only a server with services reads what it sends.
         with temporary_settings(set_defaults={PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
@@ -158,7 +159,17 @@ def make_steps(runs: list[SceneRun], wanted: tuple[str, ...]) -> list[Step]:
     return list(steps.values())
 
 
-def _submit_all(steps: list[Step], root: Path, monitor: Monitor, cluster: Cluster | None) -> None:
+def _read_and_submit(
+    steps: list[Step], root: Path, monitor: Monitor, cluster: Cluster | None, tell_sources: Callable[[Digests], None]
+) -> None:
+    sources = [step.plan.source for step in steps if not PARENTS[step.stage]]
+    with read_ahead(sources, root, tell_sources) as digest_of:
+        _submit_all(steps, root, monitor, cluster, digest_of)
+
+
+def _submit_all(
+    steps: list[Step], root: Path, monitor: Monitor, cluster: Cluster | None, digest_of: Callable[[str], str]
+) -> None:
     for step in steps:
         monitor.planned(step.stage, step.plan.label)
     ended: SimpleQueue[Step] = SimpleQueue()
@@ -167,7 +178,7 @@ def _submit_all(steps: list[Step], root: Path, monitor: Monitor, cluster: Cluste
         while waiting >= WAITING:
             _settle(ended.get(), root, monitor, cluster)
             waiting -= 1
-        step.future = _submit(step, root, monitor, cluster)
+        step.future = _submit(step, root, monitor, cluster, digest_of)
         if step.future is not None:
             step.future.add_done_callback(lambda _, step=step: ended.put(step))  # type: ignore[misc]
             waiting += 1
@@ -175,12 +186,14 @@ def _submit_all(steps: list[Step], root: Path, monitor: Monitor, cluster: Cluste
         _settle(ended.get(), root, monitor, cluster)
 
 
-def _submit(step: Step, root: Path, monitor: Monitor, cluster: Cluster | None) -> Future | None:
+def _submit(
+    step: Step, root: Path, monitor: Monitor, cluster: Cluster | None, digest_of: Callable[[str], str]
+) -> Future | None:
     """The step's task; None where it cannot be, because the source cannot be read or a step before it has failed."""
     plan = step.plan
     step.failed = any(parent.failed for parent in step.parents.values())
     try:
-        digest = "" if PARENTS[step.stage] else source_digest(plan.source)
+        digest = "" if PARENTS[step.stage] else digest_of(plan.source)
     except Exception as error:
         _fail(step, error, root, monitor)
     if step.failed:

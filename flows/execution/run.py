@@ -25,6 +25,7 @@ from reconx_core.weights.choice import resolve_geometry
 if TYPE_CHECKING:
     from flows.execution.flow import SceneRun
     from flows.execution.plan import ScenePlan
+    from flows.execution.sources import Digests
 
 PRESETS = Path(__file__).parents[1] / "presets"
 PARAMS = Path("params.yaml")
@@ -103,9 +104,11 @@ def stop_at_once(console: Console) -> Iterator[None]:
 
 def run_stages(
     make_plans: Callable[[], list[ScenePlan]], root: Path, console: Console, stages: tuple[str, ...] = STAGES, workers: int = 1,
-    dask: str | None = None, quiet: bool = False,
+    dask: str | None = None, quiet: bool = False, tell_sources: Callable[[Digests], None] = lambda read: None,
 ) -> list[SceneRun]:  # fmt: skip
     """Run the ``stages``; returns what came of every plan, failures included. ``quiet``: without a line for each.
+
+    ``tell_sources``: see :func:`flows.execution.sources.read_ahead`.
 
     ``dask``: ``local`` for ``workers`` processes instead of threads, or the address of a scheduler, which has its own workers.
 
@@ -141,11 +144,11 @@ def run_stages(
                 route_warnings(display.say)
                 wait_for_server()
                 if dask is None:
-                    return run_scenes(plans, root, display, stages, workers)
+                    return run_scenes(plans, root, display, stages, workers, tell_sources=tell_sources)
                 from flows.execution.dask_cluster import open_cluster
 
                 with open_cluster(dask, workers, root, display, stages) as cluster:
-                    return run_scenes(plans, root, display, stages, cluster=cluster)
+                    return run_scenes(plans, root, display, stages, cluster=cluster, tell_sources=tell_sources)
 
 
 def distinct_networks(plans: Iterable[ScenePlan]) -> Iterable[Settings]:

@@ -26,7 +26,8 @@ from reconx_core.settings import STAGES
 from tasks.execute import PARENTS
 
 Manifest = dict[str, Any]
-_PARTS = ("settings", "parents", "source", "code", "weights", "device")  # of a key, as manifests name them
+_PARTS = ("settings", "parents", "source", "code", "weights", "libraries", "device", "rasterizer")  # of a key
+_MACHINE = ("gpu", "driver", "python", "cores")  # of what is recorded of it and does not count
 
 
 def why(
@@ -103,7 +104,8 @@ def explain(request: RunRequest, root: Path, states: States, stage: str) -> list
     if earlier is None:
         return [*sentences, f"The store had no earlier {stage} of {task.plan.name}."]
     sentences.append(f"Compared with the nearest earlier one, of {_origin(root, earlier)}, this differs:")
-    return [*sentences, *(f"  {line}" for line in changes(root, earlier, task.manifest, set()))]
+    lines = changes(root, earlier, task.manifest, set()) + machines(root, earlier, task.manifest)
+    return [*sentences, *(f"  {line}" for line in lines)]
 
 
 def nearest(root: Path, manifest: Manifest, before: float) -> Manifest | None:
@@ -121,7 +123,7 @@ def changes(root: Path, first: Manifest, second: Manifest, reported: set[str]) -
 
     ``reported``: the stages whose changes are in the lines already; extended.
     """
-    lines = [f"{part} not recorded in the earlier one" for part in _PARTS if part not in first]
+    lines = [f"{part} not recorded in the earlier one" for part in _PARTS if part in second and part not in first]
     both = [part for part in _PARTS if part in first and part in second]
     if first["schema"] != second["schema"]:
         lines.append(f"the store's format: {first['schema']} -> {second['schema']}")
@@ -131,9 +133,19 @@ def changes(root: Path, first: Manifest, second: Manifest, reported: set[str]) -
     return lines
 
 
+def machines(root: Path, first: Manifest, second: Manifest) -> list[str]:
+    """A line on what differs between the machines that made two artifacts and is no part of the key."""
+    here, there = (measured_of(root, manifest).get("machine", {}) for manifest in (first, second))
+    named = [(key, here.get(key), there.get(key)) for key in _MACHINE]
+    lines = [f"{key} {_value(x)} -> {_value(y)}" for key, x, y in named if x != y]
+    return [f"beside that, the machine: {', '.join(lines)}"] if lines and here and there else []
+
+
 def _part(part: str, first: Manifest, second: Manifest) -> list[str]:
     if part == "settings":
         return [f"{key}: {_value(x)} -> {_value(y)}" for key, x, y in differing(first[part], second[part])]
+    if part == "libraries":
+        return [f"{name} {_value(x)} -> {_value(y)}" for name, x, y in differing(first[part], second[part])]
     if part == "weights":
         return [f"weights: {_files(first[part], second[part])}"]
     if part == "source":
@@ -179,7 +191,7 @@ def _reused(request: RunRequest, root: Path, states: States, manifest: Manifest,
     inputs = f"the bytes of {', '.join(parents)}" if parents else "input files"
     sentences = [
         f"{what} was found in the store by this run ({request.shown}); it was made {_origin(root, manifest)}.",
-        f"Nothing that it depends on has changed since: {inputs}, settings, code, weights, device.",
+        f"Nothing that it depends on has changed since: {inputs}, settings, code, weights, libraries, device.",
     ]
     anew = [stage for stage in parents if _made(root, states[stage]) >= request.started]
     return [*sentences, *(f"{stage} was computed anew in this run and gave the same bytes as before." for stage in anew)]
@@ -226,7 +238,8 @@ def _distance(first: Manifest, second: Manifest) -> int:
     """In how many settings, parents and other parts two artifacts differ."""
     same = [part for part in _PARTS if part in first and part in second]
     nested = sum(len(differing(first[part], second[part])) for part in same if part in ("settings", "parents"))
-    return nested + sum(first[p] != second[p] for p in same if p not in ("settings", "parents")) + len(_PARTS) - len(same)
+    rest = sum(first[part] != second[part] for part in same if part not in ("settings", "parents"))
+    return nested + rest + sum(part in second and part not in first for part in _PARTS)
 
 
 def _source(first: str, second: str) -> str:

@@ -16,13 +16,14 @@ import psutil
 from pydantic import BaseModel, Field
 
 from flows.execution.plan import ScenePlan, with_split
+from flows.execution.sources import Digests
 from flows.runs.registry import known_runs, register_start
 from reconx_core.cache import store
 from reconx_core.errors import UserError
 from reconx_core.io.checked import check_shape, find_object, read_object
 from reconx_core.io.files import explain_disk, write_json
 from reconx_core.settings import STAGES, Settings, parse_settings
-from tasks.execute import environment_of, parts_of, source_digest
+from tasks.execute import environment_of, parts_of
 
 REQUEST = "request.json"
 
@@ -63,7 +64,7 @@ class RunRequest:
     process: _Process
     workers: int
     plans: tuple[ScenePlan, ...]
-    views: dict[str, dict[str, str | None]]  # row -> scene -> key of its `views`; empty until all sources have been read
+    views: dict[str, dict[str, str | None]]  # row -> scene -> key of its `views`, once its source has been read
     environment: dict[str, dict[str, dict[str, Any] | None]]  # row -> stage -> code, weights, device; None without its weights
     missing: frozenset[tuple[str, str]]  # (stage, key) that an earlier run into the folder had and the store lacked
 
@@ -91,7 +92,7 @@ def record_request(
 ) -> list[ScenePlan]:
     """Write `request.json` into the run's folder ``out``, register the run with the store, and return its plans.
 
-    ``started``: the start in seconds since the epoch.
+    What is read of the sources meanwhile, :func:`record_sources` adds. ``started``: the start in seconds since the epoch.
 
     Raises:
         UserError: ``out`` or the store cannot be written to.
@@ -107,11 +108,28 @@ def record_request(
         "seeds": list(dict.fromkeys(plan.settings.seed for plan in plans)), "seeded": any(plan.seeded for plan in plans),
         "views": {}, "environment": {}, "missing": register_start(root, out),
     }  # fmt: skip
-    _write(content, out)  # already now: reading weights and sources may take a while
-    content["environment"] = {row: {stage: _environment(stage, settings) for stage in STAGES} for row, settings in rows.items()}
-    content["views"] = _views_keys(plans, content["environment"])
+    _write(content, out)  # already now: reading weights may take a while
+    content["environment"] = {
+        row: {stage: _environment(stage, settings, root) for stage in STAGES} for row, settings in rows.items()
+    }
     _write(content, out)
     return plans
+
+
+def record_sources(out: Path, read: Digests) -> None:
+    """Add the keys of `views` of the sources that were ``read`` to the request in ``out``.
+
+    Raises:
+        UserError: ``out`` cannot be written to.
+    """
+    content = read_object(out / REQUEST)
+    for row, values in content["rows"]:
+        settings, environment = parse_settings(values), content["environment"][row]["views"]
+        of_row = content["views"].setdefault(row, {})
+        for name, source, split in content["scenes"]:
+            if source in read:
+                of_row[name] = _views_key(name, with_split(settings, split), environment, read[source])
+    _write(content, out)
 
 
 def read_request(out: Path) -> RunRequest:
@@ -194,28 +212,17 @@ def _plans(content: _Content) -> tuple[ScenePlan, ...]:
     )
 
 
-def _environment(stage: str, settings: Settings) -> dict[str, Any] | None:
+def _environment(stage: str, settings: Settings, root: Path) -> dict[str, Any] | None:
     try:
-        return environment_of(stage, settings)
+        return environment_of(stage, settings, root)
     except UserError:
         return None  # the task reports it
 
 
-def _views_keys(plans: list[ScenePlan], environment: dict[str, Any]) -> dict[str, dict[str, str | None]]:
-    keys: dict[str, dict[str, str | None]] = {}
-    for plan in plans:
-        row = keys.setdefault(plan.row, {})
-        if plan.name not in row:
-            row[plan.name] = _views_key(plan, environment[plan.row]["views"])
-    return keys
-
-
-def _views_key(plan: ScenePlan, environment: dict[str, Any]) -> str | None:
-    try:
-        parts = parts_of("views", plan.settings, {}, environment, source_digest(plan.source))
-    except Exception:
+def _views_key(scene: str, settings: Settings, environment: dict[str, Any], digest: str | Exception) -> str | None:
+    if isinstance(digest, Exception):
         return None  # whatever is wrong with the source, its task reports it
-    return store.artifact_key(stage="views", scene=plan.name, **parts)
+    return store.artifact_key(stage="views", scene=scene, **parts_of("views", settings, {}, environment, digest))
 
 
 def _process() -> dict[str, Any]:

@@ -28,7 +28,7 @@ from reconx_core.reporting.report import ReportPicture, RunReport, SceneReport, 
 from reconx_core.settings import STAGES, Settings
 from reconx_core.types import Scores
 from reconx_core.version import __version__
-from tasks.execute import machine
+from tasks.machine import machine
 
 RECORD = "run.json"
 MADE = ".made.json"  # in a scene's folder: what its files were made of, and how they were left
@@ -166,6 +166,7 @@ def run_record(
         "title": title,
         "settings": settings,
         "facts": facts(),
+        "machines": machines_of(runs, root),
         "seeds": list(seeds_of(runs)),
         "code": {stage: manifest["code"] for stage, manifest in manifests.items() if "code" in manifest},
         "weights": {stage: manifest["weights"] for stage, manifest in manifests.items() if manifest.get("weights")},
@@ -203,6 +204,13 @@ def _manifests(runs: list[SceneRun], root: Path) -> dict[str, dict[str, Any]]:
 def facts() -> dict[str, str]:
     """Versions and the machine, for the report and MLflow."""
     return {"reconx": __version__, "git revision": git_revision(), **{k: str(v) for k, v in machine().items()}}
+
+
+def machines_of(runs: list[SceneRun], root: Path) -> dict[str, str]:
+    """Systems, GPUs and drivers on which the run's artifacts were computed, in whichever run that was."""
+    measured = [one.get("machine", {}) for run in runs for one in _measured(run, root).values()]
+    found = {key: sorted({str(about[key]) for about in measured if key in about}) for key in ("system", "gpu", "driver")}
+    return {key: ", ".join(values) for key, values in found.items() if values}
 
 
 def git_revision() -> str:

@@ -14,7 +14,8 @@ from reconx_core.cache import store
 from reconx_core.cache.store import MANIFEST, MEASURED
 from reconx_core.io.checked import find_object
 from reconx_core.settings import STAGES
-from tasks.execute import PARENTS, parts_of, uses_gpu
+from tasks.execute import PARENTS, on_machine, parts_of
+from tasks.machine import known_machines
 
 States = dict[str, "TaskState"]  # by stage
 
@@ -50,7 +51,8 @@ def states_by_plan(request: RunRequest, root: Path) -> list[tuple[ScenePlan, Sta
     An artifact counts as done by its manifest alone; its other files are not checked.
     """
     known: dict[str, TaskState] = {}
-    return [(plan, _plan_states(request, root, plan, known)) for plan in request.plans]
+    machines = known_machines(root)
+    return [(plan, _plan_states(request, root, plan, known, machines)) for plan in request.plans]
 
 
 def states_of_run(request: RunRequest, root: Path) -> list[TaskState]:
@@ -65,19 +67,25 @@ def measured_of(root: Path, manifest: dict[str, Any]) -> dict[str, Any]:
     return {"made": (folder / MANIFEST).stat().st_mtime} | measured
 
 
-def _plan_states(request: RunRequest, root: Path, plan: ScenePlan, known: dict[str, TaskState]) -> States:
+def _plan_states(
+    request: RunRequest, root: Path, plan: ScenePlan, known: dict[str, TaskState], machines: list[dict[str, str]]
+) -> States:
     states: States = {}
     for stage in STAGES:
         name = task_id(stage, plan.name, plan.source, plan.settings)
         if name not in known:
-            known[name] = _state_of(request, root, plan, name, stage, [states[parent] for parent in PARENTS[stage]])
+            parents = [states[parent] for parent in PARENTS[stage]]
+            known[name] = _state_of(request, root, plan, name, stage, parents, machines)
         states[stage] = known[name]
     return states
 
 
-def _state_of(request: RunRequest, root: Path, plan: ScenePlan, name: str, stage: str, parents: list[TaskState]) -> TaskState:
+def _state_of(
+    request: RunRequest, root: Path, plan: ScenePlan, name: str, stage: str, parents: list[TaskState],
+    machines: list[dict[str, str]],
+) -> TaskState:  # fmt: skip
     if all(parent.manifest for parent in parents):
-        for key in _keys(request, plan, stage, {parent.stage: parent.digest for parent in parents}):
+        for key in _keys(request, plan, stage, {parent.stage: parent.digest for parent in parents}, machines):
             manifest = store.manifest_of(root, stage, key)
             if manifest is not None:
                 return TaskState(name, stage, plan, manifest)
@@ -88,14 +96,18 @@ def _state_of(request: RunRequest, root: Path, plan: ScenePlan, name: str, stage
     return TaskState(name, stage, plan, blocked_by=blocked_by)
 
 
-def _keys(request: RunRequest, plan: ScenePlan, stage: str, digests: dict[str, str]) -> list[str]:
-    """Where the artifact may lie; the workers' device may be another than that of the process that started them."""
+def _keys(
+    request: RunRequest, plan: ScenePlan, stage: str, digests: dict[str, str], machines: list[dict[str, str]]
+) -> list[str]:
+    """Where the artifact may lie; the workers' machines may be others than that of the process that started the run."""
     if stage == "views":
         key = request.views.get(plan.row, {}).get(plan.name)
         return [key] if key else []
     environment = request.environment.get(plan.row, {}).get(stage)
     if environment is None:
         return []
-    devices = dict.fromkeys([environment["device"], *(("cuda", "cpu") if uses_gpu(stage, plan.settings) else ())])
-    parts = [parts_of(stage, plan.settings, digests, {**environment, "device": device}, "") for device in devices]
-    return [store.artifact_key(stage=stage, scene=plan.name, **part) for part in parts]
+    if "libraries" not in environment:  # of an earlier version, whose devices had no version
+        machines = [{"device": device, "rasterizer": ""} for device in ("cuda", "cpu")]
+    elsewhere = [on_machine(environment, stage, plan.settings, traits) for traits in machines]
+    parts = [parts_of(stage, plan.settings, digests, where, "") for where in (environment, *elsewhere)]
+    return list(dict.fromkeys(store.artifact_key(stage=stage, scene=plan.name, **part) for part in parts))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
+import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import cache
@@ -41,8 +42,14 @@ def module_versions(*modules: str) -> dict[str, str]:
     return {_parsed(name).place: _parsed(name).digest[:12] for name in reachable(modules)}
 
 
-def reachable(modules: tuple[str, ...]) -> set[str]:
-    """``modules`` and, transitively, what they import of reconx_core, late imports in functions included.
+def libraries(modules: tuple[str, ...], without: tuple[str, ...] = ()) -> set[str]:
+    """The libraries, by their top-level modules, that ``modules`` and what they reach import; not by way of ``without``."""
+    found = {name for module in reachable(modules, without) for name in _parsed(module).libraries}
+    return found - sys.stdlib_module_names - {PACKAGE, "tasks", "flows"}
+
+
+def reachable(modules: tuple[str, ...], without: tuple[str, ...] = ()) -> set[str]:
+    """``modules`` and, transitively, what they import of reconx_core but ``without``, late imports in functions included.
 
     A package is loaded with any module in it. Where nothing imports the package itself, nothing calls its functions, and their
     late imports do not count.
@@ -51,7 +58,7 @@ def reachable(modules: tuple[str, ...]) -> set[str]:
     waiting = [(name, True) for name in modules]
     while waiting:
         name, used = step = waiting.pop()
-        if step in found or name in _COUNTED_ELSEWHERE or _locate(name) is None:
+        if step in found or name in _COUNTED_ELSEWHERE or name in without or _locate(name) is None:
             continue
         found.add(step)
         imports = _parsed(name).imports if used else _parsed(name).imports_at_load
@@ -64,6 +71,7 @@ class _Parsed(NamedTuple):
     place: str  # in the project
     imports: list[str]
     imports_at_load: list[str]  # of these all but the late ones
+    libraries: list[str]  # top-level modules that are imported, at load or late
     digest: str  # of the syntax tree, in hex
 
 
@@ -91,7 +99,7 @@ def _parse(name: str, place: str, source: bytes) -> _Parsed:
     tree = ast.parse(source.decode("utf-8"))
     package = name if place.endswith("/__init__.py") else name.rpartition(".")[0]
     imports, at_load = (_imports(tree, package, late) for late in (True, False))
-    return _Parsed(place, imports, at_load, hashlib.sha256(_skeleton(tree).encode()).hexdigest())
+    return _Parsed(place, imports, at_load, _libraries(tree), hashlib.sha256(_skeleton(tree).encode()).hexdigest())
 
 
 def _locate(name: str) -> Path | None:
@@ -111,6 +119,13 @@ def _imports(tree: ast.Module, package: str, late: bool) -> list[str]:
             base = _absolute(node, package)
             names += [base, *(f"{base}.{alias.name}" for alias in node.names)]
     return [name for name in names if name == PACKAGE or name.startswith(f"{PACKAGE}.")]
+
+
+def _libraries(tree: ast.Module) -> list[str]:
+    """The top-level modules that a module imports, with those of the standard library and of this project."""
+    plain = (alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names)
+    named = (node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module and not node.level)
+    return sorted({name.partition(".")[0] for name in (*plain, *named)})
 
 
 def _walk(tree: ast.AST, late: bool) -> Iterator[ast.AST]:

@@ -34,6 +34,8 @@ from torch import Tensor
 from zarr.codecs import BloscCodec, Crc32cCodec
 
 from reconx_core import types
+from reconx_core.cache import digests
+from reconx_core.cache.digests import Entry
 from reconx_core.errors import UserError
 from reconx_core.io.files import explain_disk, write_json
 
@@ -209,22 +211,24 @@ def artifact_key(**parts: Any) -> str:
 def find(root: Path, stage: str, key: str) -> Reference | None:
     """The artifact at (stage, key) after checking every file against its manifest, or None if there is none.
 
+    Files that were hashed before and have the same stamp are not read again (see `digests`).
+
     Raises:
         DamagedEntry: a file is missing, unexpected or changed since it was published.
     """
     folder = root / stage / key
     if not folder.is_dir():
         return None
-    return _check(folder, stage, key)
+    return _check(folder, stage, key, lambda files: digests.digests_of(root, f"{stage}/{key}", files))
 
 
-def _check(folder: Path, stage: str, key: str) -> Reference:
+def _check(folder: Path, stage: str, key: str, digest: Callable[[Mapping[str, Path]], Mapping[str, str]]) -> Reference:
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
-        expected, found = manifest["files"], dict(_digests(folder))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        expected, found = manifest["files"], digest(_files(folder))
+        wrong = sorted(name for name in {*expected, *found} if expected.get(name) != found.get(name))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedEntry(f"{stage}/{key}: {error}") from error
-    wrong = sorted(name for name in {*expected, *found} if expected.get(name) != found.get(name))
     if wrong or manifest.get("key") != key:
         raise DamagedEntry(f"{stage}/{key}: {', '.join(wrong) or MANIFEST} changed since it was written")
     return Reference(stage, key, _output_digest(expected))
@@ -255,12 +259,16 @@ def publish(
         UserError: the disk is full, or the store cannot be written to. No partial entry is left; existing ones are unchanged.
     """
 
-    def fill(folder: Path) -> None:
+    def fill(folder: Path) -> dict[str, Entry]:
         for name, value in outputs.items():
             save(folder, name, value)
-        manifest = {"schema": SCHEMA, "stage": stage, "key": key, **metadata, "files": dict(_digests(folder))}
-        write_json(folder / MANIFEST, manifest)
+        files = _files(folder)
+        digests.backdate(files.values())
+        entries = digests.hash_files(files)
+        named = {name: entry.digest for name, entry in entries.items()}
+        write_json(folder / MANIFEST, {"schema": SCHEMA, "stage": stage, "key": key, **metadata, "files": named})
         write_json(folder / MEASURED, measured)
+        return entries
 
     return _place(root, stage, key, fill)
 
@@ -271,25 +279,34 @@ def adopt(root: Path, stage: str, key: str, fill: Writer) -> Reference | None:
     Raises:
         UserError: the disk is full, or the store cannot be written to.
     """
+
+    def fill_and_check(folder: Path) -> dict[str, Entry]:
+        fill(folder)
+        entries = digests.hash_files(_files(folder))
+        _check(folder, stage, key, lambda files: {name: entries[name].digest for name in files})
+        return entries
+
     try:
-        return _place(root, stage, key, fill)
+        return _place(root, stage, key, fill_and_check)
     except DamagedEntry:
         return None
 
 
-def _place(root: Path, stage: str, key: str, fill: Writer) -> Reference:
-    """Fill a temporary folder, check it, and publish it by one rename."""
+def _place(root: Path, stage: str, key: str, fill: Callable[[Path], dict[str, Entry]]) -> Reference:
+    """Fill a temporary folder, which returns what it wrote, and publish it by one rename."""
     folder, final = _temporary(root), root / stage / key
     try:
         folder.mkdir(parents=True)
-        fill(folder)
-        reference = _check(folder, stage, key)
+        entries = fill(folder)
         _flush(folder)
-        return reference if _rename_new(folder, final) else _existing(root, stage, key)
+        if not _rename_new(folder, final):
+            return _existing(root, stage, key)
     except OSError as error:
         raise explain_disk(error, root) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+    digests.remember(root, f"{stage}/{key}", entries)
+    return Reference(stage, key, _output_digest({name: entry.digest for name, entry in entries.items()}))
 
 
 def remove(root: Path, stage: str, key: str) -> None:
@@ -302,6 +319,7 @@ def remove(root: Path, stage: str, key: str) -> None:
         return
     except OSError as error:
         raise explain_disk(error, root) from error
+    digests.forget(root, f"{stage}/{key}")
     shutil.rmtree(trash, ignore_errors=True)
 
 
@@ -309,12 +327,6 @@ def measured(root: Path, reference: Reference) -> dict[str, Any] | None:
     """Wall time, peak memory and machine of the run that made the artifact; None if it was not computed in this store."""
     path = reference.folder(root) / MEASURED
     return json.loads(path.read_text()) if path.exists() else None
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 # --- housekeeping ------------------------------------------------------------------------------------------------------
@@ -356,11 +368,11 @@ def _temporary(root: Path) -> Path:
     return root / ".tmp" / f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:12]}"
 
 
-def _digests(folder: Path) -> Iterator[tuple[str, str]]:
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder).as_posix()
-        if path.is_file() and name not in _OUTSIDE_DIGEST:
-            yield name, file_digest(path)
+def _files(folder: Path) -> dict[str, Path]:
+    """The files of an artifact that are inside its digest, by their names."""
+    found = (Path(current, name) for current, _, names in os.walk(folder) for name in names)
+    files = {path.relative_to(folder).as_posix(): path for path in found}
+    return {name: files[name] for name in sorted(files) if name not in _OUTSIDE_DIGEST and not name.startswith(f".{RECORD}.")}
 
 
 def _output_digest(files: Mapping[str, str]) -> str:

@@ -65,7 +65,7 @@ FORMATS = (
     ),
     Format("dl3dv", dl3dv.is_scene, dl3dv.read, dl3dv.check, nerfstudio.files_of),
     Format("nerfstudio", nerfstudio.is_scene, nerfstudio.read, nerfstudio.check, nerfstudio.files_of),
-    Format("blender", blender.is_scene, blender.read, blender.check),
+    Format("blender", blender.is_scene, blender.read, blender.check, blender.files_of),
     Format("llff", llff.is_scene, llff.read, llff.check),
     Format("colmap", lambda path: colmap.find_model(path) is not None, colmap.read, colmap.check, colmap.files_of),
     Format("dtu", dtu.is_scene, dtu.read, dtu.check, dtu.files_of),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from reconx_core.datasets.capture import Capture, Split
-from reconx_core.datasets.nerfstudio import make_photos, read_frames, require_pictures
+from reconx_core.datasets.nerfstudio import files_with_listed, make_photos, read_frames, require_pictures
 from reconx_core.datasets.poses import make_usable
 
 
@@ -18,6 +18,11 @@ def check(path: Path) -> None:
     """Raises UserError if a file is malformed or none of its pictures is there."""
     for file in sorted(path.glob("transforms_t*.json")):
         require_pictures(file)
+
+
+def files_of(path: Path) -> dict[str, Path]:
+    """The files in the folder, and those that its files of views list elsewhere."""
+    return files_with_listed(path, *sorted(path.glob("transforms_t*.json")))
 
 
 def read(path: Path) -> Capture:

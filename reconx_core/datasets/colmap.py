@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,7 @@ from reconx_core.datasets.colmap_model import (
     read_cameras,
     read_images,
 )
-from reconx_core.datasets.locate import PictureFinder
+from reconx_core.datasets.locate import PictureFinder, with_slashes
 from reconx_core.datasets.photos import (
     files_within,
     find_mask,
@@ -33,6 +33,7 @@ from reconx_core.datasets.photos import (
     natural_key,
     unique_names,
     warn_of_unlisted,
+    with_outside,
 )
 from reconx_core.datasets.poses import make_usable
 from reconx_core.errors import UserError
@@ -72,10 +73,25 @@ def check(path: Path) -> None:
 
 
 def files_of(path: Path) -> dict[str, Path]:
-    """All files in the scene's folder; if ``path`` is the model's own folder, also the pictures and masks beside it."""
-    folder = path.resolve()
-    beside = [f for f in _image_folders(path, _require_model(path)) if not f.resolve().is_relative_to(folder)]
-    return files_within(path, *beside, *(masks for images in beside for masks in mask_folders(images)))
+    """All files in the scene's folder; if ``path`` is the model's own folder, also the pictures and masks beside it; and
+    pictures elsewhere, where the model names them by absolute paths or by ``../``."""
+    folder, model = path.resolve(), _require_model(path)
+    beside = [f for f in _image_folders(path, model) if not f.resolve().is_relative_to(folder)]
+    files = files_within(path, *beside, *(masks for images in beside for masks in mask_folders(images)))
+    return with_outside(path, files, _pictures_elsewhere(path, model))
+
+
+def _pictures_elsewhere(path: Path, model: Path) -> Iterator[Path]:
+    try:
+        names = [image.name for image in read_images(model)]
+    except UserError:  # the reader raises it
+        return
+    finder = PictureFinder()
+    for name in names:
+        slashed = with_slashes(name)
+        if slashed.startswith("/") or ".." in slashed.split("/"):
+            found = (finder.find_written(folder, name) for folder in (*_image_folders(path, model), path))
+            yield from filter(None, found)
 
 
 def read(path: Path) -> Capture:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,14 @@ import torch
 from reconx_core.datasets.calibrated import calibrated_photo, upright_size
 from reconx_core.datasets.capture import DISTORTION, Capture, Photo, Split, opencv_from_opengl, pinhole
 from reconx_core.datasets.locate import PictureFinder, find_pictures, is_path, with_slashes
-from reconx_core.datasets.photos import files_within, find_mask, natural_key, unique_names, warn_of_unlisted
+from reconx_core.datasets.photos import (
+    files_within,
+    find_mask,
+    natural_key,
+    unique_names,
+    warn_of_unlisted,
+    with_outside,
+)
 from reconx_core.datasets.poses import make_usable
 from reconx_core.errors import UserError
 from reconx_core.io.images import ImageError, read_size
@@ -69,8 +77,26 @@ def require_pictures(file: Path) -> None:
 
 
 def files_of(path: Path) -> dict[str, Path]:
-    """The files in the folder of ``transforms.json``."""
-    return files_within(path.parent if path.is_file() else path)
+    """The files in the folder of ``transforms.json``, and the pictures and masks that it lists elsewhere."""
+    return files_with_listed(path.parent if path.is_file() else path, _file(path))
+
+
+def files_with_listed(scene: Path, *lists: Path) -> dict[str, Path]:
+    """All files in the scene's folder, and the pictures and masks outside of it that files of frames (``lists``) name."""
+    return with_outside(scene, files_within(scene), (picture for file in lists for picture in _listed(file)))
+
+
+def _listed(file: Path) -> Iterator[Path]:
+    """What the frames of a file name, where it is there; without the reader's warnings, and none of a broken file."""
+    finder = PictureFinder()
+    try:
+        frames = read_json(file)["frames"]
+        names = [frame.get(key) for frame in frames for key in ("file_path", "mask_path")]
+    except (UserError, LookupError, TypeError, AttributeError):  # the reader raises it in a sentence
+        return
+    for name in filter(is_path, names):
+        if found := finder.find_written(file.parent, name):
+            yield found
 
 
 def read_frames(file: Path) -> list[dict[str, Any]]:

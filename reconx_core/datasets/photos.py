@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -134,6 +134,14 @@ def files_within(scene: Path, *beside: Path) -> dict[str, Path]:
     return relative_names(
         scene, (file for folder in (scene, *beside) for file in _walk(folder) if not file.name.startswith("."))
     )
+
+
+def with_outside(scene: Path, files: Mapping[str, Path], pictures: Iterable[Path]) -> dict[str, Path]:
+    """A scene's ``files``, and those of the ``pictures`` that lie outside of its folder, with the masks beside them."""
+    folder = os.path.abspath(scene)
+    outside = [picture for picture in pictures if not Path(os.path.abspath(picture)).is_relative_to(folder)]
+    masks = (mask for picture in outside if (mask := find_mask(picture)))
+    return {**files, **relative_names(scene, (file for file in (*outside, *masks) if file.is_file()))}
 
 
 def relative_names(scene: Path, files: Iterable[Path]) -> dict[str, Path]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from reconx_core.cache.store import file_digest
+from reconx_core.cache.digests import file_digest
 from reconx_core.errors import UserError
 from reconx_core.weights.files import read_config
 

@@ -1,10 +1,10 @@
-"""A run that changes nothing: every artifact is checked once, and what lies in the folder of results is left alone."""
+"""A run that changes nothing: no artifact and no photo is read again, and what lies in the folder of results is left alone."""
 
 from collections import Counter
 
 import pytest
 
-from reconx_core.cache import store
+from reconx_core.cache import digests
 from reconx_core.settings import STAGES
 
 
@@ -20,19 +20,25 @@ def laid_out(folder):
     return {path.relative_to(folder).as_posix(): (path.stat().st_ino, path.read_bytes()) for path in files}
 
 
-def test_every_file_of_the_store_is_hashed_once(reconx, tiny, command, tmp_path, monkeypatch):
-    reconx(*command)
-    hashed, digest = Counter(), store.file_digest
+def test_no_file_is_hashed_twice(reconx, tiny, command, photos, tmp_path, monkeypatch):
+    hashed, digest = Counter(), digests.file_digest
 
     def counted(path):
-        hashed[path] += 1
+        hashed[path.name if ".tmp" in path.parts else path] += 1
         return digest(path)
 
-    monkeypatch.setattr(store, "file_digest", counted)
+    monkeypatch.setattr(digests, "file_digest", counted)
+    digests.backdate(photos.iterdir())
     assert reconx(*command).code == 0
+    assert {hashed[path] for path in photos.iterdir()} == {1}
     outside = {"manifest.json", "measured.json", "prefect.json"}
-    kept = [p for stage in STAGES for p in (tmp_path / "store" / stage).rglob("*") if p.is_file() and p.name not in outside]
-    assert {path: hashed[path] for path in kept} == dict.fromkeys(kept, 1)
+    kept = [
+        p.name for stage in STAGES for p in (tmp_path / "store" / stage).rglob("*") if p.is_file() and p.name not in outside
+    ]
+    assert {name: hashed[name] for name in kept} == Counter(kept)  # as they were published
+    hashed.clear()
+    assert reconx(*command).code == 0
+    assert not hashed
 
 
 def test_results_that_are_there_already_are_left_alone(reconx, tiny, command, tmp_path):

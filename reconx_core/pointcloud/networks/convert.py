@@ -8,7 +8,7 @@ from typing import Any
 
 from safetensors.torch import save_file
 
-from reconx_core.cache.store import file_digest
+from reconx_core.cache.digests import file_digest
 from reconx_core.errors import UserError
 from reconx_core.io.files import require_writable, write_json
 from reconx_core.pointcloud.networks.checkpoints import DUST3R_FILES, prepare

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from reconx_core.cache.store import file_digest
+from reconx_core.cache.digests import file_digest
 from reconx_core.errors import UserError
 from reconx_core.io.files import require_writable, write_json
 from reconx_core.version import __version__

@@ -72,6 +72,20 @@ def test_weights_code_and_revision_that_differ_are_told(tmp_path, reconx):
     assert "Weights not recorded in B. Code not recorded in B." in said
 
 
+def test_versions_gpu_and_driver_that_differ_are_told(tmp_path, reconx):
+    runs = [
+        write_run(
+            tmp_path / name, {"u": record_scene(20), "v": record_scene(20)}, facts={"torch": torch, "numba": "0.61"},
+            machines={"gpu": gpu, "driver": driver},
+        )
+        for name, torch, gpu, driver in (("a", "2.11", "NVIDIA A100", "550.1"), ("b", "2.12", "NVIDIA H200", "560.2"))
+    ]  # fmt: skip
+    said = words(reconx("compare", *runs).out)
+    for expected in ("torch: 2.11 → 2.12", "computed on, gpu: NVIDIA A100 → NVIDIA H200", "computed on, driver: 550.1 → 560.2"):
+        assert expected in said, expected
+    assert "numba" not in said
+
+
 def test_failures_are_named_with_stage_and_error(tmp_path, reconx):
     a = write_run(tmp_path / "a", {"u": record_scene(20), "v": record_scene(20)})
     b = write_run(tmp_path / "b", {"u": record_scene(21), "v": failed_record("No [photos] left.")})

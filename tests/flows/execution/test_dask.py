@@ -212,6 +212,7 @@ def test_dask_that_is_not_installed(reconx, data, tmp_path, monkeypatch):
         ({"token": Path("/nowhere/.tmp/token")}, "does not see the store /nowhere"),
         ({"environment": {"PREFECT_API_URL": "http://127.0.0.1:9/api"}}, "cannot reach the Prefect server"),
         ({"codes": {"splats": "another"}}, "has other code of splats"),
+        ({"versions": {"torch": "0.1"}}, r"has torch \S+ instead of 0\.1"),
     ],
 )
 def test_worker_that_cannot_do_its_part_refuses(server, tmp_path, monkeypatch, change, message):
@@ -221,6 +222,7 @@ def test_worker_that_cannot_do_its_part_refuses(server, tmp_path, monkeypatch, c
     monkeypatch.setenv("PREFECT_API_URL", server)  # so that what the worker sets here is undone
     monkeypatch.setattr(cluster, "send_events_to", lambda url: None)
     fit = {"token": tmp_path, "environment": {"PREFECT_API_URL": server}, "codes": cluster._codes(STAGES)}
+    fit |= {"verified_from": 0.0, "versions": cluster.versions_of(STAGES)}
     worker, messenger = SimpleNamespace(address="tcp://10.0.0.7:40000"), cluster.Messenger("topic")
     cluster.Preparation("name", **fit, messenger=messenger).setup(worker)
     with pytest.raises(UserError, match=message):

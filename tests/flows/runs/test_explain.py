@@ -84,6 +84,32 @@ def test_code_by_its_files(run, why, monkeypatch):
     assert why("splats")[2:] == [f"  code: {place} changed"]
 
 
+def test_a_library_by_its_versions_and_a_machine_that_does_not_count(run, why, monkeypatch, tmp_path):
+    run("first")
+    versions = execute.versions
+
+    def upgraded(modules, without=()):
+        known = versions(modules, without)
+        return known | {"numba": "99.1"} if "reconx_core.splats" in modules else known
+
+    monkeypatch.setattr(execute, "versions", upgraded)
+    assert run("second")[0] == "splats"
+    change = f"  numba {versions(('reconx_core.splats',))['numba']} -> 99.1"
+    assert why("splats")[2:] == [change]
+    manifest = next(m for m in (tmp_path / "store").glob("splats/*/manifest.json") if '"99.1"' not in m.read_text())
+    measured = json.loads(manifest.with_name("measured.json").read_text())
+    measured["machine"] |= {"gpu": "NVIDIA A100", "driver": "550.1"}
+    manifest.with_name("measured.json").write_text(json.dumps(measured))
+    assert why("splats")[2:] == [change, "  beside that, the machine: gpu NVIDIA A100 -> none, driver 550.1 -> none"]
+
+
+def test_a_rasteriser_by_its_name(run, why, monkeypatch):
+    run("first")
+    monkeypatch.setattr(execute, "rasterizer", lambda backend: "gsplat 1.5.3")
+    assert run("second") == ["splats", "metrics"]
+    assert why("splats")[2:] == ["  rasterizer: cpu -> gsplat 1.5.3"]
+
+
 def test_an_entry_that_was_damaged_or_gone(run, why, tmp_path):
     run("first")
     (entry,) = (tmp_path / "store" / "splats").iterdir()

@@ -13,7 +13,7 @@ from standins import write_folder
 from flows.evaluate import make_plans, make_request
 from flows.execution.progress import expected_seconds
 from flows.runs.garbage import collect_garbage
-from flows.runs.request import read_request, record_request
+from flows.runs.request import read_request, record_request, record_sources
 from reconx_core import splats
 from reconx_core.settings import STAGES
 from tasks import execute
@@ -138,6 +138,7 @@ def test_time_left_is_told_once_every_stage_has_been_measured(reconx, tiny, stat
         write_folder(data / name)
     plans = make_plans(make_request(str(data), None, []), tmp_path)
     record_request(plans, 1.0, str(data), tmp_path / "next", store, workers=2)
+    record_sources(tmp_path / "next", {plan.source: execute.source_digest(plan.source, store) for plan in plans})
     assert not any(" are left" in line for line in status("next")[1])
     reconx("reconstruct", data / "attic", "-o", "one", "--store", store)
     for measured in store.glob("*/*/measured.json"):

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from upstream import assert_close, file, fixtures, load, recipe, stored
 
-from reconx_core.cache.store import file_digest
+from reconx_core.cache.digests import file_digest
 from reconx_core.errors import UserError
 from reconx_core.io.files import write_json
 from reconx_core.pointcloud.networks import convert

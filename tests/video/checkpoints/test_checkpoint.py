@@ -17,7 +17,7 @@ from transformers import CLIPConfig, CLIPModel
 from upstream import files as upstream_files
 from upstream import fixtures, recipe
 
-from reconx_core.cache.store import file_digest
+from reconx_core.cache.digests import file_digest
 from reconx_core.errors import UserError
 from reconx_core.video.checkpoints import convert as checkpoint
 from reconx_core.video.checkpoints.parts import published_parts
