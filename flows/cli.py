@@ -228,13 +228,22 @@ def backends() -> None:
 
 
 @app.command()
-def gc(store: StoreOption = None) -> None:
-    """Remove from the store what no remaining run refers to."""
+def gc(
+    store: StoreOption = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Remove nothing, and say what would be removed.")] = False,
+    older_than: Annotated[
+        str | None, typer.Option(metavar="30d", help="Only what was made that long ago: hours (h), days (d) or weeks (w).")
+    ] = None,
+    forget: Annotated[
+        list[Path] | None, typer.Option(metavar="FOLDER", help="A run whose folder cannot be seen, and is gone for good.")
+    ] = None,
+) -> None:
+    """Remove from the store what no remaining run, branch or experiment refers to."""
     from flows.execution.run import default_store
-    from flows.runs.garbage import collect_garbage
+    from flows.runs.garbage import collect_garbage, print_garbage, seconds_of
 
-    removed, kept, freed = collect_garbage(store or default_store())
-    console.print(f"Removed {removed} artifacts ({freed / 2**20:.1f} MiB), kept {kept}.")
+    age = seconds_of(older_than) if older_than is not None else 0.0
+    print_garbage(collect_garbage(store or default_store(), dry_run, age, forget or ()), dry_run, console)
 
 
 @app.command()

@@ -18,6 +18,7 @@ from rich.markup import escape
 from flows.execution.prefect_server import prefect_server
 from flows.execution.run import PRESETS as RUN_PRESETS
 from flows.execution.run import stop_at_once
+from flows.runs.registry import register_end
 from flows.runs.tracking import make_client, open_experiment, reason_of, tracking_uri
 from flows.training.clips import Loaders, Workshop, draw_clips, make_clips
 from reconx_core.cache.store import Reference
@@ -140,7 +141,9 @@ class Studio:
         """Loaders of an epoch's clips."""
         if epoch not in self.known:
             wanted = draw_clips(self.settings.data, self.settings, self.contents, epoch)
-            self.known = {epoch: make_clips(wanted, self.shop, list(self.kept))}  # those of earlier epochs may go
+            kept = list(self.kept)
+            self.known = {epoch: make_clips(wanted, self.shop, kept)}
+            register_end(self.shop.root, self.shop.out, kept)  # those of earlier epochs may go
         return self.known[epoch]
 
 
