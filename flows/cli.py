@@ -124,7 +124,7 @@ def evaluate(
 ) -> None:
     """Reconstruct and score every scene of a dataset; exit code 1 if a scene failed."""
     from flows.evaluate import evaluate as run
-    from flows.evaluate import make_request, next_free, split_names
+    from flows.evaluate import make_request, results_folder, split_names
     from flows.execution.memory import apply_vram
     from flows.execution.run import default_store
 
@@ -132,8 +132,9 @@ def evaluate(
     only = split_names(scenes) if scenes is not None else ()
     request = make_request(dataset, preset, overrides, protocol, views, index, only, seeds, ablation)
     request = replace(request, settings=apply_vram(request.settings, vram, overrides, console))
-    out = out or next_free(Path("runs"), Path(request.dataset.split("?")[0].replace("procedural:", "")).name)
-    if run(request, out, store or default_store(), console, workers, dask):
+    with results_folder(out, request.dataset) as folder:
+        failed = run(request, folder, store or default_store(), console, workers, dask)
+    if failed:
         raise typer.Exit(1)
 
 
@@ -333,11 +334,15 @@ def convert_weights(
 
 
 @app.command(hidden=True)
-def stage(name: str, store: Annotated[Path, typer.Option("--store")] = Path("store")) -> None:
-    """One stage over the dataset in params.yaml, for dvc.yaml."""
-    from flows.stage import run_stage
+def stage(name: str, store: StoreOption = None) -> None:
+    """One stage over the dataset in params.yaml, or `inputs`, for dvc.yaml."""
+    from flows.execution.run import default_store
+    from flows.stage import INPUTS, run_stage, write_inputs
 
-    run_stage(name, store, console)
+    if name == INPUTS:
+        write_inputs()
+    else:
+        run_stage(name, store or default_store(), console)
 
 
 if __name__ == "__main__":

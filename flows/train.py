@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import time
-import uuid
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
@@ -23,7 +22,7 @@ from flows.runs.tracking import make_client, open_experiment, reason_of, trackin
 from flows.training.clips import Loaders, Workshop, draw_clips, make_clips
 from reconx_core.cache.store import Reference
 from reconx_core.errors import UserError
-from reconx_core.io.files import require_writable
+from reconx_core.io.files import require_writable, temporary_beside
 from reconx_core.io.images import write_png
 from reconx_core.pointcloud import weights_of as geometry_weights
 from reconx_core.settings import Contents, PointcloudSettings, read_override
@@ -165,7 +164,7 @@ def initial_pipeline(settings: TrainSettings) -> Any:
 
 def save_pipeline(pipeline: Any, folder: Path) -> None:
     """Save the pipeline in half precision: to a temporary folder that then replaces ``folder``."""
-    fresh = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
+    fresh = temporary_beside(folder)
     for part in pipeline.components.values():
         if isinstance(part, torch.nn.Module):
             torch.nn.Module.to(part, "cpu", torch.float16)  # diffusers' own warns of modules to keep, and there are none
