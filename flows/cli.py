@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich import control
 from rich.console import Console
 
 from reconx_core.errors import UserError
+from reconx_core.names import shown
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
 console = Console(highlight=False, emoji=False)  # names may hold ':smile:'
@@ -42,7 +44,7 @@ def main() -> None:
         refuse_empty(sys.argv[1:])
         app()
     except UserError as error:
-        print(f"reconx: {error}", file=sys.stderr)
+        print(f"reconx: {shown(str(error))}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("reconx: interrupted; run the same command again to go on from here.", file=sys.stderr)
@@ -59,8 +61,10 @@ def refuse_empty(arguments: list[str]) -> None:
 
 
 def print_any_name() -> None:
-    """Print what the encoding of the output lacks, such as names of files that are not UTF-8, as replacement characters."""
+    """Print what no terminal can show or should obey, as names of files may hold it, as replacement characters."""
     codecs.register_error("reconx", _replacement)
+    # Rich itself leaves out a few control characters of a text, but not those that begin a terminal's command.
+    control._CONTROL_STRIP_TRANSLATE.update(dict.fromkeys((0x1B, *range(0x80, 0xA0)), 0xFFFD))  # type: ignore[arg-type]
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="reconx")

@@ -112,7 +112,8 @@ def test_repro_runs_only_what_changed(dvc, project, tmp_path):
     table = dvc(*shlex.split(README_SHOW))
     assert max(map(len, table.splitlines())) <= 100
     assert "longer" in table
-    assert all(f" {word} " in table for word in ("psnr", "ssim", "splats.steps", "4", f"{scores['psnr']:.4g}"))
+    assert all(f" {word} " in table for word in ("psnr", "ssim", "splats.steps", "4"))
+    assert f" {str(scores['psnr'])[:5]}" in table
 
 
 @pytest.mark.slow
