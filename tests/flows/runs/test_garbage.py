@@ -12,14 +12,20 @@ import pytest
 from dvc.repo import Repo
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from rich.console import Console
+from small_clip import small_clip
 
 from flows.cli import main
 from flows.evaluate import make_plans, make_request
+from flows.execution.flow import SceneRun
 from flows.runs import registry
 from flows.runs.garbage import collect_garbage, seconds_of
 from flows.runs.registry import register_end, register_more, register_project, register_start
 from flows.runs.request import record_request
 from flows.stage import lay
+from flows.train import Studio, resolve_train_settings
+from flows.training import clips
+from flows.training.clips import Workshop
 from reconx_core.cache import store
 from reconx_core.errors import UserError
 
@@ -236,6 +242,36 @@ def test_clips_that_a_training_makes_are_kept_before_they_are_registered(root, t
     collect_garbage(root)
     assert keys(root) == [4]
     shutil.rmtree(out)
+    collect_garbage(root)
+    assert keys(root) == []
+
+
+def test_clips_of_a_training_outlive_gc_at_any_moment(root, tmp_path, monkeypatch):
+    made = []
+
+    def run_stages(make_plans, *_, **__):
+        runs = []
+        for plan in make_plans():
+            made.append(store.publish(root, "clip", f"{len(made) + 1:032x}", {}, {"clip": small_clip()}, {}))
+            runs.append(SceneRun(plan, {"clip": made[-1]}))
+            collect_garbage(root)  # as after a kill, or between two epochs
+        return runs
+
+    monkeypatch.setattr(clips, "run_stages", run_stages)
+    data = "[{path: 'procedural:hall?seed=1&views=2&targets=2&arc=8&width=64&height=48', frames: 4}]"
+    small = ["frames=4", "size=64", "crop=[32, 32]", f"data={data}", f"validation={data}", "new_clips=true"]
+    studio = Studio(resolve_train_settings("tiny", small), "points", Workshop(root, tmp_path / "out", Console(quiet=True)))
+    (tmp_path / "out").mkdir()
+    studio.open()
+    assert keys(root) == [1]
+    studio.clips(0)
+    assert keys(root) == [1, 2]
+    assert collect_garbage(root).doomed == []
+    studio.clips(1)
+    assert keys(root) == [1, 2, 3]  # until all of the next epoch are there
+    collect_garbage(root)
+    assert keys(root) == [1, 3]
+    shutil.rmtree(tmp_path / "out")
     collect_garbage(root)
     assert keys(root) == []
 
