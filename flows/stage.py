@@ -150,7 +150,7 @@ def adopt(artifacts: Path, root: Path) -> None:
         about = find_object(manifest)  # a damaged one is computed anew
         if not about:
             continue
-        stage, key = about.get("stage"), about.get("key")
+        stage, key = str(about.get("stage")), str(about.get("key"))
         if stage != manifest.parents[1].name or not store.is_place(stage, key):
             raise UserError(
                 f"'{manifest}' is of no artifact of reconx (stage {quoted(stage)}, key {quoted(key)}); nothing of it is taken "
