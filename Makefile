@@ -13,7 +13,7 @@ DEMO := outputs/demo
 # Bytecode is written in any case: else each of the many processes compiles all that it imports.
 PYTEST = env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
-.PHONY: demo test test-fast test-slow lint bench setup clean
+.PHONY: demo repro test test-fast test-slow lint bench setup clean
 
 setup: $(STAMP)
 
@@ -28,6 +28,10 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: setup
 	$(BIN)/python -m flows.demo $(DEMO)
+
+# What has changed since the last time, over the dataset in params.yaml. In place of these, as DVC knows them: make repro DVC="exp run".
+repro: setup
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/dvc $(or $(DVC),repro)
 
 test: setup
 	$(PYTEST) -m "not slow"

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich import control
 from rich.console import Console
 
 from reconx_core.errors import UserError
+from reconx_core.names import shown
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
 console = Console(highlight=False, emoji=False)  # names may hold ':smile:'
@@ -46,7 +48,7 @@ def main() -> None:
         refuse_empty(sys.argv[1:])
         app()
     except UserError as error:
-        print(f"reconx: {error}", file=sys.stderr)
+        print(f"reconx: {shown(str(error))}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("reconx: interrupted; run the same command again to go on from here.", file=sys.stderr)
@@ -63,8 +65,10 @@ def refuse_empty(arguments: list[str]) -> None:
 
 
 def print_any_name() -> None:
-    """Print what the encoding of the output lacks, such as names of files that are not UTF-8, as replacement characters."""
+    """Print what no terminal can show or should obey, as names of files may hold it, as replacement characters."""
     codecs.register_error("reconx", _replacement)
+    # Rich itself leaves out a few control characters of a text, but not those that begin a terminal's command.
+    control._CONTROL_STRIP_TRANSLATE.update(dict.fromkeys((0x1B, *range(0x80, 0xA0)), 0xFFFD))  # type: ignore[arg-type]
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="reconx")
@@ -138,7 +142,7 @@ def evaluate(
 ) -> None:
     """Reconstruct and score every scene of a dataset; exit code 1 if a scene failed."""
     from flows.evaluate import evaluate as run
-    from flows.evaluate import make_request, next_free, split_names
+    from flows.evaluate import make_request, results_folder, split_names
     from flows.execution.memory import apply_vram
     from flows.execution.run import default_store
 
@@ -147,8 +151,9 @@ def evaluate(
     only = split_names(scenes) if scenes is not None else ()
     request = make_request(dataset, preset, overrides, protocol, views, index, only, seeds, ablation)
     request = replace(request, settings=apply_vram(request.settings, vram, overrides, console))
-    out = out or next_free(Path("runs"), Path(request.dataset.split("?")[0].replace("procedural:", "")).name)
-    if run(request, out, store or default_store(), console, workers, dask):
+    with results_folder(out, request.dataset) as folder:
+        failed = run(request, folder, store or default_store(), console, workers, dask)
+    if failed:
         raise typer.Exit(1)
 
 
@@ -245,13 +250,22 @@ def backends() -> None:
 
 
 @app.command()
-def gc(store: StoreOption = None) -> None:
-    """Remove from the store what no remaining run refers to."""
+def gc(
+    store: StoreOption = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Remove nothing, and say what would be removed.")] = False,
+    older_than: Annotated[
+        str | None, typer.Option(metavar="30d", help="Only what was made that long ago: hours (h), days (d) or weeks (w).")
+    ] = None,
+    forget: Annotated[
+        list[Path] | None, typer.Option(metavar="FOLDER", help="A run whose folder cannot be seen, and is gone for good.")
+    ] = None,
+) -> None:
+    """Remove from the store what no remaining run, branch or experiment refers to."""
     from flows.execution.run import default_store
-    from flows.runs.garbage import collect_garbage
+    from flows.runs.garbage import collect_garbage, print_garbage, seconds_of
 
-    removed, kept, freed = collect_garbage(store or default_store())
-    console.print(f"Removed {removed} artifacts ({freed / 2**20:.1f} MiB), kept {kept}.")
+    age = seconds_of(older_than) if older_than is not None else 0.0
+    print_garbage(collect_garbage(store or default_store(), dry_run, age, forget or ()), dry_run, console)
 
 
 @app.command()
@@ -356,11 +370,15 @@ def convert_weights(
 
 
 @app.command(hidden=True)
-def stage(name: str, store: Annotated[Path, typer.Option("--store")] = Path("store")) -> None:
-    """One stage over the dataset in params.yaml, for dvc.yaml."""
-    from flows.stage import run_stage
+def stage(name: str, store: StoreOption = None) -> None:
+    """One stage over the dataset in params.yaml, or `inputs`, for dvc.yaml."""
+    from flows.execution.run import default_store
+    from flows.stage import INPUTS, run_stage, write_inputs
 
-    run_stage(name, store, console)
+    if name == INPUTS:
+        write_inputs()
+    else:
+        run_stage(name, store or default_store(), console)
 
 
 if __name__ == "__main__":

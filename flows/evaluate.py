@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +17,7 @@ from flows.evaluation.protocols import Protocol, load_protocol, plan_protocol
 from flows.execution.plan import ScenePlan, place_of
 from flows.execution.run import load_params, resolve_auto, resolve_settings, run_stages
 from reconx_core.errors import UserError
-from reconx_core.io.files import require_writable
+from reconx_core.io.files import explain_disk, require_writable, short_name
 from reconx_core.names import shown
 from reconx_core.settings import Settings, parse_settings
 
@@ -200,9 +202,39 @@ def find_scenes(dataset: str, only: Iterable[str] = ()) -> list[tuple[str, str]]
     return [scene for scene in scenes if not wanted or scene[0] in wanted]
 
 
-def next_free(folder: Path, name: str) -> Path:
-    """``folder/name-1``, or the next number that is not taken."""
+@contextmanager
+def results_folder(out: Path | None, dataset: str) -> Iterator[Path]:
+    """``out``, or a new folder ``runs/DATASET-1``, or the next number that is not taken; taken back where nothing came into it.
+
+    Two processes that ask at the same moment get two.
+    """
+    if out is not None:
+        yield out
+        return
+    name = dataset.split("?")[0].replace("procedural:", "")
+    folder = make_next(Path("runs"), Path(name).name or Path(name).resolve().name or "run")
+    try:
+        yield folder
+    finally:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+
+
+def make_next(parent: Path, name: str) -> Path:
+    """A new folder ``parent/name-1``, or with the next number that is not taken.
+
+    Raises:
+        UserError: it cannot be made.
+    """
     number = 1
-    while (folder / f"{name}-{number}").exists():
-        number += 1
-    return folder / f"{name}-{number}"
+    while True:
+        folder = parent / f"{short_name(name)}-{number}"
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError as error:
+            if not parent.is_dir():
+                raise explain_disk(error, parent) from error
+            number += 1
+        except OSError as error:
+            raise explain_disk(error, parent) from error

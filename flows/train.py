@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import time
-import uuid
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
@@ -18,11 +17,12 @@ from rich.markup import escape
 from flows.execution.prefect_server import prefect_server
 from flows.execution.run import PRESETS as RUN_PRESETS
 from flows.execution.run import stop_at_once
+from flows.runs.registry import register_end
 from flows.runs.tracking import make_client, open_experiment, reason_of, tracking_uri
 from flows.training.clips import Loaders, Workshop, draw_clips, make_clips
 from reconx_core.cache.store import Reference
 from reconx_core.errors import UserError
-from reconx_core.io.files import require_writable
+from reconx_core.io.files import require_writable, temporary_beside
 from reconx_core.io.images import write_png
 from reconx_core.pointcloud import weights_of as geometry_weights
 from reconx_core.settings import Contents, PointcloudSettings, read_override
@@ -140,7 +140,9 @@ class Studio:
         """Loaders of an epoch's clips."""
         if epoch not in self.known:
             wanted = draw_clips(self.settings.data, self.settings, self.contents, epoch)
-            self.known = {epoch: make_clips(wanted, self.shop, list(self.kept))}  # those of earlier epochs may go
+            kept = list(self.kept)
+            self.known = {epoch: make_clips(wanted, self.shop, kept)}
+            register_end(self.shop.root, self.shop.out, kept)  # those of earlier epochs may go
         return self.known[epoch]
 
 
@@ -162,7 +164,7 @@ def initial_pipeline(settings: TrainSettings) -> Any:
 
 def save_pipeline(pipeline: Any, folder: Path) -> None:
     """Save the pipeline in half precision: to a temporary folder that then replaces ``folder``."""
-    fresh = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
+    fresh = temporary_beside(folder)
     for part in pipeline.components.values():
         if isinstance(part, torch.nn.Module):
             torch.nn.Module.to(part, "cpu", torch.float16)  # diffusers' own warns of modules to keep, and there are none

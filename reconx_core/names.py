@@ -7,12 +7,14 @@ from collections.abc import Iterable, Sequence
 
 FEW = 8  # names in a sentence
 MOST_QUOTED = 60  # characters
-_NOT_UTF8 = re.compile("[\ud800-\udfff]")  # how Python keeps bytes of a file name that are not UTF-8, to open the file by it
+# Surrogates are how Python keeps bytes of a file name that are not UTF-8, to open the file by it; control characters would
+# move a terminal's cursor and change its colours and title.
+_NOT_SHOWN = re.compile("[\ud800-\udfff\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def shown(name: str) -> str:
-    """The name with U+FFFD for every byte that is not UTF-8: as it is, it can be neither encoded nor printed."""
-    return _NOT_UTF8.sub("\ufffd", name)
+    """The name with U+FFFD for every byte that is not UTF-8, which can be neither encoded nor printed, and for controls."""
+    return _NOT_SHOWN.sub("\ufffd", name)
 
 
 def abbreviate(names: Sequence[str]) -> str:

@@ -40,7 +40,7 @@ def forget_failure(root: Path, stage: str, name: str) -> None:
 def failure_of(root: Path, stage: str, name: str) -> dict[str, Any] | None:
     """Scene, error and time of the last failure of the task ``name``; None where it has not failed or succeeded since."""
     failure = find_object(_file(root, stage, name))
-    return failure if {"error", "time"} <= failure.keys() else None
+    return failure if isinstance(failure.get("error"), str) and isinstance(failure.get("time"), (int, float)) else None
 
 
 def clear_failures(root: Path, used: Container[str]) -> None:

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
+from typing_extensions import TypedDict
 
 from flows.execution.plan import ScenePlan, with_split
 from flows.execution.sources import Digests
@@ -34,6 +35,16 @@ class _Process(BaseModel):
     since: float
 
 
+class _Environment(TypedDict):
+    """Of a stage, see :func:`tasks.execute.environment_of`."""
+
+    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
+
+    code: str
+    weights: dict[str, str]
+    device: str
+
+
 class _Content(BaseModel):
     """Of `request.json`."""
 
@@ -48,7 +59,7 @@ class _Content(BaseModel):
     seeds: list[int]
     seeded: bool
     views: dict[str, dict[str, str | None]]
-    environment: dict[str, dict[str, dict[str, Any] | None]]
+    environment: dict[str, dict[str, _Environment | None]]
     missing: list[tuple[str, str]]
 
 

@@ -21,7 +21,7 @@ from reconx_core.cache.code_version import code_version
 from reconx_core.export.cameras import write_cameras
 from reconx_core.export.origin import NO_ORIGIN, Origin
 from reconx_core.geometry.undistort import straighten
-from reconx_core.io.files import explain_disk, write_atomic, write_json
+from reconx_core.io.files import explain_disk, temporary_beside, write_atomic, write_json
 from reconx_core.losses.lpips import lpips_missing_reason
 from reconx_core.reporting.numbers import mean_scores
 from reconx_core.reporting.report import ReportPicture, RunReport, SceneReport, StageCost, write_report
@@ -257,7 +257,7 @@ def _measured(run: SceneRun, root: Path) -> dict[str, dict[str, Any]]:
 
 def _copy(source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
+    temporary = temporary_beside(target)
     try:
         shutil.copyfile(source, temporary)
         os.replace(temporary, target)

@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from flows.execution.reach import ask_local_servers_directly, true_within
+from reconx_core.cache.lock import one_at_a_time
 from reconx_core.io.files import write_json
 from reconx_core.names import shown
 from reconx_core.reporting.numbers import mean_scores
@@ -82,7 +83,16 @@ def make_client(uri: str) -> MlflowClient:
     utils.MAX_RETRY_COUNT = 3  # not ten, which take two minutes to say that a file cannot be opened
     for name in ("mlflow", "alembic", "urllib3"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+    with _made_alone(uri):
+        return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def _made_alone(uri: str) -> contextlib.AbstractContextManager[None]:
+    """Keeps others from making the tables of the same new file; they would stumble over each other's."""
+    file = Path(uri.removeprefix("sqlite:///"))
+    if not uri.startswith("sqlite:///") or not file.parent.is_dir():
+        return contextlib.nullcontext()
+    return one_at_a_time(file.with_name(f".{file.name}.lock"))
 
 
 def require_answer(uri: str) -> None:

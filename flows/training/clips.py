@@ -14,7 +14,7 @@ from rich.console import Console
 
 from flows.execution.plan import ScenePlan, place_of
 from flows.execution.run import run_stages
-from flows.runs.registry import register_end
+from flows.runs.registry import register_more, register_start
 from reconx_core import datasets
 from reconx_core.cache import store
 from reconx_core.cache.store import Reference
@@ -68,9 +68,11 @@ def make_clips(wanted: Wanted, shop: Workshop, kept: list[Reference]) -> Loaders
     if not wanted.plans:
         report(wanted, 0, shop.console)
         return []
+    register_start(shop.root, shop.out, making="clip")  # else `reconx gc` would remove what is made before a kill
     runs = run_stages(
         lambda: wanted.plans, shop.root, shop.console, stages=STAGES, workers=shop.workers, dask=shop.dask, quiet=True
     )
+    register_more(shop.root, shop.out, [run.references["clip"] for run in runs if run.error is None])
     loaders: Loaders = []
     for run, rate in zip(runs, wanted.rates):
         if run.error is not None:
@@ -85,7 +87,6 @@ def make_clips(wanted: Wanted, shop: Workshop, kept: list[Reference]) -> Loaders
             continue
         kept.append(run.references["clip"])
         loaders.append(partial(load_clip, folder, rate))
-    register_end(shop.root, shop.out, kept)
     report(wanted, len(loaders), shop.console)
     return loaders
 

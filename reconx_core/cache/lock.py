@@ -69,6 +69,14 @@ def lock_file(file: IO[Any], mode: int) -> bool:
 
 
 @contextmanager
+def one_at_a_time(file: Path) -> Iterator[None]:
+    """Wait until no other process is in this block for ``file``; where the file system has no locks, do not wait."""
+    with open(file, "a+") as opened:
+        lock_file(opened, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
 def _lock(root: Path, mode: int) -> Iterator[bool]:
     with _open(root) as file:
         try:

@@ -38,10 +38,11 @@ from reconx_core.cache import digests
 from reconx_core.cache.digests import Entry
 from reconx_core.errors import UserError
 from reconx_core.io.files import explain_disk, write_json
+from reconx_core.names import quoted
 
 SCHEMA = 1  # part of every cache key: increase it when the format or the meaning of a field changes
 MANIFEST, MEASURED, RECORD = "manifest.json", "measured.json", "prefect.json"
-_KEY = re.compile("[0-9a-f]{32}")
+_KEY, _STAGE = re.compile("[0-9a-f]{32}"), re.compile("[a-z]+")
 _OUTSIDE_DIGEST = {MANIFEST, MEASURED, RECORD}
 _COLOUR_FIELDS = {"images", "renders", "alone"}  # float in memory, uint8 sRGB on disk
 # Of training clips, of which there may be hundreds of thousands, everything is small on disk, and float in memory.
@@ -240,7 +241,8 @@ def manifest_of(root: Path, stage: str, key: str) -> dict[str, Any] | None:
         manifest = json.loads((root / stage / key / MANIFEST).read_text())
     except (OSError, ValueError):
         return None
-    return manifest if isinstance(manifest, dict) and isinstance(manifest.get("files"), dict) else None
+    whole = isinstance(manifest, dict) and isinstance(manifest.get("files"), dict)
+    return manifest if whole and (manifest.get("stage"), manifest.get("key")) == (stage, key) else None
 
 
 def reference_of_manifest(manifest: Mapping[str, Any]) -> Reference:
@@ -277,8 +279,10 @@ def adopt(root: Path, stage: str, key: str, fill: Writer) -> Reference | None:
     """Import an entry whose files ``fill`` writes; None, and nothing is imported, if they do not match its manifest.
 
     Raises:
-        UserError: the disk is full, or the store cannot be written to.
+        UserError: the disk is full, the store cannot be written to, or ``stage`` and ``key`` are no place in it.
     """
+    if not is_place(stage, key):
+        raise UserError(f"{quoted(stage)}, {quoted(key)} is no place of an artifact, so nothing is taken into the store.")
 
     def fill_and_check(folder: Path) -> dict[str, Entry]:
         fill(folder)
@@ -336,6 +340,17 @@ def entries(root: Path) -> Iterator[tuple[str, str]]:
     """(stage, key) of everything in the store, damaged artifacts included; not of folders that somebody else has put there."""
     for stage in stage_folders(root):
         yield from ((stage.name, f.name) for f in sorted(stage.iterdir()) if f.is_dir() and _KEY.fullmatch(f.name))
+
+
+def is_place(stage: object, key: object) -> bool:
+    """Whether an artifact may lie at (stage, key): what a file from elsewhere says is checked before it becomes a path."""
+    return isinstance(stage, str) and bool(_STAGE.fullmatch(stage)) and isinstance(key, str) and bool(_KEY.fullmatch(key))
+
+
+def changed(root: Path, stage: str, key: str) -> float:
+    """When an entry was made in this store, or taken into it, in seconds since the epoch."""
+    folder = root / stage / key
+    return max(place.stat().st_mtime for place in (folder, folder / MANIFEST) if place.exists())
 
 
 def stage_folders(root: Path) -> list[Path]:

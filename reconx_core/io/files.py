@@ -21,12 +21,24 @@ def write_json(path: Path, value: Any) -> None:
 def write_atomic(path: Path, content: bytes) -> None:
     """Write a file so that a reader finds the old content or the new, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    temporary = temporary_beside(path)
     try:
         temporary.write_bytes(content)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def temporary_beside(path: Path) -> Path:
+    """A new hidden name in the folder of ``path``."""
+    return path.with_name(f".{short_name(path.name)}.{uuid.uuid4().hex[:8]}")
+
+
+def short_name(name: str) -> str:
+    """The name, or its first 200 bytes: file systems take 255, of which some are for what is put around it."""
+    while len(os.fsencode(name)) > 200:
+        name = name[:-1]
+    return name
 
 
 def require_writable(folder: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from reconx_core.errors import UserError
-from reconx_core.io.files import explain_disk
+from reconx_core.io.files import explain_disk, temporary_beside
 
 
 @contextlib.contextmanager
@@ -23,7 +22,7 @@ def new_folder(out: Path) -> Iterator[Path]:
     Raises:
         UserError: it cannot be written.
     """
-    temporary = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}")
+    temporary = temporary_beside(out)
     try:
         temporary.mkdir()
         yield temporary

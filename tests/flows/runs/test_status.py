@@ -60,7 +60,7 @@ def test_a_failure_lasts_until_the_task_succeeds_and_as_long_as_its_run(reconx, 
     table, lines = status("out")
     assert (table["splats"], table["metrics"]) == ([0, 1, 0, 0, 1], [0, 0, 1, 0, 1])
     assert "garden failed in splats: ZeroDivisionError: division by zero" in lines
-    assert collect_garbage(tmp_path / "store")[0] == 0
+    assert collect_garbage(tmp_path / "store").doomed == []
     (note,) = (tmp_path / "store" / ".failed").glob("*/*.json")
     assert json.loads(note.read_text())["scene"] == "garden"
     monkeypatch.setattr(splats, "fit_splats", whole)
@@ -108,7 +108,8 @@ def test_a_run_before_during_and_after_kill_9(forks, reconx, tiny, status, data,
     assert lines[-1] == "Run the same command again to go on from here."
     output = reconx("why", "attic", "splats", "--run", "out").out
     assert "was not reached: the run out stopped before its end; the same command goes on with confidence." in output
-    assert collect_garbage(tmp_path / "store")[:2] == (0, 4)
+    garbage = collect_garbage(tmp_path / "store")
+    assert (garbage.doomed, garbage.kept) == ([], 4)
     assert "splats" not in log.read_text()
 
     assert run(forks, *command, environment=environment).returncode == 1
