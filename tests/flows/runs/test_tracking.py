@@ -11,11 +11,11 @@ import pytest
 from rich.console import Console
 from standins import write_folder
 
-from flows.runs import tracking
+from flows.runs import mlflow_client, tracking
 from flows.runs.garbage import collect_garbage
+from flows.runs.mlflow_client import make_client
 from flows.runs.records import search_mlflow
 from flows.runs.registry import register_start
-from flows.runs.tracking import make_client
 from flows.train import Log, resolve_train_settings
 from reconx_core.cache import store
 from reconx_core.cache.lock import in_use
@@ -92,7 +92,7 @@ def printed_by_track(record, out):
     "uri", ["http://127.0.0.1:9", "https://no.such.host.invalid", "http://[", "postgresql://me:secret@127.0.0.1:9/db"]
 )
 def test_mlflow_that_is_not_there_is_a_sentence_at_once(tmp_path, monkeypatch, uri):
-    monkeypatch.setattr(tracking, "ANSWER_SECONDS", 1.0)
+    monkeypatch.setattr(mlflow_client, "ANSWER_SECONDS", 1.0)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     record, out = a_record(tmp_path)
     started = time.monotonic()
@@ -106,7 +106,7 @@ def test_mlflow_that_is_not_there_is_a_sentence_at_once(tmp_path, monkeypatch, u
 
 
 def test_server_that_accepts_and_never_answers(tmp_path, monkeypatch):
-    monkeypatch.setattr(tracking, "ANSWER_SECONDS", 0.3)
+    monkeypatch.setattr(mlflow_client, "ANSWER_SECONDS", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{silent.getsockname()[1]}")
         assert "nothing answers" in printed_by_track(*a_record(tmp_path))
@@ -139,7 +139,7 @@ def test_experiment_deleted_in_its_page_is_restored(tmp_path, monkeypatch):
 
 
 def test_training_goes_on_without_mlflow(tmp_path, monkeypatch):
-    monkeypatch.setattr(tracking, "ANSWER_SECONDS", 1.0)
+    monkeypatch.setattr(mlflow_client, "ANSWER_SECONDS", 1.0)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     console = Console(file=io.StringIO(), width=300)
     log = Log(tmp_path / "out", resolve_train_settings("tiny", None), console, [])
