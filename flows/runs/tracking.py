@@ -120,6 +120,8 @@ class LiveRun:
         self._caller.add(lambda: self._try(call))
 
     def _try(self, call: Callable[[], object]) -> None:
+        if self._caller.gone:
+            self._lose(self._caller.gone)
         if self._lost:
             return
         try:
@@ -129,8 +131,8 @@ class LiveRun:
 
     def _lose(self, reason: str) -> None:
         with self._telling:
-            told, self._lost = self._lost, True
-        if not told:
+            lost, self._lost = self._lost, True
+        if not lost and self._caller.is_new(reason):
             self._say(f"MLflow did not take the run ({reason}); the results in {self._out} are complete without it.")
 
     def _say(self, note: str) -> None:
@@ -141,8 +143,9 @@ class LiveRun:
         self._later(last)
         self._caller.add(done.set)
         with self._console.status("Writing to MLflow"):
-            if not self._caller.wait_for(done):
-                self._lose(f"nothing answers at {mlflow_client.without_password(self._uri)}")
+            self._caller.wait_for(done)
+        if self._caller.gone:
+            self._lose(self._caller.gone)
 
     def _live_client(self) -> MlflowClient:
         assert self._client is not None  # else the run is lost
@@ -150,7 +153,11 @@ class LiveRun:
 
     def _open(self) -> None:
         home = home_of(self._about, self._out)
-        self._client = make_client(self._uri)
+        try:
+            self._client = make_client(self._uri)
+        except OSError as error:
+            self._caller.gone = reason_of(error)  # the ablation's other rows need not find out for themselves
+            raise
         self._experiment = open_experiment(self._client, home, experiment_name(), self._say)
         _end_killed(self._client, self._uri, self._out)
         started = _milliseconds(self._about.get("started") or time.time())
@@ -207,22 +214,29 @@ class _Caller:
     """Makes calls one after another in a thread: a slow server delays nobody, and SQLite has one writer."""
 
     def __init__(self, uri: str) -> None:
-        self._uri, self._moved, self._silent = uri, time.monotonic(), False
+        self._uri, self._moved = uri, time.monotonic()
+        self.gone = ""  # why nothing can be asked any more
+        self._told: set[str] = set()
         self._calls: SimpleQueue[Callable[[], object]] = SimpleQueue()
         threading.Thread(target=self._work, daemon=True, name="MLflow").start()
 
     def add(self, call: Callable[[], object]) -> None:
         self._calls.put(call)
 
-    def wait_for(self, done: threading.Event) -> bool:
-        """Whether ``done`` is set: not where a call lasts long and nothing answers, or for longer than ``PATIENCE``."""
+    def is_new(self, reason: str) -> bool:
+        """Whether the user has not been told it yet; the next run of this process gets a thread of its own."""
+        _caller_of.cache_clear()
+        told = reason in self._told
+        self._told.add(reason)
+        return not told
+
+    def wait_for(self, done: threading.Event) -> None:
+        """Wait until ``done`` or ``gone``: where a call lasts long and nothing answers, or for longer than ``PATIENCE``."""
         start = time.monotonic()
-        while not self._silent and not done.wait(0.2):
-            waited = time.monotonic() - max(start, self._moved)
-            self._silent = waited > PATIENCE or (waited > mlflow_client.ANSWER_SECONDS and not _answers(self._uri))
-        if self._silent:
-            _caller_of.cache_clear()  # the next run gets a thread that does not hang
-        return not self._silent
+        while not self.gone and not done.wait(0.2):
+            silent = time.monotonic() - max(start, self._moved)
+            if silent > PATIENCE or (silent > mlflow_client.ANSWER_SECONDS and not _answers(self._uri)):
+                self.gone = f"no answer from {mlflow_client.without_password(self._uri)} for {silent:.0f} s"
 
     def _work(self) -> None:
         while True:
@@ -232,6 +246,7 @@ class _Caller:
 
 @functools.cache
 def _caller_of(uri: str) -> _Caller:
+    """One for all runs of this process, such as the rows of an ablation."""
     return _Caller(uri)
 
 
