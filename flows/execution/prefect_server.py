@@ -23,7 +23,7 @@ from http.client import HTTPException
 from pathlib import Path
 
 from flows.execution.prefect_tables import lay_tables
-from flows.execution.reach import ask_local_servers_directly, is_local, no_proxies, true_within
+from flows.execution.reach import ask_local_servers_directly, is_local, no_socks_proxies, true_within
 from reconx_core.cache.lock import has_locks, lock_file
 from reconx_core.errors import UserError
 from reconx_core.names import shown
@@ -64,7 +64,7 @@ def prefect_server(root: Path) -> Iterator[Callable[[], None]]:
 
 
 def _direct(url: str | None) -> AbstractContextManager[None]:
-    return no_proxies() if url is None or is_local(url) else nullcontext()
+    return no_socks_proxies() if url is None or is_local(url) else nullcontext()
 
 
 @contextmanager

@@ -147,5 +147,6 @@ def _quieten() -> None:
         ("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false"),
         ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2"),  # seconds; its seven take four minutes
         ("MLFLOW_HTTP_REQUEST_TIMEOUT", "30"),
+        ("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true"),  # two lines for every scene
     ):
         os.environ.setdefault(name, value)

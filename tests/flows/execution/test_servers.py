@@ -10,13 +10,15 @@ import time
 import urllib.request
 from contextlib import closing
 from pathlib import Path
+from unittest.mock import ANY
 
 import httpx
 import pytest
+import requests
 
 from flows.execution import prefect_server as servers
 from flows.execution import prefect_tables
-from flows.execution.reach import ask_local_servers_directly, no_proxies
+from flows.execution.reach import ask_local_servers_directly, no_socks_proxies
 from reconx_core.errors import UserError
 
 
@@ -72,10 +74,15 @@ def test_proxy_is_not_asked_for_what_is_here(health, monkeypatch, name):
 
 
 def test_socks_proxy_does_no_harm_while_the_server_is_here(health, monkeypatch):
+    """And a server elsewhere, such as MLflow's, is still asked through the other proxy."""
     monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:9")
-    with no_proxies():
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    with no_socks_proxies():
         assert httpx.get(health.url).json() is True
+        assert requests.utils.get_environ_proxies("http://mlflow.example.org") == {"http": "http://127.0.0.1:9", "no": ANY}
+        assert requests.utils.get_environ_proxies(health.url) == {}
     assert os.environ["NO_PROXY"] == "localhost,127.0.0.1,::1"
+    assert os.environ["ALL_PROXY"] == "socks5://127.0.0.1:9"
 
 
 def test_no_proxy_for_anything_stays_so(monkeypatch):
