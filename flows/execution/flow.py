@@ -23,13 +23,14 @@ from pydantic import PrivateAttr
 
 from flows.execution.failures import forget_failure, keep_failure, task_id
 from flows.execution.plan import ScenePlan
+from flows.execution.prefect_server import has_own_server
 from reconx_core.cache import store
 from reconx_core.cache.store import RECORD, DamagedEntry, Reference
 from reconx_core.errors import UserError
 from reconx_core.io.files import write_atomic
 from reconx_core.names import shown
 from reconx_core.settings import STAGES
-from tasks.execute import PARENTS, Job, Monitor, code_of, execute, key_of, source_digest, stages_before
+from tasks.execute import PARENTS, Job, Monitor, code_of, device_class, execute, key_of, source_digest, stages_before, uses_gpu
 
 if TYPE_CHECKING:
     from flows.execution.dask_cluster import Cluster
@@ -187,13 +188,26 @@ def _submit(step: Step, root: Path, monitor: Monitor, cluster: Cluster | None) -
         return None
     remote: Monitor = cluster.messenger if cluster else monitor
     job = Job(step.stage, plan.name, plan.source, digest, plan.settings, root, remote, plan.label, code_of(step.stage))
-    stage_task: Any = run_stage.with_options(name=step.stage, task_run_name=f"{step.stage} {plan.label}")
+    stage_task: Any = run_stage.with_options(
+        name=step.stage, task_run_name=f"{step.stage} {plan.label}", tags=tags_of(step, cluster)
+    )
     # Set afterwards: Prefect wants a storage block that is registered with the server, which this one need not be.
     stage_task.result_storage = StoreRecords(root=str(root))
     with cluster.place(step.stage, plan.settings) if cluster else nullcontext():
         # Quoted, or Prefect looks for futures in every setting several times per task, at a millisecond each; not for Dask.
         parents = {stage: parent.future or parent.result for stage, parent in step.parents.items()}
         return stage_task.submit(job if cluster else quote(job), parents, remote=cluster is not None)
+
+
+def tags_of(step: Step, cluster: Cluster | None = None) -> set[str] | None:
+    """The task's tags in Prefect, where a limit can be set for each: its stage, its scene, and ``gpu`` if it computes on one.
+
+    None with a server of the run's own: its client asks for the limits of every task with tags, which takes 5 ms.
+    """
+    if has_own_server():
+        return None
+    on_gpu = cluster.has_gpus if cluster else device_class() == "cuda"
+    return {step.stage, step.plan.label} | ({"gpu"} if on_gpu and uses_gpu(step.stage, step.plan.settings) else set())
 
 
 def _settle(step: Step, root: Path, monitor: Monitor, cluster: Cluster | None) -> None:

@@ -48,14 +48,14 @@ def health():
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
-            self.send_response(200)
+            self.send_response(server.code)
             self.end_headers()
             self.wfile.write(server.reply)
 
         def log_message(self, *_): ...
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.reply, server.url = b"true", f"http://127.0.0.1:{server.server_port}/api"
+    server.code, server.reply, server.url = 200, b"true", f"http://127.0.0.1:{server.server_port}/api"
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield server
     server.shutdown()
@@ -113,7 +113,21 @@ def test_named_server_is_used(health, monkeypatch, tmp_path):
     monkeypatch.setenv("PREFECT_API_URL", health.url)
     with servers.prefect_server(tmp_path) as wait_for_server:
         assert os.environ["PREFECT_HOME"] == str(tmp_path / ".prefect")
+        assert not servers.has_own_server()
         wait_for_server()
+
+
+@pytest.mark.parametrize("code", [401, 403])
+def test_server_behind_a_password_is_there(health, monkeypatch, tmp_path, code):
+    health.code = code
+    monkeypatch.setenv("PREFECT_API_URL", health.url)
+    with servers.prefect_server(tmp_path) as wait_for_server:
+        wait_for_server()
+
+
+def test_server_that_fails_is_not_there(health):
+    health.code = 503
+    assert not servers.answers(health.url)
 
 
 @pytest.mark.long
