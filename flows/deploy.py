@@ -3,7 +3,7 @@
 Import it where Prefect's settings name the server that the flow is to run on: the tasks of the stages go there, too.
 """
 
-from __future__ import annotations
+# No annotations from __future__: where Prefect loads the flow from this file, pydantic could not look their names up.
 
 import io
 import json
@@ -23,6 +23,7 @@ from rich.console import Console
 
 from flows.evaluate import evaluate, make_request
 from flows.execution.run import default_store
+from reconx_core.errors import UserError
 from reconx_core.reporting.numbers import mean_scores
 
 Count = Annotated[int, Field(ge=1)]
@@ -47,17 +48,19 @@ def reconx_evaluate(
     workers: Count = 1,
     dask: str | None = None,
 ) -> State[Any]:
-    """What `reconx evaluate DATASET -o OUTPUT` does, with the same results; its state is failed where a scene failed.
+    """What `reconx evaluate DATASET -o OUTPUT` does, with the same results.
 
-    The result is the run's mean scores. Paths are best absolute: a worker starts the flow in a folder of its own.
-
-    Raises:
-        UserError: as the command.
+    The result is the run's mean scores. Where a scene fails, or nothing can be run, the state is failed, with a sentence. Paths
+    are best absolute: a worker starts the flow in a folder of its own.
     """
-    request = make_request(dataset, preset, overrides or [], protocol, views, only=tuple(scenes or ()), seeds=seeds)
+    only, root = tuple(scenes or ()), Path(store) if store else default_store()
     console = Console(file=_LogLines(get_run_logger()), width=128, highlight=False, emoji=False)
-    with _server_of_this_flow():
-        failed = evaluate(request, Path(output), Path(store) if store else default_store(), console, workers, dask)
+    try:
+        request = make_request(dataset, preset, overrides or [], protocol, views, only=only, seeds=seeds)
+        with _server_of_this_flow():
+            failed = evaluate(request, Path(output), root, console, workers, dask)
+    except UserError as error:
+        return Failed(message=str(error))
     record = json.loads((Path(output) / "run.json").read_text())
     if failed:
         return Failed(message=f"{failed} of {len(record['scenes'])} scenes failed; {output}/report.html says how.")

@@ -124,12 +124,16 @@ def run_scenes(
     try:
         # Its thread would hold the end of a run up by a second, and only a server with services reads what it sends.
         with temporary_settings(set_defaults={PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
-            reconx.with_options(task_runner=runner)()
+            reconx.with_options(task_runner=runner, flow_run_name=_run_name(runs))()
     finally:
         _work.reset(token)
     for run in runs:
         run.references = {stage: run.references[stage] for stage in stages if stage in run.references}
     return runs
+
+
+def _run_name(runs: list[SceneRun]) -> str:
+    return runs[0].plan.label if len(runs) == 1 else f"{len(runs)} scenes from {runs[0].plan.label}" if runs else "no scenes"
 
 
 @dataclass(eq=False)

@@ -319,7 +319,7 @@ def _user() -> str:
 
 def _about_tags(about: dict[str, Any]) -> dict[str, str]:
     memory = f"{psutil.virtual_memory().total / 2**30:.1f} GiB"
-    own = {"title": about["title"], "command": shlex.join(["reconx", *sys.argv[1:]]), "memory": memory}
+    own = {"title": about["title"], "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]), "memory": memory}
     return {f"reconx.{key}": shown(str(value)) for key, value in {**own, **about["facts"], **_place(about)}.items()}
 
 
@@ -346,7 +346,8 @@ def dataset_input(name: str, place: str, digest: str) -> DatasetInput:
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
     procedural = place.startswith("procedural:")
-    kind, source = ("code", {"tags": {"procedure": place}}) if procedural else ("local", {"uri": shown(place)})
+    local = {"uri": shown(str(Path(place).absolute()))}
+    kind, source = ("code", {"tags": {"procedure": place}}) if procedural else ("local", local)
     dataset = Dataset(shown(name)[:500], digest[:DIGEST_LENGTH], kind, json.dumps(source))
     return DatasetInput(dataset, [InputTag("mlflow.data.context", "evaluation")])
 

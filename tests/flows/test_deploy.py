@@ -4,12 +4,12 @@ import pytest
 from prefect import get_client
 from prefect.context import TaskRunContext
 from prefect.exceptions import FailedRun, ParameterTypeError
+from prefect.flows import load_flow_from_entrypoint
 from standins import write_folder
 
 from flows.deploy import reconx_evaluate
 from flows.execution import flow as execution
 from flows.execution.plan import ScenePlan
-from reconx_core.errors import UserError
 from reconx_core.settings import STAGES, Settings
 
 
@@ -72,8 +72,11 @@ def test_flow_of_a_failed_scene_has_failed(tiny, server, dataset, tmp_path):
 def test_mistakes_are_found_before_anything_runs(tiny, server, dataset, tmp_path):
     with pytest.raises(ParameterTypeError, match="workers"):
         reconx_evaluate(dataset, str(tmp_path / "out"), workers=0)
-    with pytest.raises(UserError, match="There is no preset 'defualt'"):
-        reconx_evaluate(dataset, str(tmp_path / "out"), preset="defualt")
+    state = reconx_evaluate(dataset, str(tmp_path / "out"), preset="defualt", return_state=True)
+    assert state.is_failed()
+    assert state.message.startswith("There is no preset 'defualt'")
+    state = reconx_evaluate(str(tmp_path / "nowhere"), str(tmp_path / "out"), return_state=True)
+    assert state.message.startswith("There is no")
     assert not (tmp_path / "out").exists()
 
 
@@ -88,3 +91,7 @@ def test_deployment_has_the_parameters_and_the_schedule(server):
         found = client.read_deployment(deployment.apply())
     assert found.entrypoint.endswith("flows/deploy.py:reconx_evaluate")
     assert found.schedules[0].schedule.cron == "0 3 * * *"
+    loaded = load_flow_from_entrypoint(found.entrypoint)  # as a worker does
+    assert loaded.validate_parameters({"dataset": "/data", "output": "/runs", "workers": 2})["workers"] == 2
+    with pytest.raises(ParameterTypeError, match="workers"):
+        loaded.validate_parameters({"dataset": "/data", "output": "/runs", "workers": 0})
