@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from logging import Logger
+from logging import Logger, LoggerAdapter
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -81,13 +81,14 @@ def _server_of_this_flow() -> Iterator[None]:
             os.environ["PREFECT_API_URL"] = before
 
 
-class _LogLines(io.TextIOBase):
+class _LogLines(io.StringIO):
     """What is printed, line by line as the flow run's log."""
 
-    def __init__(self, logger: Logger) -> None:
+    def __init__(self, logger: Logger | LoggerAdapter[Logger]) -> None:
+        super().__init__()
         self._logger, self._open = logger, ""
 
-    def write(self, text: str) -> int:
+    def write(self, text: str, /) -> int:
         *lines, self._open = (self._open + text).split("\n")
         for line in lines:
             if line.strip():
