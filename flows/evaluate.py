@@ -57,10 +57,10 @@ def evaluate(
     )
 
     def plans() -> list[ScenePlan]:
-        from flows.runs import tracking
+        from flows.runs import mlflow_client
         from flows.runs.request import record_request
 
-        tracking.load()  # while Prefect's server starts
+        mlflow_client.load()  # while Prefect's server starts
         return record_request(make_plans(request, out), started, request.dataset, out, root, workers)
 
     def tell_sources(read: Digests) -> None:

@@ -17,8 +17,9 @@ from rich.markup import escape
 from flows.execution.prefect_server import prefect_server
 from flows.execution.run import PRESETS as RUN_PRESETS
 from flows.execution.run import stop_at_once
+from flows.runs.mlflow_client import experiment_name, make_client, open_experiment, reason_of, tracking_uri
 from flows.runs.registry import register_end
-from flows.runs.tracking import make_client, open_experiment, reason_of, tracking_uri
+from flows.runs.tracking import run_name_of, source_tags
 from flows.training.clips import Loaders, Workshop, draw_clips, make_clips
 from reconx_core.cache.store import Reference
 from reconx_core.errors import UserError
@@ -225,9 +226,12 @@ class Log:
         self._observe(lambda: self.client.set_terminated(self.run))
 
     def _open(self) -> None:
+        from flows.runs.results import git_revision
+
         self.client = make_client(tracking_uri(self.out.parent))
-        experiment = open_experiment(self.client, self.out.resolve().parent, "reconx-train", self._say)
-        self.run = self.client.create_run(experiment, run_name=self.out.name).info.run_id
+        experiment = open_experiment(self.client, self.out.resolve().parent, experiment_name("reconx-train"), self._say)
+        tags, name = source_tags({"git revision": git_revision()}), run_name_of({"title": self.out.resolve().name})
+        self.run = self.client.create_run(experiment, tags=tags, run_name=name).info.run_id
         for key, value in self.settings.model_dump(mode="json").items():
             self.client.log_param(self.run, key, str(value)[:500])
 

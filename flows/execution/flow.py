@@ -23,6 +23,7 @@ from pydantic import PrivateAttr
 
 from flows.execution.failures import forget_failure, keep_failure, task_id
 from flows.execution.plan import ScenePlan
+from flows.execution.prefect_server import has_own_server
 from flows.execution.sources import Digests, read_ahead
 from reconx_core.cache import store
 from reconx_core.cache.store import RECORD, DamagedEntry, Reference
@@ -30,7 +31,7 @@ from reconx_core.errors import UserError
 from reconx_core.io.files import write_atomic
 from reconx_core.names import shown
 from reconx_core.settings import STAGES
-from tasks.execute import PARENTS, Job, Monitor, code_of, execute, key_of, stages_before
+from tasks.execute import PARENTS, Job, Monitor, code_of, device_class, execute, key_of, stages_before, uses_gpu
 
 if TYPE_CHECKING:
     from flows.execution.dask_cluster import Cluster
@@ -124,12 +125,16 @@ def run_scenes(
     try:
         # Its thread would hold the end of a run up by a second, and only a server with services reads what it sends.
         with temporary_settings(set_defaults={PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
-            reconx.with_options(task_runner=runner)()
+            reconx.with_options(task_runner=runner, flow_run_name=_run_name(runs))()
     finally:
         _work.reset(token)
     for run in runs:
         run.references = {stage: run.references[stage] for stage in stages if stage in run.references}
     return runs
+
+
+def _run_name(runs: list[SceneRun]) -> str:
+    return runs[0].plan.label if len(runs) == 1 else f"{len(runs)} scenes from {runs[0].plan.label}" if runs else "no scenes"
 
 
 @dataclass(eq=False)
@@ -200,13 +205,26 @@ def _submit(
         return None
     remote: Monitor = cluster.messenger if cluster else monitor
     job = Job(step.stage, plan.name, plan.source, digest, plan.settings, root, remote, plan.label, code_of(step.stage))
-    stage_task: Any = run_stage.with_options(name=step.stage, task_run_name=f"{step.stage} {plan.label}")
+    stage_task: Any = run_stage.with_options(
+        name=step.stage, task_run_name=f"{step.stage} {plan.label}", tags=tags_of(step, cluster)
+    )
     # Set afterwards: Prefect wants a storage block that is registered with the server, which this one need not be.
     stage_task.result_storage = StoreRecords(root=str(root))
     with cluster.place(step.stage, plan.settings) if cluster else nullcontext():
         # Quoted, or Prefect looks for futures in every setting several times per task, at a millisecond each; not for Dask.
         parents = {stage: parent.future or parent.result for stage, parent in step.parents.items()}
         return stage_task.submit(job if cluster else quote(job), parents, remote=cluster is not None)
+
+
+def tags_of(step: Step, cluster: Cluster | None = None) -> set[str] | None:
+    """The task's tags in Prefect, where a limit can be set for each: its stage, its scene, and ``gpu`` if it computes on one.
+
+    None with a server of the run's own: its client asks for the limits of every task with tags, which takes 5 ms.
+    """
+    if has_own_server():
+        return None
+    on_gpu = cluster.has_gpus if cluster else device_class() == "cuda"
+    return {step.stage, step.plan.label} | ({"gpu"} if on_gpu and uses_gpu(step.stage, step.plan.settings) else set())
 
 
 def _settle(step: Step, root: Path, monitor: Monitor, cluster: Cluster | None) -> None:

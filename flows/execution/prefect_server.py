@@ -16,14 +16,16 @@ import sys
 import tempfile
 import threading
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from http.client import HTTPException
 from pathlib import Path
 
 from flows.execution.prefect_tables import lay_tables
-from flows.execution.reach import ask_local_servers_directly, is_local, no_proxies, true_within
+from flows.execution.reach import ask_local_servers_directly, is_local, no_socks_proxies, true_within
 from reconx_core.cache.lock import has_locks, lock_file
 from reconx_core.errors import UserError
 from reconx_core.names import shown
@@ -42,6 +44,13 @@ ENVIRONMENT = {
     "DASK_LOGGING__DISTRIBUTED": "critical",  # read when Dask is imported
 }
 
+_own: ContextVar[bool] = ContextVar("own", default=False)
+
+
+def has_own_server() -> bool:
+    """Whether this run's Prefect server serves it alone, and ends with it: nobody looks at it or limits anything there."""
+    return _own.get()
+
 
 @contextmanager
 def prefect_server(root: Path) -> Iterator[Callable[[], None]]:
@@ -59,12 +68,16 @@ def prefect_server(root: Path) -> Iterator[Callable[[], None]]:
         os.environ.update(ENVIRONMENT, PREFECT_HOME=str(home))
         if given:
             require_server(given)
-        with nullcontext(lambda: None) if given else _own_server() as wait:
-            yield wait
+        token = _own.set(not given)
+        try:
+            with nullcontext(lambda: None) if given else _own_server() as wait:
+                yield wait
+        finally:
+            _own.reset(token)
 
 
 def _direct(url: str | None) -> AbstractContextManager[None]:
-    return no_proxies() if url is None or is_local(url) else nullcontext()
+    return no_socks_proxies() if url is None or is_local(url) else nullcontext()
 
 
 @contextmanager
@@ -147,6 +160,8 @@ def answers(url: str) -> bool:
     try:
         with urllib.request.urlopen(f"{url}/health", timeout=ANSWER_SECONDS) as reply:
             return json.loads(reply.read(1000)) is True  # other servers answer with a page of theirs
+    except urllib.error.HTTPError as error:
+        return error.code in (401, 403)  # one behind a password, or Prefect's cloud: its client has the key
     except (OSError, ValueError, HTTPException):
         return False
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -38,19 +39,28 @@ def ask_local_servers_directly() -> None:
 
 
 @contextmanager
-def no_proxies() -> Iterator[None]:
-    """No proxy for anything during the block, afterwards for this machine's servers.
+def no_socks_proxies() -> Iterator[None]:
+    """No SOCKS proxy in the environment during the block, and this machine's servers asked directly.
 
-    Where a SOCKS proxy is named, Prefect's client fails even for a server that it would ask directly.
+    Where one is named, Prefect's client fails even for a server that it would ask directly, unless ``socksio`` is installed.
+    Other proxies stay: MLflow may be beyond them.
     """
-    before = {name: os.environ.get(name) for name in NAMES}
-    _set("*")
+    hidden = {} if importlib.util.find_spec("socksio") else _socks_proxies()
+    for name in hidden:
+        del os.environ[name]
+    ask_local_servers_directly()
     try:
         yield
     finally:
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
-        ask_local_servers_directly()
+        os.environ.update(hidden)
+
+
+def _socks_proxies() -> dict[str, str]:
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name.lower().endswith("_proxy") and value.lower().startswith("socks")
+    }
 
 
 def _set(hosts: str) -> None:

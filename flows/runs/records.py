@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
-from flows.runs.tracking import EXPERIMENT, make_client, tracking_uri
+from flows.runs.mlflow_client import experiment_name, make_client, tracking_uri
 from reconx_core.errors import UserError
 from reconx_core.io.checked import check_shape, read_object
 
@@ -117,7 +117,8 @@ def read_run(name: str, label: str = "") -> Run:
         place = (tracked.uri, tracked.run) if tracked else None
         return Run(read_record(folder / RECORD), folder, place, label)
     quoted = f'"{name}"' if "'" in name else f"'{name}'"
-    found = next(search_mlflow(f"run_name = {quoted}"), None) or next(search_mlflow(f"run_id = {quoted}"), None)
+    conditions = (f"tags.`reconx.title` = {quoted}", f"run_name = {quoted}", f"run_id = {quoted}")
+    found = next((run for condition in conditions for run in search_mlflow(condition)), None)
     if found is None:
         raise UserError(f"There is no run '{name}': neither a folder with a {RECORD} nor a run of that name or id in MLflow.")
     return download_run(found, label)
@@ -159,7 +160,7 @@ def search_mlflow(condition: str) -> Iterator[TrackedRun]:
         return  # MLflow would make the file
     try:
         client = make_client(uri)
-        found = client.get_experiment_by_name(EXPERIMENT)
+        found = client.get_experiment_by_name(experiment_name())
         places, token = [found.experiment_id] if found else [], None
         while places:
             page = client.search_runs(places, condition, order_by=["start_time DESC"], page_token=token)

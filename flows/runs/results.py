@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from flows.execution.failures import failure_of, task_id
 from flows.execution.flow import SceneRun, describe_error
 from reconx_core import export
 from reconx_core.cache import store
@@ -23,6 +25,7 @@ from reconx_core.export.origin import NO_ORIGIN, Origin
 from reconx_core.geometry.undistort import straighten
 from reconx_core.io.files import explain_disk, temporary_beside, write_atomic, write_json
 from reconx_core.losses.lpips import lpips_missing_reason
+from reconx_core.names import shown
 from reconx_core.reporting.numbers import mean_scores
 from reconx_core.reporting.report import ReportPicture, RunReport, SceneReport, StageCost, write_report
 from reconx_core.settings import STAGES, Settings
@@ -160,7 +163,7 @@ def run_record(
     """Everything that `reconx compare`, `reconx table` and MLflow need of a run, as JSON."""
     scenes: dict[str, dict[int, dict[str, Any]]] = {}
     for run, report in zip(runs, reports):
-        scenes.setdefault(run.name, {})[run.plan.settings.seed] = _scene_record(run, report)
+        scenes.setdefault(run.name, {})[run.plan.settings.seed] = _scene_record(run, report, root)
     manifests = _manifests(runs, root)
     return {
         "title": title,
@@ -224,9 +227,10 @@ def git_revision() -> str:
     return found.stdout.strip() or "none"
 
 
-def _scene_record(run: SceneRun, report: SceneReport) -> dict[str, Any]:
+def _scene_record(run: SceneRun, report: SceneReport, root: Path) -> dict[str, Any]:
     scores = report.scores
     return {
+        "source": _source(run, root),
         "split": report.split,
         "size": report.size,
         "protocol": scores and scores.protocol,
@@ -236,13 +240,34 @@ def _scene_record(run: SceneRun, report: SceneReport) -> dict[str, Any]:
         "artifacts": {stage: asdict(reference) for stage, reference in run.references.items()},
         "costs": [asdict(cost) for cost in report.costs],
         "failed_stage": report.failed_stage,
+        "failed_at": _failed_at(run, root),
         "error": report.error,
     }
 
 
+def _source(run: SceneRun, root: Path) -> dict[str, str] | None:
+    """Where the photos lie and their digest; None where they could not be read."""
+    manifest = store.manifest_of(root, "views", run.references["views"].key) if "views" in run.references else None
+    if manifest is None:
+        return None
+    digest = hashlib.sha256(json.dumps(manifest["source"], sort_keys=True).encode()).hexdigest()[:32]
+    return {"place": shown(run.plan.source), "digest": digest}
+
+
+def _failed_at(run: SceneRun, root: Path) -> float | None:
+    """When the stage failed, in seconds since the epoch."""
+    if run.failed_stage is None:
+        return None
+    name = task_id(run.failed_stage, run.plan.name, run.plan.source, run.plan.settings)
+    return (failure_of(root, run.failed_stage, name) or {}).get("time")
+
+
 def _costs(run: SceneRun, root: Path) -> tuple[StageCost, ...]:
     known = _measured(run, root).items()
-    return tuple(StageCost(stage, m["seconds"], m["peak_mib"], stage not in run.computed) for stage, m in known)
+    return tuple(
+        StageCost(stage, m["seconds"], m["peak_mib"], stage not in run.computed, m.get("cuda_peak_mib", 0), m.get("made"))
+        for stage, m in known
+    )
 
 
 def _notes(run: SceneRun, root: Path) -> tuple[str, ...]:

@@ -57,6 +57,8 @@ class StageCost:
     seconds: float
     peak_mib: float
     cached: bool = False
+    cuda_peak_mib: float = 0.0
+    made: float | None = None  # seconds since the epoch at its end
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from fork_server import Started
 from standins import write_folder
 
 from flows.evaluate import make_next, results_folder
-from flows.runs.tracking import make_client
+from flows.runs.mlflow_client import make_client
 from reconx_core.errors import UserError
 from reconx_core.io.files import short_name, temporary_beside, write_json
 from reconx_core.names import shown

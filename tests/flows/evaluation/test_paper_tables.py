@@ -15,8 +15,8 @@ from flows.evaluation.paper_tables import add_runs, method_label, table
 from flows.evaluation.published import load_published
 from flows.evaluation.table_formats import CSV_COLUMNS, latex, to_csv, to_latex, to_markdown
 from flows.execution.run import resolve_settings
+from flows.runs.mlflow_client import make_client, open_experiment
 from flows.runs.records import Run
-from flows.runs.tracking import make_client, open_experiment
 from reconx_core.errors import UserError
 
 NAMES = ("easy", "hard", "cross", "multiview", "ablation")

@@ -10,13 +10,15 @@ import time
 import urllib.request
 from contextlib import closing
 from pathlib import Path
+from unittest.mock import ANY
 
 import httpx
 import pytest
+import requests
 
 from flows.execution import prefect_server as servers
 from flows.execution import prefect_tables
-from flows.execution.reach import ask_local_servers_directly, no_proxies
+from flows.execution.reach import ask_local_servers_directly, no_socks_proxies
 from reconx_core.errors import UserError
 
 
@@ -46,14 +48,14 @@ def health():
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
-            self.send_response(200)
+            self.send_response(server.code)
             self.end_headers()
             self.wfile.write(server.reply)
 
         def log_message(self, *_): ...
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.reply, server.url = b"true", f"http://127.0.0.1:{server.server_port}/api"
+    server.code, server.reply, server.url = 200, b"true", f"http://127.0.0.1:{server.server_port}/api"
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield server
     server.shutdown()
@@ -72,10 +74,15 @@ def test_proxy_is_not_asked_for_what_is_here(health, monkeypatch, name):
 
 
 def test_socks_proxy_does_no_harm_while_the_server_is_here(health, monkeypatch):
+    """And a server elsewhere, such as MLflow's, is still asked through the other proxy."""
     monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:9")
-    with no_proxies():
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    with no_socks_proxies():
         assert httpx.get(health.url).json() is True
+        assert requests.utils.get_environ_proxies("http://mlflow.example.org") == {"http": "http://127.0.0.1:9", "no": ANY}
+        assert requests.utils.get_environ_proxies(health.url) == {}
     assert os.environ["NO_PROXY"] == "localhost,127.0.0.1,::1"
+    assert os.environ["ALL_PROXY"] == "socks5://127.0.0.1:9"
 
 
 def test_no_proxy_for_anything_stays_so(monkeypatch):
@@ -106,7 +113,21 @@ def test_named_server_is_used(health, monkeypatch, tmp_path):
     monkeypatch.setenv("PREFECT_API_URL", health.url)
     with servers.prefect_server(tmp_path) as wait_for_server:
         assert os.environ["PREFECT_HOME"] == str(tmp_path / ".prefect")
+        assert not servers.has_own_server()
         wait_for_server()
+
+
+@pytest.mark.parametrize("code", [401, 403])
+def test_server_behind_a_password_is_there(health, monkeypatch, tmp_path, code):
+    health.code = code
+    monkeypatch.setenv("PREFECT_API_URL", health.url)
+    with servers.prefect_server(tmp_path) as wait_for_server:
+        wait_for_server()
+
+
+def test_server_that_fails_is_not_there(health):
+    health.code = 503
+    assert not servers.answers(health.url)
 
 
 @pytest.mark.long

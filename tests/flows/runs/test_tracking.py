@@ -3,19 +3,22 @@
 import io
 import json
 import os
+import re
 import shutil
 import socket
+import threading
 import time
 
 import pytest
 from rich.console import Console
 from standins import write_folder
 
-from flows.runs import tracking
+from flows.runs import mlflow_client, tracking
 from flows.runs.garbage import collect_garbage
+from flows.runs.mlflow_client import make_client
 from flows.runs.records import search_mlflow
 from flows.runs.registry import register_start
-from flows.runs.tracking import make_client
+from flows.runs.results import git_revision
 from flows.train import Log, resolve_train_settings
 from reconx_core.cache import store
 from reconx_core.cache.lock import in_use
@@ -47,7 +50,183 @@ def test_evaluation_is_a_parent_with_a_child_per_scene(reconx, tiny, dataset, tm
         assert len(client.list_artifacts(child.info.run_id, "pictures")) == 2
     assert {a.path for a in client.list_artifacts(parent.info.run_id)} == {"report.html", "run.json", "settings.yaml"}
     assert parent.data.tags["reconx.git revision"]
+    check_times(parent, children, record)
+    check_inputs(parent, children)
     check_compare_reads_mlflow(reconx, out, tmp_path, monkeypatch)
+
+
+def check_times(parent, children, record):
+    """A scene's run lasts from its first stage's start to its last one's end, within its parent's."""
+    assert parent.info.start_time == round(record["started"] * 1000)
+    for name, child in children.items():
+        costs = record["scenes"][name]["costs"]
+        span = max(cost["made"] for cost in costs) - min(cost["made"] - cost["seconds"] for cost in costs)
+        assert child.info.end_time - child.info.start_time == pytest.approx(1000 * span, abs=2)
+        assert span >= sum(cost["seconds"] for cost in costs) > 0
+        assert parent.info.start_time <= child.info.start_time <= child.info.end_time <= parent.info.end_time
+
+
+def check_inputs(parent, children):
+    """The photos by name and digest: other photos, another digest."""
+    inputs = [run.inputs.dataset_inputs[0].dataset for run in (parent, *children.values())]
+    assert {data.name for data in inputs} == {"data", "attic", "cellar"}
+    assert len({data.digest for data in inputs}) == 3
+    assert json.loads(inputs[1].source)["uri"].endswith(f"data/{inputs[1].name}")
+
+
+def test_runs_can_be_told_apart_and_traced(reconx, tiny, dataset, tmp_path, monkeypatch):
+    """By name, user, source and version, in the experiment that the environment names, which is one of model training."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "mine")
+    monkeypatch.setenv("LOGNAME", "ada")
+    command = ("evaluate", dataset, "-o", tmp_path / "runs" / "first", "--store", tmp_path / "store", "--scenes", "attic")
+    assert reconx(*command).code == 0
+    assert reconx(*command).code == 0
+    client = make_client(f"sqlite:///{tmp_path}/runs/mlflow.db")
+    assert client.get_experiment_by_name("reconx") is None
+    experiment = client.get_experiment_by_name("mine")
+    assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
+    runs = client.search_runs([experiment.experiment_id])
+    names = [run.info.run_name for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    assert len(set(names)) == 2
+    assert all(re.fullmatch(r"first · data · \d{4}-\d\d-\d\d \d\d:\d\d:\d\d", name) for name in names)
+    for run in runs:
+        assert run.data.tags["mlflow.user"] == "ada"
+        assert run.data.tags["mlflow.source.name"]
+        assert run.data.tags.get("mlflow.source.git.commit", "none") == git_revision().partition("-")[0]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/runs/mlflow.db")
+    assert {run.info.run_name for run in search_mlflow("tags.`reconx.title` = 'first'")} == set(names)
+
+
+def a_scene(**more):
+    costs = [{"stage": "splats", "seconds": 2.0, "peak_mib": 7, "cached": False, "cuda_peak_mib": 5, "made": 1000.0}]
+    scene = {"summary": {"psnr": 20.0}, "costs": costs, "artifacts": {}, "protocol": "posed", "split": "all", "error": None}
+    return {**scene, "source": {"place": "/data/attic", "digest": 32 * "a"}, **more}
+
+
+def shape_of(client, run):
+    """What should not differ between a run that was logged bit by bit and one that was logged at its end."""
+    tags = {key: value for key, value in run.data.tags.items() if key not in ("mlflow.parentRunId", "mlflow.runName")}
+    files = sorted(file.path for file in client.list_artifacts(run.info.run_id))
+    inputs = [(each.dataset.name, each.dataset.digest) for each in run.inputs.dataset_inputs]
+    return run.info.status, run.data.metrics, run.data.params, tags, files, inputs, run.info.start_time
+
+
+def test_runs_logged_bit_by_bit_and_at_once_are_the_same(tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    record, out = a_record(tmp_path)
+    scenes = {"attic": a_scene(), "cellar": a_scene(error="It is dark.", failed_at=1003.0)}
+    about = record | {"started": 990.0, "dataset": "/data"}
+    (out / "attic" / "pictures").mkdir(parents=True)
+    (out / "attic" / "pictures" / "a.jpg").write_bytes(b"a")
+    tracking.track(about | {"scenes": scenes}, out, Console(file=io.StringIO()))
+    client, found = make_client(f"sqlite:///{tmp_path}/runs/mlflow.db"), []
+    experiment = client.get_experiment_by_name("reconx").experiment_id
+    at_once = {run.info.run_id: run for run in client.search_runs([experiment])}
+    with tracking.open_run(about, out, Console(file=io.StringIO())) as run:
+        for name, scene in scenes.items():
+            run.log_scene(name, scene, out / name)
+            while len(found) < len(at_once) + 2 + list(scenes).index(name):  # it appears while the run goes on
+                time.sleep(0.02)
+                found = client.search_runs([experiment])
+        (parent,) = [each for each in found if each.info.run_id not in at_once and "mlflow.parentRunId" not in each.data.tags]
+        assert parent.info.status == "RUNNING"
+        run.close(about | {"scenes": scenes})
+    bit_by_bit = [each for each in client.search_runs([experiment]) if each.info.run_id not in at_once]
+    shapes = [sorted((shape_of(client, each) for each in runs), key=str) for runs in (at_once.values(), bit_by_bit)]
+    assert shapes[0] == shapes[1]
+    assert {shape[0] for shape in shapes[0]} == {"FINISHED", "FAILED"}
+    (child,) = [each for each in bit_by_bit if each.info.run_name == "cellar"]
+    assert (child.info.start_time, child.info.end_time) == (998_000, 1_003_000)
+
+
+def test_run_that_ends_by_an_error_or_is_killed_does_not_run_for_ever(tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    record, out = a_record(tmp_path)
+    with pytest.raises(UserError), tracking.open_run(record, out, Console(file=io.StringIO())):
+        raise UserError("The disk is full.")
+    killed = tracking.open_run(record, out, Console(file=io.StringIO()))  # never closed
+    while not (out / tracking.RUNNING).exists():
+        time.sleep(0.02)
+    assert printed_by_track(record, out) == ""
+    client = make_client(f"sqlite:///{tmp_path}/runs/mlflow.db")
+    runs = client.search_runs([client.get_experiment_by_name("reconx").experiment_id], order_by=["start_time ASC"])
+    assert sorted(run.info.status for run in runs) == ["FAILED", "FINISHED", "KILLED"]
+    assert json.loads((out / tracking.IDS).read_text())["run"] in [r.info.run_id for r in runs if r.info.status == "FINISHED"]
+    assert not (out / tracking.RUNNING).exists()
+    killed.close(record)
+
+
+@pytest.fixture
+def hanging(monkeypatch):
+    """MLflow that no longer answers after its runs are opened."""
+    from mlflow import MlflowClient
+
+    back = threading.Event()
+    monkeypatch.setattr(MlflowClient, "log_batch", lambda *_, **__: back.wait(60))
+    yield
+    back.set()
+
+
+def test_mlflow_that_hangs_in_the_middle_is_told_once_and_costs_seconds(tmp_path, monkeypatch, hanging):
+    """The first run waits as long as it may, the others that were open meanwhile (rows of an ablation) not again."""
+    monkeypatch.setattr(tracking, "PATIENCE", 0.5)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    record, out = a_record(tmp_path)
+    (out / tracking.IDS).write_text("{}")  # of an earlier run, which this one's record would be taken for
+    console = Console(file=io.StringIO(), width=300)
+    runs = [tracking.open_run(record, out, console) for _ in range(5)]
+    started = time.monotonic()
+    for run in runs:
+        for number in range(50):
+            run.log_scene(f"{number}", a_scene(), out)
+    assert time.monotonic() - started < 0.2
+    for run in runs:
+        run.close(record)
+    assert time.monotonic() - started < 3
+    assert console.file.getvalue().count("MLflow did not take the run (no answer from sqlite:") == 1
+    assert not (out / tracking.IDS).exists()
+
+
+def test_rows_find_out_once_that_there_is_no_server(tmp_path, monkeypatch):
+    monkeypatch.setattr(mlflow_client, "ANSWER_SECONDS", 0.5)
+    record, out = a_record(tmp_path)
+    console = Console(file=io.StringIO(), width=300)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        started = time.monotonic()
+        runs = [tracking.open_run(record, out, console) for _ in range(7)]
+        for run in runs:
+            run.close(record)
+    assert time.monotonic() - started < 2
+    assert console.file.getvalue().count("MLflow did not take the run") == 1
+
+
+def test_mlflow_that_fails_in_the_middle_is_told_once(tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    record, out = a_record(tmp_path)
+    console = Console(file=io.StringIO(), width=300)
+    with tracking.open_run(record, out, console) as run:
+        for _ in range(5):
+            run.log_scene("attic", a_scene() | {"costs": [{"cached": True}]}, out)  # which lacks what is logged
+        run.close(record)
+    assert console.file.getvalue().count("MLflow did not take the run (KeyError: 'stage')") == 1
+    assert console.file.getvalue().count("\n") == 1
+
+
+def test_load_of_the_machine_is_logged_while_a_run_is_live(tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.05")
+    record, out = a_record(tmp_path)
+    with tracking.open_run(record, out, Console(file=io.StringIO())) as run:
+        while not (out / tracking.RUNNING).exists():
+            time.sleep(0.02)
+        time.sleep(0.5)
+        run.close(record)
+    client = make_client(f"sqlite:///{tmp_path}/runs/mlflow.db")
+    logged = client.get_run(json.loads((out / tracking.IDS).read_text())["run"])
+    assert logged.data.metrics["system/cpu_utilization_percentage"] >= 0
+    assert logged.data.metrics["system/system_memory_usage_megabytes"] > 0
 
 
 def check_compare_reads_mlflow(reconx, out, tmp_path, monkeypatch):
@@ -92,7 +271,7 @@ def printed_by_track(record, out):
     "uri", ["http://127.0.0.1:9", "https://no.such.host.invalid", "http://[", "postgresql://me:secret@127.0.0.1:9/db"]
 )
 def test_mlflow_that_is_not_there_is_a_sentence_at_once(tmp_path, monkeypatch, uri):
-    monkeypatch.setattr(tracking, "ANSWER_SECONDS", 1.0)
+    monkeypatch.setattr(mlflow_client, "ANSWER_SECONDS", 1.0)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     record, out = a_record(tmp_path)
     started = time.monotonic()
@@ -106,7 +285,7 @@ def test_mlflow_that_is_not_there_is_a_sentence_at_once(tmp_path, monkeypatch, u
 
 
 def test_server_that_accepts_and_never_answers(tmp_path, monkeypatch):
-    monkeypatch.setattr(tracking, "ANSWER_SECONDS", 0.3)
+    monkeypatch.setattr(mlflow_client, "ANSWER_SECONDS", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{silent.getsockname()[1]}")
         assert "nothing answers" in printed_by_track(*a_record(tmp_path))
@@ -139,7 +318,7 @@ def test_experiment_deleted_in_its_page_is_restored(tmp_path, monkeypatch):
 
 
 def test_training_goes_on_without_mlflow(tmp_path, monkeypatch):
-    monkeypatch.setattr(tracking, "ANSWER_SECONDS", 1.0)
+    monkeypatch.setattr(mlflow_client, "ANSWER_SECONDS", 1.0)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     console = Console(file=io.StringIO(), width=300)
     log = Log(tmp_path / "out", resolve_train_settings("tiny", None), console, [])
