@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.markup import escape
 
 from flows.evaluation.ablation import load_ablation
 from flows.evaluation.protocols import Protocol, load_protocol, plan_protocol
 from flows.execution.plan import ScenePlan, place_of
 from flows.execution.run import load_params, resolve_auto, resolve_settings, run_stages
+from flows.execution.workers import ONE_THREAD, Workers
 from reconx_core.errors import UserError
 from reconx_core.io.files import require_writable
 from reconx_core.names import shown
@@ -21,6 +23,7 @@ from reconx_core.settings import Settings, parse_settings
 
 if TYPE_CHECKING:
     from flows.execution.flow import SceneRun
+    from flows.runs.growing import RunFolder
 
 
 @dataclass(frozen=True)
@@ -36,12 +39,8 @@ class EvaluationRequest:
     ablation: bool = False
 
 
-def evaluate(
-    request: EvaluationRequest, out: Path, root: Path, console: Console, workers: int = 1, dask: str | None = None
-) -> int:
-    """Run all stages on every scene, write results per scene and for the run; returns how many scenes failed.
-
-    ``workers``, ``dask``: see :func:`flows.execution.run.run_stages`.
+def evaluate(request: EvaluationRequest, out: Path, root: Path, console: Console, workers: Workers = ONE_THREAD) -> int:
+    """Run all stages on every scene, write results of each when it is done, and of the run; returns how many scenes failed.
 
     Raises:
         UserError: no such dataset or scene, or ``out`` or the store cannot be written to.
@@ -53,14 +52,21 @@ def evaluate(
         f"Evaluating {request.dataset} (geometry by {request.settings.pointcloud.backend})", soft_wrap=True, markup=False
     )
 
+    folders: dict[str, RunFolder] = {}
+
     def plans() -> list[ScenePlan]:
         from flows.runs import tracking
         from flows.runs.request import record_request
 
         tracking.load()  # while Prefect's server starts
-        return record_request(make_plans(request, out), started, request.dataset, out, root, workers)
+        made = record_request(make_plans(request, out), started, request.dataset, out, root, workers.side_by_side)
+        folders.update(open_folders(made, out, root))
+        return made
 
-    runs = run_stages(plans, root, console, workers=workers, dask=dask)
+    def lay(run: SceneRun) -> None:
+        folders[run.plan.row].lay(run, lambda note: console.print(f"[yellow]{escape(note)}[/]", soft_wrap=True))
+
+    runs = run_stages(plans, root, console, workers=workers, on_scene=lay)
 
     from flows.evaluation import score_tables as tables
     from flows.runs.registry import register_end
@@ -68,8 +74,8 @@ def evaluate(
     register_end(root, out, [reference for run in runs for reference in run.references.values()])
     for row in rows_of(request):
         of_row = [run for run in runs if run.plan.row == row]
-        record = write_row(request, row, of_row, out / row, root, console, started)
-        tables.print_made(console, record, out / row, time.monotonic() - start)
+        record = write_row(request, row, of_row, folders[row], console, started)
+        tables.print_made(console, record, out / row, time.monotonic() - start, told=len(runs) > 1)
     if request.ablation:
         console.print(f"All rows as one table: reconx table ablation {out}", soft_wrap=True, markup=False)
     return sum(run.error is not None for run in runs)
@@ -151,17 +157,23 @@ def altered(settings: Settings, overrides: Iterable[str], seed: int) -> Settings
     return parse_settings(settings.model_dump() | {"seed": seed}, list(overrides))
 
 
+def open_folders(plans: list[ScenePlan], out: Path, root: Path) -> dict[str, RunFolder]:
+    """The folder of every row, to be filled scene by scene. `RunFolder.scene_done` is told of each."""
+    from flows.runs.growing import RunFolder
+
+    rows = dict.fromkeys(plan.row for plan in plans)
+    return {row: RunFolder(out / row, root, [plan for plan in plans if plan.row == row]) for row in rows}
+
+
 def write_row(
-    request: EvaluationRequest, row: str, runs: list[SceneRun], out: Path, root: Path, console: Console, started: float
+    request: EvaluationRequest, row: str, runs: list[SceneRun], folder: RunFolder, console: Console, started: float
 ) -> dict[str, Any]:
     """Results of one run, the only one or a row of the ablation; returns its record. ``started``: seconds since the epoch."""
     from flows.runs import results, tracking
 
-    for run in runs:
-        if run.error is None:
-            results.write_scene(run, root, out / results.scene_folder(run))
-    settings = altered(request.settings, rows_of(request)[row], request.settings.seed)
-    record = results.write_run(out, title_of(out, row), runs, root, settings, about(request, row, started))
+    settings, out = altered(request.settings, rows_of(request)[row], request.settings.seed), folder.out
+    scenes, title = folder.records(runs), title_of(out, row)
+    record = results.write_run(out, title, runs, scenes, folder.root, settings, about(request, row, started))
     tracking.track(record, out, console)
     return record
 

@@ -9,18 +9,19 @@ import logging
 import os
 import platform
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dask
-from distributed import Client, LocalCluster, WorkerPlugin, get_worker
+from distributed import Client, Nanny, Scheduler, SpecCluster, WorkerPlugin, get_worker
 from distributed.client import FutureCancelledError
 from distributed.comm import CommClosedError
 
 from flows.execution.prefect_server import ENVIRONMENT, answers
 from flows.execution.reach import ask_local_servers_directly
+from flows.execution.workers import Workers
 from reconx_core.cache import store
 from reconx_core.errors import UserError
 from reconx_core.settings import STAGES, Settings
@@ -53,17 +54,22 @@ class Cluster:
     """Dask's workers, prepared for one run."""
 
     address: str
+    client: Client
     messenger: Messenger
-    has_gpus: bool  # workers that declare the resource GPU, who alone get the stages that use one
+    offered: frozenset[
+        str
+    ]  # resources that workers declare: who declares GPU alone gets the stages that use one, CPU the others
 
     def runner(self) -> DaskTaskRunner:
         from prefect_dask import DaskTaskRunner
 
         return DaskTaskRunner(address=self.address)
 
-    def place(self, stage: str, settings: Settings) -> AbstractContextManager[Any]:
-        """Tasks submitted within go to workers that are fit for the stage."""
-        return dask.annotate(resources={"GPU": 1}) if self.has_gpus and uses_gpu(stage, settings) else nullcontext()
+    def place(self, stage: str, settings: Settings, number: int) -> AbstractContextManager[Any]:
+        """Tasks submitted within go to workers that are fit for the stage, and before those of a higher ``number``."""
+        needed = "GPU" if uses_gpu(stage, settings) else "CPU"
+        resources = {"resources": {needed: 1}} if needed in self.offered else {}
+        return dask.annotate(priority=-number, **resources)
 
     def require_scheduler(self, outcome: Any) -> None:
         """Raise UserError where a task ended because the scheduler did; all the others would end so, too."""
@@ -75,28 +81,39 @@ class Cluster:
 
 
 @contextmanager
-def open_cluster(
-    setting: str, workers: int, root: Path, monitor: Monitor, stages: tuple[str, ...] = STAGES
-) -> Iterator[Cluster]:
-    """The cluster that ``--dask`` names: ``local``, which ends with the block, or that of a scheduler.
+def open_cluster(workers: Workers, root: Path, monitor: Monitor, stages: tuple[str, ...] = STAGES) -> Iterator[Cluster]:
+    """The cluster that ``workers.dask`` names: ``local``, which ends with the block, or that of a scheduler.
 
     Raises:
         UserError: no scheduler or no worker answers, or a worker cannot do what this run needs.
     """
     with ExitStack() as stack:
-        address = stack.enter_context(_local(workers)).scheduler_address if setting == "local" else setting
+        assert workers.dask is not None
+        address = stack.enter_context(_local(workers)).scheduler_address if workers.dask == "local" else workers.dask
         client = stack.enter_context(_connect(address))
         token = stack.enter_context(store.token(root))
         messenger = Messenger(token.name)
         stack.enter_context(_relay(client, messenger.topic, monitor))
         stack.enter_context(_prepare(client, token, messenger, stages))
-        resources = [worker["resources"] for worker in client.scheduler_info(n_workers=-1)["workers"].values()]
-        yield Cluster(address, messenger, any(offered.get("GPU") for offered in resources))
+        known = client.scheduler_info(n_workers=-1)["workers"].values()
+        offered = frozenset(name for worker in known for name, amount in worker["resources"].items() if amount)
+        yield Cluster(address, client, messenger, offered)
 
 
-def _local(workers: int) -> LocalCluster:
+def _local(workers: Workers) -> SpecCluster:
+    """A scheduler and processes on this machine: ``count``, and one for each GPU, which the others then do not see."""
+    without = {"resources": {"CPU": 1}, "env": {"CUDA_VISIBLE_DEVICES": ""}} if workers.gpus else {}
+    specs = {f"cpu-{number}": _process(nthreads=1, **without) for number in range(workers.count)}
+    for gpu in workers.gpus:
+        slots = {"nthreads": workers.slots, "resources": {"GPU": workers.slots}}
+        specs[f"gpu-{gpu}"] = _process(**slots, env={"CUDA_VISIBLE_DEVICES": gpu})
+    here = {"protocol": "tcp://", "interface": None, "host": "127.0.0.1", "port": 0, "dashboard": False}
+    return SpecCluster(workers=specs, scheduler={"cls": Scheduler, "options": here}, silence_logs=logging.CRITICAL)
+
+
+def _process(**options: Any) -> dict[str, Any]:
     # No memory limit: Dask would share the machine's out evenly and kill a worker whose stage needs more than the others.
-    return LocalCluster(n_workers=workers, threads_per_worker=1, processes=True, memory_limit=0, dashboard_address=None)
+    return {"cls": Nanny, "options": {"host": "127.0.0.1", "memory_limit": 0, "dashboard": False, **options}}
 
 
 def _connect(address: str) -> Client:

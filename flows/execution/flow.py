@@ -6,9 +6,12 @@ Import this only inside ``prefect_server``: Prefect reads its settings at import
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from concurrent import futures
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field
+from heapq import heappop, heappush
 from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
@@ -23,19 +26,20 @@ from pydantic import PrivateAttr
 
 from flows.execution.failures import forget_failure, keep_failure, task_id
 from flows.execution.plan import ScenePlan
+from flows.execution.workers import ONE_THREAD, Workers, visible_gpus
 from reconx_core.cache import store
 from reconx_core.cache.store import RECORD, DamagedEntry, Reference
 from reconx_core.errors import UserError
 from reconx_core.io.files import write_atomic
 from reconx_core.names import shown
 from reconx_core.settings import STAGES
-from tasks.execute import PARENTS, Job, Monitor, code_of, execute, key_of, source_digest, stages_before
+from tasks.execute import PARENTS, Job, Monitor, code_of, execute, key_of, source_digest, uses_gpu
 
 if TYPE_CHECKING:
     from flows.execution.dask_cluster import Cluster
 
 Future = PrefectWrappedFuture[Any, Any]  # of Prefect, around one of the threads' or of Dask's
-WAITING = 1000  # tasks submitted and not yet ended; those of a large dataset would fill the memory
+WAITING = 1000  # tasks submitted to Dask and not yet ended; those of a large dataset would fill the memory
 
 
 @dataclass
@@ -47,6 +51,7 @@ class SceneRun:
     computed: set[str] = field(default_factory=set)  # stages that were not in the store
     failed_stage: str | None = None
     error: BaseException | None = None
+    to_do: int = 0  # stages that have not ended
 
     @property
     def name(self) -> str:
@@ -109,25 +114,29 @@ def reconx() -> None:
 
 
 def run_scenes(
-    plans: Iterable[ScenePlan], root: Path, monitor: Monitor, stages: tuple[str, ...] = STAGES, workers: int = 1,
-    cluster: Cluster | None = None,
+    plans: Iterable[ScenePlan], root: Path, monitor: Monitor, stages: tuple[str, ...] = STAGES,
+    workers: Workers = ONE_THREAD, cluster: Cluster | None = None, on_scene: Callable[[SceneRun], None] = lambda run: None,
 ) -> list[SceneRun]:  # fmt: skip
     """Run the ``stages`` for every scene, in threads or in the cluster; one that fails does not stop the others.
 
-    Where plans agree in all that a stage depends on, they share its task.
+    Where plans agree in all that a stage depends on, they share its task. ``on_scene`` gets every scene as soon as its stages
+    have ended, in a thread of its own, one after another.
     """
     runs = [SceneRun(plan) for plan in plans]
     steps = make_steps(runs, stages)
-    runner: Any = cluster.runner() if cluster else ThreadPoolTaskRunner(max_workers=workers)
-    token = _work.set(lambda: _submit_all(steps, root.resolve(), monitor, cluster))
-    try:
-        # Its thread would hold the end of a run up by a second, and only a server with services reads what it sends.
-        with temporary_settings(set_defaults={PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
-            reconx.with_options(task_runner=runner)()
-    finally:
-        _work.reset(token)
-    for run in runs:
-        run.references = {stage: run.references[stage] for stage in stages if stage in run.references}
+    runner: Any = cluster.runner() if cluster else ThreadPoolTaskRunner(max_workers=workers.count)
+    with ThreadPoolExecutor(1) as writer:
+        told: list[futures.Future[None]] = []
+        order = Order(root.resolve(), monitor, cluster, workers.limit, lambda run: told.append(writer.submit(on_scene, run)))
+        token = _work.set(lambda: _run_steps(steps, order, _ready_for(workers, cluster)))
+        try:
+            # Its thread would hold the end of a run up by a second, and only a server with services reads what it sends.
+            with temporary_settings(set_defaults={PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+                reconx.with_options(task_runner=runner)()
+        finally:
+            _work.reset(token)
+        for done in told:
+            done.result()
     return runs
 
 
@@ -139,10 +148,17 @@ class Step:
     stage: str
     plan: ScenePlan  # the first of those that need it
     parents: dict[str, Step]
+    number: int  # of all steps
+    children: list[Step] = field(default_factory=list)
     runs: list[SceneRun] = field(default_factory=list)
     future: Future | None = None  # while it waits or runs
     result: dict[str, Any] | None = None  # of its task, once that has ended
     failed: bool = False
+    awaited: int = 0  # parents that have not ended
+
+    @property
+    def uses_gpu(self) -> bool:
+        return uses_gpu(self.stage, self.plan.settings)
 
 
 def make_steps(runs: list[SceneRun], wanted: tuple[str, ...]) -> list[Step]:
@@ -151,81 +167,145 @@ def make_steps(runs: list[SceneRun], wanted: tuple[str, ...]) -> list[Step]:
     for run in runs:
         by_stage: dict[str, Step] = {}
         for stage in wanted:
-            name, parents = task_id(stage, run.plan.name, run.plan.source, run.plan.settings), PARENTS[stage]
-            step = Step(name, stage, run.plan, {parent: by_stage[parent] for parent in parents})
-            by_stage[stage] = steps.setdefault(name, step)
-            by_stage[stage].runs.append(run)
+            name = task_id(stage, run.plan.name, run.plan.source, run.plan.settings)
+            if name not in steps:
+                parents = {parent: by_stage[parent] for parent in PARENTS[stage]}
+                steps[name] = Step(name, stage, run.plan, parents, len(steps), awaited=len(parents))
+                for parent in parents.values():
+                    parent.children.append(steps[name])
+            by_stage[stage] = steps[name]
+            steps[name].runs.append(run)
+            run.to_do += 1
     return list(steps.values())
 
 
-def _submit_all(steps: list[Step], root: Path, monitor: Monitor, cluster: Cluster | None) -> None:
+@dataclass
+class Ready:
+    """The steps whose parents have ended; those of earlier scenes go first, so that scenes are finished one after another."""
+
+    room: int  # for steps that are under way
+    slots: int  # for those among them that use a GPU
+    waiting: dict[bool, list[tuple[int, Step]]] = field(default_factory=lambda: {False: [], True: []})  # heaps, by uses_gpu
+
+    def add(self, step: Step) -> None:
+        heappush(self.waiting[step.uses_gpu], (step.number, step))
+
+    def take(self) -> Step | None:
+        """The next step, for which there is room now."""
+        heaps = [heap for gpu, heap in self.waiting.items() if heap and (self.slots or not gpu)]
+        if not heaps or not self.room:
+            return None
+        _, step = heappop(min(heaps))
+        self._make_room(-1, step)
+        return step
+
+    def give_back(self, step: Step) -> None:
+        """The step has ended."""
+        self._make_room(1, step)
+
+    def _make_room(self, by: int, step: Step) -> None:
+        self.room += by
+        self.slots += by if step.uses_gpu else 0
+
+
+def _ready_for(workers: Workers, cluster: Cluster | None) -> Ready:
+    """Threads get what they can do at once. Dask gets more, and keeps to the resources that its workers declare."""
+    if cluster:
+        return Ready(WAITING, WAITING)
+    return Ready(workers.count, workers.slots if visible_gpus() else workers.count)
+
+
+@dataclass(frozen=True)
+class Order:
+    """What all steps of a run have in common."""
+
+    root: Path
+    monitor: Monitor
+    cluster: Cluster | None
+    limit: float | None  # seconds for a stage
+    on_scene: Callable[[SceneRun], None]
+
+
+def _run_steps(steps: list[Step], order: Order, ready: Ready) -> None:
     for step in steps:
-        monitor.planned(step.stage, step.plan.label)
+        order.monitor.planned(step.stage, step.plan.label)
+        if not step.parents:
+            ready.add(step)
     ended: SimpleQueue[Step] = SimpleQueue()
-    waiting = 0
-    for step in steps:
-        while waiting >= WAITING:
-            _settle(ended.get(), root, monitor, cluster)
-            waiting -= 1
-        step.future = _submit(step, root, monitor, cluster)
-        if step.future is not None:
-            step.future.add_done_callback(lambda _, step=step: ended.put(step))  # type: ignore[misc]
-            waiting += 1
-    for _ in range(waiting):
-        _settle(ended.get(), root, monitor, cluster)
+    under_way = 0
+    while True:
+        while (step := ready.take()) is not None:
+            under_way += 1
+            step.future = _submit(step, order)
+            if step.future is None:
+                ended.put(step)
+            else:
+                step.future.add_done_callback(lambda _, step=step: ended.put(step))  # type: ignore[misc]
+        if not under_way:
+            return
+        over = ended.get()
+        under_way -= 1
+        ready.give_back(over)
+        _settle(over, order)
+        for child in over.children:
+            child.awaited -= 1
+            if not child.awaited:
+                ready.add(child)
 
 
-def _submit(step: Step, root: Path, monitor: Monitor, cluster: Cluster | None) -> Future | None:
+def _submit(step: Step, order: Order) -> Future | None:
     """The step's task; None where it cannot be, because the source cannot be read or a step before it has failed."""
-    plan = step.plan
+    plan, cluster = step.plan, order.cluster
     step.failed = any(parent.failed for parent in step.parents.values())
     try:
         digest = "" if PARENTS[step.stage] else source_digest(plan.source)
     except Exception as error:
-        _fail(step, error, root, monitor)
+        _fail(step, error, order)
     if step.failed:
         return None
-    remote: Monitor = cluster.messenger if cluster else monitor
-    job = Job(step.stage, plan.name, plan.source, digest, plan.settings, root, remote, plan.label, code_of(step.stage))
+    remote: Monitor = cluster.messenger if cluster else order.monitor
+    job = Job(step.stage, plan.name, plan.source, digest, plan.settings, order.root, remote, plan.label, code_of(step.stage))
     stage_task: Any = run_stage.with_options(name=step.stage, task_run_name=f"{step.stage} {plan.label}")
     # Set afterwards: Prefect wants a storage block that is registered with the server, which this one need not be.
-    stage_task.result_storage = StoreRecords(root=str(root))
-    with cluster.place(step.stage, plan.settings) if cluster else nullcontext():
+    stage_task.result_storage = StoreRecords(root=str(order.root))
+    parents = {stage: parent.result for stage, parent in step.parents.items()}
+    with cluster.place(step.stage, plan.settings, step.number) if cluster else nullcontext():
         # Quoted, or Prefect looks for futures in every setting several times per task, at a millisecond each; not for Dask.
-        parents = {stage: parent.future or parent.result for stage, parent in step.parents.items()}
-        return stage_task.submit(job if cluster else quote(job), parents, remote=cluster is not None)
+        return stage_task.submit(job if cluster else quote(job), parents, remote=cluster is not None, limit=order.limit)
 
 
-def _settle(step: Step, root: Path, monitor: Monitor, cluster: Cluster | None) -> None:
-    """Record the outcome of a step whose task has ended, report it to the monitor, and release the task."""
-    assert step.future is not None
-    outcome = _outcome(step.future)
-    step.future = None
-    if cluster:
-        cluster.require_scheduler(outcome)
-    if any(parent.failed for parent in step.parents.values()):
-        outcome = None  # Dask reports the death of a parent as that of all its children
-    if isinstance(outcome, BaseException):
-        _fail(step, outcome, root, monitor)
-        return
-    step.result, step.failed = outcome, outcome is None
-    if outcome is None:
-        return
+def _settle(step: Step, order: Order) -> None:
+    """Record the outcome of a step that has ended, report it, and release its task."""
+    if step.future is not None:
+        outcome = _outcome(step.future)
+        step.future = None
+        if order.cluster:
+            order.cluster.require_scheduler(outcome)
+        if isinstance(outcome, BaseException):
+            _fail(step, outcome, order)
+        else:
+            _succeed(step, outcome, order)
+    for run in step.runs:
+        run.to_do -= 1
+        if not run.to_do:
+            order.on_scene(run)
+
+
+def _succeed(step: Step, outcome: dict[str, Any], order: Order) -> None:
+    step.result = outcome
     reference = _reference(outcome)
     for run in step.runs:
         run.references[step.stage] = reference
         run.computed |= {step.stage} if outcome["computed"] else set()
-    if cluster or outcome["cached"]:  # else the thread has reported it
-        measured = store.measured(root, reference)
-        monitor.finished(step.stage, step.plan.label, measured, cached=not outcome["computed"])
+    if order.cluster or outcome["cached"]:  # else the thread has reported it
+        measured = store.measured(order.root, reference)
+        order.monitor.finished(step.stage, step.plan.label, measured, cached=not outcome["computed"])
 
 
-def _outcome(future: Future) -> dict[str, Any] | BaseException | None:
-    """The result of a task, or the error that ended it; None if it never started because a task before it failed."""
+def _outcome(future: Future) -> dict[str, Any] | BaseException:
+    """The result of a task, or the error that ended it."""
     try:
         state = future.wrapped_future.result()
-        if not state.is_final():
-            return None
         result = state.result(raise_on_failure=False)
     except Exception as error:
         # Not the task's own error: its workers died, or its result cannot be read here.
@@ -236,14 +316,13 @@ def _outcome(future: Future) -> dict[str, Any] | BaseException | None:
     return {**result, "cached": cached, "computed": result["computed"] and not cached}
 
 
-def _fail(step: Step, error: BaseException, root: Path, monitor: Monitor) -> None:
+def _fail(step: Step, error: BaseException, order: Order) -> None:
     step.failed = True
     # Again, since a source that cannot be read and a worker that died have failed without their task.
-    keep_failure(root, step.stage, step.name, step.plan.label, describe_error(error))
+    keep_failure(order.root, step.stage, step.name, step.plan.label, describe_error(error))
     for run in step.runs:
-        if run.failed_stage is None or run.failed_stage not in stages_before(step.stage):
-            run.failed_stage, run.error = step.stage, error
-            monitor.failed(run.plan.label, step.stage, describe_error(error))
+        run.failed_stage, run.error = step.stage, error
+    order.monitor.failed([run.plan.label for run in step.runs], step.stage, describe_error(error))
 
 
 def _record_path(context: Any, parameters: dict[str, Any]) -> str:
@@ -260,7 +339,7 @@ def _reference(result: dict[str, Any]) -> Reference:
 
 
 @task(cache_key_fn=_record_path, persist_result=True, result_serializer="json", cache_result_in_memory=False)
-def run_stage(job: Job, parents: dict[str, dict[str, Any]], remote: bool = False) -> dict[str, Any]:
+def run_stage(job: Job, parents: dict[str, dict[str, Any]], remote: bool = False, limit: float | None = None) -> dict[str, Any]:
     """One stage of one scene; returns a reference, never arrays, and whether it was computed."""
     name = task_id(job.stage, job.scene, job.source, job.settings)
     try:

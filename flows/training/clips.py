@@ -14,6 +14,7 @@ from rich.console import Console
 
 from flows.execution.plan import ScenePlan, place_of
 from flows.execution.run import run_stages
+from flows.execution.workers import Workers
 from flows.runs.registry import register_end
 from reconx_core import datasets
 from reconx_core.cache import store
@@ -69,7 +70,7 @@ def make_clips(wanted: Wanted, shop: Workshop, kept: list[Reference]) -> Loaders
         report(wanted, 0, shop.console)
         return []
     runs = run_stages(
-        lambda: wanted.plans, shop.root, shop.console, stages=STAGES, workers=shop.workers, dask=shop.dask, quiet=True
+        lambda: wanted.plans, shop.root, shop.console, stages=STAGES, workers=Workers(shop.workers, shop.dask), quiet=True
     )
     loaders: Loaders = []
     for run, rate in zip(runs, wanted.rates):

@@ -176,7 +176,9 @@ def test_models_stay_loaded_between_scenes(server, tmp_path):
     plans = [ScenePlan(name, source, settings) for name, source in scenes]
     one = {"n_workers": 1, "threads_per_worker": 1, "memory_limit": 0, "dashboard_address": None}
     with LocalCluster(**one) as cluster, Client(cluster, set_as_default=False) as client:
-        runs = run_stages(lambda: plans, tmp_path, Console(), stages=stages_before("video"), dask=cluster.scheduler_address)
+        runs = run_stages(
+            lambda: plans, tmp_path, Console(), stages=stages_before("video"), workers=Workers(dask=cluster.scheduler_address)
+        )
         assert [run.error for run in runs] == [None, None]
         (uses,) = client.run(uses_of_the_video_model).values()
     assert uses == {"read": 1, "found in memory": 1}
