@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from prefect_dask import DaskTaskRunner
 
 CONNECT_SECONDS, WORKER_SECONDS = 20, 60  # to wait for a scheduler, and for the first of its workers
+RESTART_SECONDS = 30  # to wait for a worker that is started again; it may come later
 
 
 @dataclass(frozen=True)
@@ -65,11 +66,20 @@ class Cluster:
 
         return DaskTaskRunner(address=self.address)
 
+    @property
+    def has_gpus(self) -> bool:
+        """Whether there are workers for the stages that use a GPU."""
+        return "GPU" in self.offered
+
     def place(self, stage: str, settings: Settings, number: int) -> AbstractContextManager[Any]:
         """Tasks submitted within go to workers that are fit for the stage, and before those of a higher ``number``."""
         needed = "GPU" if uses_gpu(stage, settings) else "CPU"
         resources = {"resources": {needed: 1}} if needed in self.offered else {}
         return dask.annotate(priority=-number, **resources)
+
+    def restart(self, worker: str) -> None:
+        """End the worker's process, whose thread goes on with a stage; its nanny starts another one."""
+        self.client.restart_workers([worker], timeout=RESTART_SECONDS, raise_for_error=False)
 
     def require_scheduler(self, outcome: Any) -> None:
         """Raise UserError where a task ended because the scheduler did; all the others would end so, too."""

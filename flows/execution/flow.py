@@ -11,12 +11,15 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from heapq import heappop, heappush
 from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from prefect import flow, task
+from prefect.client.schemas import State
+from prefect.context import TaskRunContext
 from prefect.filesystems import WritableFileSystem
 from prefect.futures import PrefectWrappedFuture
 from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
@@ -24,6 +27,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.utilities.annotations import quote
 from pydantic import PrivateAttr
 
+from flows.execution.attempts import PAUSE, RETRIES, StageOverran, passes_by_itself, with_memory, within
 from flows.execution.failures import forget_failure, keep_failure, task_id
 from flows.execution.plan import ScenePlan
 from flows.execution.workers import ONE_THREAD, Workers, visible_gpus
@@ -61,6 +65,21 @@ class SceneRun:
 
 class WorkerError(Exception):
     """An error of another process, as text from ``describe_error``: not every error can be pickled."""
+
+
+class PassingError(WorkerError):
+    """One that passes by itself."""
+
+
+class OverranError(WorkerError):
+    """A stage that took too long, in a worker whose thread goes on with it."""
+
+    def __init__(self, description: str, worker: str) -> None:
+        super().__init__(description, worker)
+        self.worker = worker
+
+    def __str__(self) -> str:
+        return self.args[0]
 
 
 def describe_error(error: BaseException) -> str:
@@ -281,6 +300,8 @@ def _settle(step: Step, order: Order) -> None:
         step.future = None
         if order.cluster:
             order.cluster.require_scheduler(outcome)
+            if isinstance(outcome, OverranError):
+                order.cluster.restart(outcome.worker)
         if isinstance(outcome, BaseException):
             _fail(step, outcome, order)
         else:
@@ -330,6 +351,19 @@ def _record_path(context: Any, parameters: dict[str, Any]) -> str:
     return f"{job.stage}/{key_of(job, _references(parameters['parents']))}/{RECORD}"
 
 
+def _tries() -> int:
+    """How often Prefect has begun this task."""
+    context = TaskRunContext.get()
+    return context.task_run.run_count if context else 1
+
+
+def worker_address() -> str:
+    """Of the Dask worker that this is."""
+    from distributed import get_worker
+
+    return get_worker().address
+
+
 def _references(parents: dict[str, dict[str, Any]]) -> dict[str, Reference]:
     return {stage: _reference(result) for stage, result in parents.items()}
 
@@ -338,18 +372,34 @@ def _reference(result: dict[str, Any]) -> Reference:
     return Reference(result["stage"], result["key"], result["digest"])
 
 
-@task(cache_key_fn=_record_path, persist_result=True, result_serializer="json", cache_result_in_memory=False)
+def _may_pass(_task: Any, _run: Any, state: State) -> bool:
+    """Whether Prefect should try the task again."""
+    error = state.result(raise_on_failure=False)
+    return isinstance(error, PassingError) or (isinstance(error, Exception) and passes_by_itself(error))
+
+
+@task(
+    cache_key_fn=_record_path, persist_result=True, result_serializer="json", cache_result_in_memory=False,
+    retries=RETRIES, retry_delay_seconds=PAUSE, retry_condition_fn=_may_pass,
+)  # fmt: skip
 def run_stage(job: Job, parents: dict[str, dict[str, Any]], remote: bool = False, limit: float | None = None) -> dict[str, Any]:
     """One stage of one scene; returns a reference, never arrays, and whether it was computed."""
     name = task_id(job.stage, job.scene, job.source, job.settings)
     try:
-        reference, computed = execute(job, _references(parents))
+        attempt = partial(within, limit, job.stage, partial(execute, job, _references(parents)))
+        reference, computed = with_memory(job.stage, attempt)
     except Exception as error:
-        description = describe_error(error)
+        description, overran, passing = describe_error(error), isinstance(error, StageOverran), passes_by_itself(error)
         keep_failure(job.root, job.stage, name, job.shown, description)
+        if passing and _tries() <= RETRIES:
+            job.monitor.say(f"{job.stage} of {job.shown} is tried again in {PAUSE:.0f} s: {description}")
         if not remote and shown(str(error)) == str(error):  # else Prefect could not send it to its server
             raise
     else:
         forget_failure(job.root, job.stage, name)
         return {**asdict(reference), "computed": computed}
-    raise WorkerError(description)  # outside of the except block, or the original error would be pickled with it
+    if overran and remote:
+        raise OverranError(description, worker_address())
+    raise (PassingError if passing else WorkerError)(
+        description
+    )  # outside of the except block, or the original error would be pickled with it
