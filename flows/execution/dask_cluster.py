@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import platform
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from distributed.comm import CommClosedError
 
 from flows.execution.prefect_server import ENVIRONMENT, answers
 from flows.execution.reach import ask_local_servers_directly
-from flows.execution.workers import Workers
+from flows.execution.workers import Room, Workers
 from reconx_core.cache import store
 from reconx_core.errors import UserError
 from reconx_core.settings import STAGES, Settings
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from prefect_dask import DaskTaskRunner
 
 CONNECT_SECONDS, WORKER_SECONDS = 20, 60  # to wait for a scheduler, and for the first of its workers
+LOOK_SECONDS, AHEAD = 2.0, 2  # between two looks at the workers, and tasks for each of their threads
 RESTART_SECONDS = 30  # to wait for a worker that is started again; it may come later
 
 
@@ -50,16 +52,16 @@ class Messenger(Monitor):
         get_worker().log_event(self.topic, ["say", note])
 
 
-@dataclass(frozen=True)
+@dataclass
 class Cluster:
     """Dask's workers, prepared for one run."""
 
     address: str
     client: Client
     messenger: Messenger
-    offered: frozenset[
-        str
-    ]  # resources that workers declare: who declares GPU alone gets the stages that use one, CPU the others
+    offered: frozenset[str]  # resources that workers declare: GPU for the stages that use one, CPU for the others
+    found: Room | None = None  # when it last looked, a monotonic time
+    looked: float = 0.0
 
     def runner(self) -> DaskTaskRunner:
         from prefect_dask import DaskTaskRunner
@@ -76,6 +78,23 @@ class Cluster:
         needed = "GPU" if uses_gpu(stage, settings) else "CPU"
         resources = {"resources": {needed: 1}} if needed in self.offered else {}
         return dask.annotate(priority=-number, **resources)
+
+    def room(self) -> Room:
+        """For as many tasks as the workers of now have at hand, and the next for each.
+
+        Dask counts the death of a worker against all tasks that are assigned to it, and gives up those that lose four: of a
+        thousand in its queue many would be lost that never began.
+        """
+        if self.found is None or time.monotonic() - self.looked > LOOK_SECONDS:
+            known = list(self.client.scheduler_info(n_workers=-1)["workers"].values())
+            threads = sum(worker["nthreads"] for worker in known)
+            gpu, others = (
+                int(sum(worker["resources"].get(name, 0) for worker in known)) if name in self.offered else threads
+                for name in ("GPU", "CPU")
+            )
+            self.found = Room(max(1, AHEAD * gpu), max(1, AHEAD * others), max(2, AHEAD * (gpu + others)))
+            self.looked = time.monotonic()
+        return self.found
 
     def restart(self, worker: str) -> None:
         """End the worker's process, whose thread goes on with a stage; its nanny starts another one."""

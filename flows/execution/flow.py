@@ -5,6 +5,7 @@ Import this only inside ``prefect_server``: Prefect reads its settings at import
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent import futures
 from concurrent.futures import ThreadPoolExecutor
@@ -30,7 +31,7 @@ from pydantic import PrivateAttr
 from flows.execution.attempts import PAUSE, RETRIES, StageOverran, passes_by_itself, with_memory, within
 from flows.execution.failures import forget_failure, keep_failure, task_id
 from flows.execution.plan import ScenePlan
-from flows.execution.workers import ONE_THREAD, Workers, visible_gpus
+from flows.execution.workers import ONE_THREAD, Room, Workers, visible_gpus
 from reconx_core.cache import store
 from reconx_core.cache.store import RECORD, DamagedEntry, Reference
 from reconx_core.errors import UserError
@@ -43,7 +44,6 @@ if TYPE_CHECKING:
     from flows.execution.dask_cluster import Cluster
 
 Future = PrefectWrappedFuture[Any, Any]  # of Prefect, around one of the threads' or of Dask's
-WAITING = 1000  # tasks submitted to Dask and not yet ended; those of a large dataset would fill the memory
 
 
 @dataclass
@@ -147,7 +147,9 @@ def run_scenes(
     with ThreadPoolExecutor(1) as writer:
         told: list[futures.Future[None]] = []
         order = Order(root.resolve(), monitor, cluster, workers.limit, lambda run: told.append(writer.submit(on_scene, run)))
-        token = _work.set(lambda: _run_steps(steps, order, _ready_for(workers, cluster)))
+        alone = _room_of(workers)
+        room = cluster.room if cluster else lambda: alone
+        token = _work.set(lambda: _run_steps(steps, order, Ready(room)))
         try:
             # Its thread would hold the end of a run up by a second, and only a server with services reads what it sends.
             with temporary_settings(set_defaults={PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
@@ -202,36 +204,34 @@ def make_steps(runs: list[SceneRun], wanted: tuple[str, ...]) -> list[Step]:
 class Ready:
     """The steps whose parents have ended; those of earlier scenes go first, so that scenes are finished one after another."""
 
-    room: int  # for steps that are under way
-    slots: int  # for those among them that use a GPU
+    room: Callable[[], Room]  # for steps under way, now
     waiting: dict[bool, list[tuple[int, Step]]] = field(default_factory=lambda: {False: [], True: []})  # heaps, by uses_gpu
+    under_way: Counter[bool] = field(default_factory=Counter)  # by uses_gpu
 
     def add(self, step: Step) -> None:
         heappush(self.waiting[step.uses_gpu], (step.number, step))
 
     def take(self) -> Step | None:
         """The next step, for which there is room now."""
-        heaps = [heap for gpu, heap in self.waiting.items() if heap and (self.slots or not gpu)]
-        if not heaps or not self.room:
+        room = self.room()
+        heaps = [
+            heap for gpu, heap in self.waiting.items() if heap and self.under_way[gpu] < (room.gpu if gpu else room.others)
+        ]
+        if not heaps or self.under_way.total() >= room.together:
             return None
         _, step = heappop(min(heaps))
-        self._make_room(-1, step)
+        self.under_way[step.uses_gpu] += 1
         return step
 
     def give_back(self, step: Step) -> None:
         """The step has ended."""
-        self._make_room(1, step)
-
-    def _make_room(self, by: int, step: Step) -> None:
-        self.room += by
-        self.slots += by if step.uses_gpu else 0
+        self.under_way[step.uses_gpu] -= 1
 
 
-def _ready_for(workers: Workers, cluster: Cluster | None) -> Ready:
-    """Threads get what they can do at once. Dask gets more, and keeps to the resources that its workers declare."""
-    if cluster:
-        return Ready(WAITING, WAITING)
-    return Ready(workers.count, workers.slots if visible_gpus() else workers.count)
+def _room_of(workers: Workers) -> Room:
+    """For threads: they get what they can do at once."""
+    slots = workers.slots if visible_gpus() else workers.count
+    return Room(gpu=slots, others=workers.count, together=workers.count)
 
 
 @dataclass(frozen=True)
@@ -251,19 +251,16 @@ def _run_steps(steps: list[Step], order: Order, ready: Ready) -> None:
         if not step.parents:
             ready.add(step)
     ended: SimpleQueue[Step] = SimpleQueue()
-    under_way = 0
     while True:
         while (step := ready.take()) is not None:
-            under_way += 1
             step.future = _submit(step, order)
             if step.future is None:
                 ended.put(step)
             else:
                 step.future.add_done_callback(lambda _, step=step: ended.put(step))  # type: ignore[misc]
-        if not under_way:
+        if not ready.under_way.total():
             return
         over = ended.get()
-        under_way -= 1
         ready.give_back(over)
         _settle(over, order)
         for child in over.children:

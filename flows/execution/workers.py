@@ -30,6 +30,15 @@ class Workers:
 ONE_THREAD = Workers()
 
 
+@dataclass(frozen=True)
+class Room:
+    """How many stages may be under way."""
+
+    gpu: int  # of those that use a GPU
+    others: int
+    together: int
+
+
 def choose_workers(
     count: int | None = None, dask: str | None = None, gpus: str | None = None, slots: int = 1, limit: str | None = None
 ) -> Workers:

@@ -7,6 +7,7 @@ import threading
 import time
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import standins
@@ -15,7 +16,7 @@ from standins import artifact_bytes, write_folder
 from flows.execution import workers
 from flows.execution.flow import Ready, Step
 from flows.execution.plan import ScenePlan
-from flows.execution.workers import Workers, choose_workers, visible_gpus
+from flows.execution.workers import Room, Workers, choose_workers, visible_gpus
 from reconx_core import splats
 from reconx_core.errors import UserError
 from reconx_core.settings import STAGES, Settings
@@ -115,12 +116,29 @@ def test_stages_go_to_workers_that_declare_what_they_need(offered, needs):
             assert dask.get_annotations()["priority"] == -12
 
 
+def test_dask_gets_little_more_than_its_workers_can_do_and_something_when_there_are_none():
+    from flows.execution.dask_cluster import Cluster, Messenger
+
+    here = [
+        {"nthreads": 1, "resources": {"GPU": 1}},
+        {"nthreads": 2, "resources": {"GPU": 2}},
+        {"nthreads": 4, "resources": {}},
+    ]
+    info = SimpleNamespace(scheduler_info=lambda n_workers: {"workers": dict(enumerate(here))})
+    cluster = Cluster("tcp://head:8786", info, Messenger("topic"), frozenset({"GPU"}))
+    assert cluster.room() == Room(gpu=6, others=14, together=20)
+    here.clear()
+    assert cluster.room() == Room(gpu=6, others=14, together=20), "it does not look all the time"
+    cluster.looked -= 10
+    assert cluster.room() == Room(gpu=1, others=1, together=2)
+
+
 def steps(stage, *numbers):
     return [Step(f"{stage}{n}", stage, ScenePlan(f"scene{n}", "", Settings()), {}, n) for n in numbers]
 
 
 def test_earlier_scenes_first_and_a_slot_for_each_on_the_gpu():
-    ready = Ready(room=3, slots=1)
+    ready = Ready(lambda: Room(gpu=1, others=3, together=3))
     on_gpu, on_cpu = steps("splats", 0, 5), steps("views", 7, 3, 9)
     for step in (*on_cpu, *on_gpu):
         ready.add(step)
