@@ -5,6 +5,7 @@ The workers import this module, which therefore must not import prefect: its set
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import platform
@@ -86,15 +87,20 @@ class Cluster:
         thousand in its queue many would be lost that never began.
         """
         if self.found is None or time.monotonic() - self.looked > LOOK_SECONDS:
-            known = list(self.client.scheduler_info(n_workers=-1)["workers"].values())
-            threads = sum(worker["nthreads"] for worker in known)
-            gpu, others = (
-                int(sum(worker["resources"].get(name, 0) for worker in known)) if name in self.offered else threads
-                for name in ("GPU", "CPU")
-            )
-            self.found = Room(max(1, AHEAD * gpu), max(1, AHEAD * others), max(2, AHEAD * (gpu + others)))
+            # Of a scheduler that is gone the tasks tell.
+            with contextlib.suppress(OSError):
+                self.found = self._look()
             self.looked = time.monotonic()
-        return self.found
+        return self.found or Room(1, 1, 2)
+
+    def _look(self) -> Room:
+        known = list(self.client.scheduler_info(n_workers=-1)["workers"].values())
+        threads = sum(worker["nthreads"] for worker in known)
+        gpu, others = (
+            int(sum(worker["resources"].get(name, 0) for worker in known)) if name in self.offered else threads
+            for name in ("GPU", "CPU")
+        )
+        return Room(max(1, AHEAD * gpu), max(1, AHEAD * others), max(2, AHEAD * (gpu + others)))
 
     def restart(self, worker: str) -> None:
         """End the worker's process, whose thread goes on with a stage; its nanny starts another one."""

@@ -147,8 +147,7 @@ def run_scenes(
     with ThreadPoolExecutor(1) as writer:
         told: list[futures.Future[None]] = []
         order = Order(root.resolve(), monitor, cluster, workers.limit, lambda run: told.append(writer.submit(on_scene, run)))
-        alone = _room_of(workers)
-        room = cluster.room if cluster else lambda: alone
+        room = cluster.room if cluster else _room_of(workers)
         token = _work.set(lambda: _run_steps(steps, order, Ready(room)))
         try:
             # Its thread would hold the end of a run up by a second, and only a server with services reads what it sends.
@@ -228,10 +227,11 @@ class Ready:
         self.under_way[step.uses_gpu] -= 1
 
 
-def _room_of(workers: Workers) -> Room:
+def _room_of(workers: Workers) -> Callable[[], Room]:
     """For threads: they get what they can do at once."""
     slots = workers.slots if visible_gpus() else workers.count
-    return Room(gpu=slots, others=workers.count, together=workers.count)
+    room = Room(gpu=slots, others=workers.count, together=workers.count)
+    return lambda: room
 
 
 @dataclass(frozen=True)

@@ -158,7 +158,8 @@ class Display(Monitor):
             self.progress.update(self.bar, description=told, completed=elapsed, total=elapsed + left)
             self.progress.refresh()
         elif time.monotonic() - self.spoke >= SILENT_SECONDS:
-            self._print(f"  {far} done, about {clock(left)} left{f'; now {now}' if now else ''}", markup=False, soft_wrap=True)
+            far = f"{far} done, about {clock(left)} left{f'; now {now}' if now else ''}" if self.forecast.scenes else "starting"
+            self._print(f"  {far}", markup=False, soft_wrap=True)
 
     def _print(self, line: str, **how: Any) -> None:
         self.spoke = time.monotonic()
