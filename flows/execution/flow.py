@@ -252,12 +252,12 @@ def _run_steps(steps: list[Step], order: Order, ready: Ready) -> None:
             ready.add(step)
     ended: SimpleQueue[Step] = SimpleQueue()
     while True:
-        while (step := ready.take()) is not None:
-            step.future = _submit(step, order)
-            if step.future is None:
-                ended.put(step)
+        while (chosen := ready.take()) is not None:
+            chosen.future = _submit(chosen, order)
+            if chosen.future is None:
+                ended.put(chosen)
             else:
-                step.future.add_done_callback(lambda _, step=step: ended.put(step))  # type: ignore[misc]
+                chosen.future.add_done_callback(lambda _, step=chosen: ended.put(step))  # type: ignore[misc]
         if not ready.under_way.total():
             return
         over = ended.get()
