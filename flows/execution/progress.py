@@ -109,7 +109,7 @@ class Display(Monitor):
         if self.plans <= MANY or count <= _ALIKE:
             self._print(f"  [yellow]{escape(note)}[/yellow]", soft_wrap=True)
         elif count == _ALIKE + 1:
-            self._print("  [yellow]More notes like this one are not shown; what is of a scene is in the report.[/yellow]")
+            self._print("  [yellow]More notes like this one are not shown; those of scenes are in the report.[/yellow]")
 
     def failed(self, scenes: Sequence[str], stage: str, error: str) -> None:
         """The other stages of the scenes, which share this one, will not run."""
