@@ -12,7 +12,7 @@ import platform
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 CONNECT_SECONDS, WORKER_SECONDS = 20, 60  # to wait for a scheduler, and for the first of its workers
 LOOK_SECONDS, AHEAD = 2.0, 2  # between two looks at the workers, and tasks for each of their threads
+LOST_SECONDS = 600  # without any worker on this machine, until the run ends
 RESTART_SECONDS = 30  # to wait for a worker that is started again; it may come later
 
 
@@ -63,6 +64,7 @@ class Cluster:
     offered: frozenset[str]  # resources that workers declare: GPU for the stages that use one, CPU for the others
     found: Room | None = None  # when it last looked, a monotonic time
     looked: float = 0.0
+    seen: float = field(default_factory=time.monotonic)  # a worker
 
     def runner(self) -> DaskTaskRunner:
         from prefect_dask import DaskTaskRunner
@@ -106,6 +108,14 @@ class Cluster:
         """End the worker's process, whose thread goes on with a stage; its nanny starts another one."""
         self.client.restart_workers([worker], timeout=RESTART_SECONDS, raise_for_error=False)
 
+    def require_workers(self, local: bool) -> None:
+        """Raise UserError where the workers of this machine are gone for good, as those are that died while they started."""
+        with contextlib.suppress(OSError):
+            if not local or self.client.scheduler_info(n_workers=-1)["workers"]:
+                self.seen = time.monotonic()
+        if time.monotonic() - self.seen > LOST_SECONDS:
+            raise UserError("The workers on this machine died and do not start again; run the same command to go on from here.")
+
     def require_scheduler(self, outcome: Any) -> None:
         """Raise UserError where a task ended because the scheduler did; all the others would end so, too."""
         if isinstance(outcome, FutureCancelledError | CommClosedError):
@@ -124,6 +134,8 @@ def open_cluster(workers: Workers, root: Path, monitor: Monitor, stages: tuple[s
     """
     with ExitStack() as stack:
         assert workers.dask is not None
+        # A worker that dies may take longer to start again than the 15 s after which Dask closes its nanny for good.
+        stack.enter_context(dask.config.set({"distributed.deploy.lost-worker-timeout": f"{LOST_SECONDS}s"}))
         address = stack.enter_context(_local(workers)).scheduler_address if workers.dask == "local" else workers.dask
         client = stack.enter_context(_connect(address))
         token = stack.enter_context(store.token(root))

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from heapq import heappop, heappush
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from prefect import flow, task
@@ -43,6 +43,7 @@ from tasks.execute import PARENTS, Job, Monitor, code_of, execute, key_of, sourc
 if TYPE_CHECKING:
     from flows.execution.dask_cluster import Cluster
 
+WAIT_SECONDS = 30.0  # for the end of a step, before the workers are looked for
 Future = PrefectWrappedFuture[Any, Any]  # of Prefect, around one of the threads' or of Dask's
 
 
@@ -146,7 +147,8 @@ def run_scenes(
     runner: Any = cluster.runner() if cluster else ThreadPoolTaskRunner(max_workers=workers.count)
     with ThreadPoolExecutor(1) as writer:
         told: list[futures.Future[None]] = []
-        order = Order(root.resolve(), monitor, cluster, workers.limit, lambda run: told.append(writer.submit(on_scene, run)))
+        tell = lambda run: told.append(writer.submit(on_scene, run))  # noqa: E731
+        order = Order(root.resolve(), monitor, cluster, workers.limit, workers.dask == "local", tell)
         room = cluster.room if cluster else _room_of(workers)
         token = _work.set(lambda: _run_steps(steps, order, Ready(room)))
         try:
@@ -242,6 +244,7 @@ class Order:
     monitor: Monitor
     cluster: Cluster | None
     limit: float | None  # seconds for a stage
+    local: bool  # the cluster's workers are of this run, on this machine
     on_scene: Callable[[SceneRun], None]
 
 
@@ -260,13 +263,23 @@ def _run_steps(steps: list[Step], order: Order, ready: Ready) -> None:
                 chosen.future.add_done_callback(lambda _, step=chosen: ended.put(step))  # type: ignore[misc]
         if not ready.under_way.total():
             return
-        over = ended.get()
+        over = _next_end(ended, order)
         ready.give_back(over)
         _settle(over, order)
         for child in over.children:
             child.awaited -= 1
             if not child.awaited:
                 ready.add(child)
+
+
+def _next_end(ended: SimpleQueue[Step], order: Order) -> Step:
+    """The next step to end; raises UserError where none will, because the workers are gone."""
+    while True:
+        try:
+            return ended.get(timeout=WAIT_SECONDS)
+        except Empty:
+            if order.cluster:
+                order.cluster.require_workers(order.local)
 
 
 def _submit(step: Step, order: Order) -> Future | None:

@@ -133,6 +133,23 @@ def test_dask_gets_little_more_than_its_workers_can_do_and_something_when_there_
     assert cluster.room() == Room(gpu=1, others=1, together=2)
 
 
+def test_workers_of_this_machine_that_do_not_come_back_end_the_run_and_others_are_waited_for():
+    from flows.execution.dask_cluster import LOST_SECONDS, Cluster, Messenger
+
+    here = {"tcp://127.0.0.1:5": {}}
+    info = SimpleNamespace(scheduler_info=lambda n_workers: {"workers": here})
+    cluster = Cluster("tcp://head:8786", info, Messenger("topic"), frozenset())
+    cluster.seen -= LOST_SECONDS + 1
+    cluster.require_workers(local=True)  # one is there
+    here.clear()
+    cluster.require_workers(local=True)  # not for long
+    cluster.seen -= LOST_SECONDS + 1
+    cluster.require_workers(local=False)
+    cluster.seen -= LOST_SECONDS + 1
+    with pytest.raises(UserError, match="do not start again; run the same command"):
+        cluster.require_workers(local=True)
+
+
 def steps(stage, *numbers):
     return [Step(f"{stage}{n}", stage, ScenePlan(f"scene{n}", "", Settings()), {}, n) for n in numbers]
 
