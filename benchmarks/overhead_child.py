@@ -115,7 +115,7 @@ def trivial(root: str, scenes: str) -> dict[str, Any]:
         for stage in STAGES:
             importlib.import_module(f"tasks.{stage}").run = lambda job, read: {"text": f"{job.stage} {job.scene}".encode()}
         plans = [ScenePlan(f"room_{i}", f"procedural:room?seed={i}", Settings()) for i in range(int(scenes))]
-        display = Watched(Console(file=io.StringIO()), Path(root), many=True)
+        display = Watched(Console(file=io.StringIO()), Path(root), len(plans))
         before = spent()
         with display.live():
             runs = run_scenes(plans, Path(root), display)

@@ -136,23 +136,34 @@ def evaluate(
     set_: SetOption = None,
     vram: VramOption = None,
     store: StoreOption = None,
-    workers: WorkersOption = 1,
+    workers: Annotated[
+        int | None, typer.Option("--workers", min=1, help="Scenes that run side by side; beside GPUs: processes without one.")
+    ] = None,
     dask: DaskOption = None,
     verify: VerifyOption = False,
+    gpus: Annotated[
+        str | None, typer.Option(metavar="all|N", help="A process for each GPU of this machine, --workers beside them.")
+    ] = None,
+    gpu_slots: Annotated[int, typer.Option("--gpu-slots", min=1, help="Scenes at a time on a GPU.")] = 1,
+    stage_timeout: Annotated[
+        str | None, typer.Option("--stage-timeout", metavar="30m", help="A stage that takes longer fails; the others go on.")
+    ] = None,
 ) -> None:
     """Reconstruct and score every scene of a dataset; exit code 1 if a scene failed."""
     from flows.evaluate import evaluate as run
     from flows.evaluate import make_request, results_folder, split_names
     from flows.execution.memory import apply_vram
     from flows.execution.run import default_store
+    from flows.execution.workers import choose_workers
 
     read_anew(verify)
     overrides = ([f"views.split={split}"] if split else []) + (set_ or [])
     only = split_names(scenes) if scenes is not None else ()
     request = make_request(dataset, preset, overrides, protocol, views, index, only, seeds, ablation)
     request = replace(request, settings=apply_vram(request.settings, vram, overrides, console))
+    crew = choose_workers(workers, dask, gpus, gpu_slots, stage_timeout)
     with results_folder(out, request.dataset) as folder:
-        failed = run(request, folder, store or default_store(), console, workers, dask)
+        failed = run(request, folder, store or default_store(), console, crew)
     if failed:
         raise typer.Exit(1)
 

@@ -23,6 +23,7 @@ from rich.console import Console
 
 from flows.evaluate import evaluate, make_request
 from flows.execution.run import default_store
+from flows.execution.workers import choose_workers
 from reconx_core.errors import UserError
 from reconx_core.reporting.numbers import mean_scores
 
@@ -47,6 +48,8 @@ def reconx_evaluate(
     store: str | None = None,
     workers: Count = 1,
     dask: str | None = None,
+    gpus: str | None = None,
+    stage_timeout: str | None = None,
 ) -> State[Any]:
     """What `reconx evaluate DATASET -o OUTPUT` does, with the same results.
 
@@ -58,7 +61,7 @@ def reconx_evaluate(
     try:
         request = make_request(dataset, preset, overrides or [], protocol, views, only=only, seeds=seeds)
         with _server_of_this_flow():
-            failed = evaluate(request, Path(output), root, console, workers, dask)
+            failed = evaluate(request, Path(output), root, console, choose_workers(workers, dask, gpus, limit=stage_timeout))
     except UserError as error:
         return Failed(message=str(error))
     record = json.loads((Path(output) / "run.json").read_text())

@@ -5,17 +5,19 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.markup import escape
 
 from flows.evaluation.ablation import load_ablation
 from flows.evaluation.protocols import Protocol, load_protocol, plan_protocol
 from flows.execution.plan import ScenePlan, place_of
 from flows.execution.run import load_params, resolve_auto, resolve_settings, run_stages
+from flows.execution.workers import ONE_THREAD, Workers
 from reconx_core.errors import UserError
 from reconx_core.io.files import explain_disk, require_writable, short_name
 from reconx_core.names import shown
@@ -24,6 +26,8 @@ from reconx_core.settings import Settings, parse_settings
 if TYPE_CHECKING:
     from flows.execution.flow import SceneRun
     from flows.execution.sources import Digests
+    from flows.runs.growing import RunFolder
+    from flows.runs.tracking import LiveRun
 
 
 @dataclass(frozen=True)
@@ -39,12 +43,8 @@ class EvaluationRequest:
     ablation: bool = False
 
 
-def evaluate(
-    request: EvaluationRequest, out: Path, root: Path, console: Console, workers: int = 1, dask: str | None = None
-) -> int:
-    """Run all stages on every scene, write results per scene and for the run; returns how many scenes failed.
-
-    ``workers``, ``dask``: see :func:`flows.execution.run.run_stages`.
+def evaluate(request: EvaluationRequest, out: Path, root: Path, console: Console, workers: Workers = ONE_THREAD) -> int:
+    """Run all stages on every scene, write results of each when it is done, and of the run; returns how many scenes failed.
 
     Raises:
         UserError: no such dataset or scene, or ``out`` or the store cannot be written to.
@@ -56,28 +56,47 @@ def evaluate(
         f"Evaluating {request.dataset} (geometry by {request.settings.pointcloud.backend})", soft_wrap=True, markup=False
     )
 
+    folders: dict[str, RunFolder] = {}
+    live: dict[str, LiveRun] = {}
+
     def plans() -> list[ScenePlan]:
         from flows.runs import mlflow_client
         from flows.runs.request import record_request
+        from flows.runs.tracking import open_run
 
         mlflow_client.load()  # while Prefect's server starts
-        return record_request(make_plans(request, out), started, request.dataset, out, root, workers)
+        made = record_request(make_plans(request, out), started, request.dataset, out, root, workers.side_by_side)
+        for row in rows_of(request):
+            live[row] = opened.enter_context(open_run(opening(request, row, out / row, started), out / row, console))
+            folders[row] = open_folder([plan for plan in made if plan.row == row], out / row, root, live[row])
+        return made
 
     def tell_sources(read: Digests) -> None:
         from flows.runs.request import record_sources
 
         record_sources(out, read)
 
-    runs = run_stages(plans, root, console, workers=workers, dask=dask, tell_sources=tell_sources)
+    def lay(run: SceneRun) -> None:
+        folders[run.plan.row].lay(run, lambda note: console.print(f"[yellow]{escape(note)}[/]", soft_wrap=True))
 
+    with ExitStack() as opened:
+        runs = run_stages(plans, root, console, workers=workers, on_scene=lay, tell_sources=tell_sources)
+        return write_rows(request, runs, folders, live, out, root, console, start, started)
+
+
+def write_rows(
+    request: EvaluationRequest, runs: list[SceneRun], folders: dict[str, RunFolder], live: dict[str, LiveRun], out: Path,
+    root: Path, console: Console, start: float, started: float,
+) -> int:  # fmt: skip
+    """Results of every row, from those of its scenes; returns how many scenes failed."""
     from flows.evaluation import score_tables as tables
     from flows.runs.registry import register_end
 
     register_end(root, out, [reference for run in runs for reference in run.references.values()])
     for row in rows_of(request):
-        of_row = [run for run in runs if run.plan.row == row]
-        record = write_row(request, row, of_row, out / row, root, console, started)
-        tables.print_made(console, record, out / row, time.monotonic() - start)
+        record = write_row(request, row, [run for run in runs if run.plan.row == row], folders[row], started)
+        live[row].close(record)
+        tables.print_made(console, record, out / row, time.monotonic() - start, told=len(runs) > 1)
     if request.ablation:
         console.print(f"All rows as one table: reconx table ablation {out}", soft_wrap=True, markup=False)
     return sum(run.error is not None for run in runs)
@@ -159,19 +178,32 @@ def altered(settings: Settings, overrides: Iterable[str], seed: int) -> Settings
     return parse_settings(settings.model_dump() | {"seed": seed}, list(overrides))
 
 
-def write_row(
-    request: EvaluationRequest, row: str, runs: list[SceneRun], out: Path, root: Path, console: Console, started: float
-) -> dict[str, Any]:
-    """Results of one run, the only one or a row of the ablation; returns its record. ``started``: seconds since the epoch."""
-    from flows.runs import results, tracking
+def open_folder(plans: list[ScenePlan], out: Path, root: Path, live: LiveRun) -> RunFolder:
+    """The folder of a row, to be filled scene by scene, each of which MLflow is told of."""
+    from flows.runs.growing import RunFolder
 
-    for run in runs:
-        if run.error is None:
-            results.write_scene(run, root, out / results.scene_folder(run))
-    settings = altered(request.settings, rows_of(request)[row], request.settings.seed)
-    record = results.write_run(out, title_of(out, row), runs, root, settings, about(request, row, started))
-    tracking.track(record, out, console)
-    return record
+    return RunFolder(out, root, plans, lambda name, record: live.log_scene(name, record, out / name))
+
+
+def opening(request: EvaluationRequest, row: str, out: Path, started: float) -> dict[str, Any]:
+    """What MLflow is told of a row before its first scene."""
+    from flows.runs.results import facts
+
+    settings = row_settings(request, row).model_dump(mode="json")
+    return {"title": title_of(out, row), "settings": settings, "facts": facts()} | about(request, row, started)
+
+
+def write_row(request: EvaluationRequest, row: str, runs: list[SceneRun], folder: RunFolder, started: float) -> dict[str, Any]:
+    """Results of one run, the only one or a row of the ablation; returns its record. ``started``: seconds since the epoch."""
+    from flows.runs import results
+
+    scenes, title = folder.records(runs), title_of(folder.out, row)
+    settings, how = row_settings(request, row), about(request, row, started)
+    return results.write_run(folder.out, title, runs, scenes, folder.root, settings, how)
+
+
+def row_settings(request: EvaluationRequest, row: str) -> Settings:
+    return altered(request.settings, rows_of(request)[row], request.settings.seed)
 
 
 def title_of(out: Path, row: str) -> str:

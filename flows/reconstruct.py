@@ -50,8 +50,8 @@ def reconstruct(source: str, out: Path, settings: Settings, root: Path, console:
     from flows.runs import results
     from flows.runs.registry import register_end
 
-    results.write_scene(run, root, out)
-    record = results.write_run(out, run.name, [run], root, settings, {"started": started})
+    scene = results.lay_scene(run, root, out)
+    record = results.write_run(out, run.name, [run], [scene], root, settings, {"started": started})
     register_end(root, out, run.references.values())
     tables.print_made(console, record, out, time.monotonic() - start)
 

@@ -89,7 +89,8 @@ def report(runs: list[SceneRun], root: Path, settings: Settings, about: dict[str
 
     title = os.environ.get("DVC_EXP_NAME") or project_folder().name
     shutil.rmtree(out, ignore_errors=True)
-    score_tables.print_scores(console, results.write_run(out, shown(title), runs, root, settings, about))
+    scenes = [results.scene_record(run, root) for run in runs]
+    score_tables.print_scores(console, results.write_run(out, shown(title), runs, scenes, root, settings, about))
     console.print(f"The report: {out / 'report.html'}", soft_wrap=True, markup=False)
 
 

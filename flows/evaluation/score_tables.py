@@ -10,16 +10,18 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from reconx_core.reporting.numbers import mean_or_none, pooled_spread
+from reconx_core.names import abbreviate
+from reconx_core.reporting.numbers import format_duration, mean_or_none, pooled_spread
 from reconx_core.reporting.report import COLUMNS, format_score
 
 HEADLINE = ("psnr", "ssim", "lpips", "photo_psnr", "photo_ssim", "rotation_error", "auc_30", "gaussians")
 
 
-def print_made(console: Console, record: dict[str, Any], out: Path, seconds: float) -> None:
-    """What was made, where, how good, and how long it took."""
+def print_made(console: Console, record: dict[str, Any], out: Path, seconds: float, told: bool = False) -> None:
+    """What was made, where, how good, and how long it took. ``told``: of failures, so that their names are enough."""
     print_scores(console, record)
-    console.print(f"Made in {seconds:.0f} s:")
+    print_failures(console, record["scenes"], told)
+    console.print(f"Made in {format_duration(seconds) if seconds >= 100 else f'{seconds:.0f} s'}:")
     done = [name for name, scene in record["scenes"].items() if scene["error"] is None]
     folders = [out] if (out / "scene.ply").exists() else [out / name for name in done[:_SHOWN]]
     for folder in dict.fromkeys([*folders, out]):
@@ -31,6 +33,7 @@ def print_made(console: Console, record: dict[str, Any], out: Path, seconds: flo
 
 
 _TITLES = {"photo_psnr": "photos", "photo_ssim": "SSIM", "rotation_error": "pose °", "auc_30": "AUC@30°"}
+_ROWS = 60  # of the table at most
 _SHOWN = 3  # scenes whose files are listed one by one
 _FILES = {
     "scene.ply": "the Gaussians, for any viewer that reads 3DGS files",
@@ -38,6 +41,7 @@ _FILES = {
     "report.html": "scores, pictures, video and settings on one page",
     "cameras": "the photos' cameras for COLMAP and nerfstudio",
     "pictures": "photo, render, error and confidence side by side",
+    "scores.csv": "a line of scores for every scene",
     "run.json": "scores and digests, for reconx compare",
     "settings.yaml": "the settings; use them again with --preset",
 }
@@ -53,7 +57,8 @@ def print_scores(console: Console, record: dict[str, Any]) -> None:
         table.add_column("scene")
         for key in keys:
             table.add_column(_TITLES.get(key, COLUMNS[key][0]), justify="right")
-        for name, scene in done.items():
+        for name in listed(done, keys[0]):
+            scene = done[name]
             table.add_row(
                 escape(name), *(cell(key, scene["summary"].get(key), scene.get("spread", {}).get(key)) for key in keys)
             )
@@ -61,11 +66,27 @@ def print_scores(console: Console, record: dict[str, Any]) -> None:
             table.add_section()
             table.add_row("mean", *(cell(key, mean_of(done, key), spread_of(done, key)) for key in keys))
         console.print(table)
-    for name, scene in scenes.items():
-        if scene["error"] is not None:
-            console.print(
-                f"[red]{escape(name)} failed in {scene['failed_stage']}:[/red] {escape(scene['error'])}", soft_wrap=True
-            )
+        if len(done) > _ROWS:
+            console.print(f"The lowest, middle and highest {COLUMNS[keys[0]][0]} of {len(done)}; all are in scores.csv.")
+
+
+def listed(scenes: dict[str, Any], key: str) -> list[str]:
+    """The scenes that the table shows: all, or where there are very many those with the lowest, middle and highest score."""
+    if len(scenes) <= _ROWS:
+        return list(scenes)
+    ranked = sorted(scenes, key=lambda name: scenes[name]["summary"].get(key) or 0.0)
+    middle = len(ranked) // 2
+    return [*ranked[:3], *ranked[middle - 1 : middle + 2], *ranked[-3:]]
+
+
+def print_failures(console: Console, scenes: dict[str, Any], told: bool) -> None:
+    """The scenes that failed; why, unless the user was told when it happened."""
+    failed = {name: scene for name, scene in scenes.items() if scene["error"] is not None}
+    if failed and told:
+        line = f"{len(failed)} of {len(scenes)} scenes failed (why is said above and in scores.csv): {abbreviate(list(failed))}"
+        console.print(f"[red]{escape(line)}[/red]", soft_wrap=True)
+    for name, scene in {} if told else failed.items():
+        console.print(f"[red]{escape(name)} failed in {scene['failed_stage']}:[/red] {escape(scene['error'])}", soft_wrap=True)
 
 
 def cell(key: str, value: float | None, spread: float | None) -> str:

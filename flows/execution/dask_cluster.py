@@ -5,22 +5,25 @@ The workers import this module, which therefore must not import prefect: its set
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import platform
+import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dask
-from distributed import Client, LocalCluster, WorkerPlugin, get_worker
+from distributed import Client, Nanny, Scheduler, SpecCluster, WorkerPlugin, get_worker
 from distributed.client import FutureCancelledError
 from distributed.comm import CommClosedError
 
 from flows.execution.prefect_server import ENVIRONMENT, answers
 from flows.execution.reach import ask_local_servers_directly
+from flows.execution.workers import Room, Workers
 from reconx_core.cache import store
 from reconx_core.cache.digests import verified_from, verify_from
 from reconx_core.errors import UserError
@@ -31,6 +34,9 @@ if TYPE_CHECKING:
     from prefect_dask import DaskTaskRunner
 
 CONNECT_SECONDS, WORKER_SECONDS = 20, 60  # to wait for a scheduler, and for the first of its workers
+LOOK_SECONDS, AHEAD = 2.0, 2  # between two looks at the workers, and tasks for each of their threads
+LOST_SECONDS = 600  # without any worker on this machine, until the run ends
+RESTART_SECONDS = 30  # to wait for a worker that is started again; it may come later
 
 
 @dataclass(frozen=True)
@@ -49,22 +55,67 @@ class Messenger(Monitor):
         get_worker().log_event(self.topic, ["say", note])
 
 
-@dataclass(frozen=True)
+@dataclass
 class Cluster:
     """Dask's workers, prepared for one run."""
 
     address: str
+    client: Client
     messenger: Messenger
-    has_gpus: bool  # workers that declare the resource GPU, who alone get the stages that use one
+    offered: frozenset[str]  # resources that workers declare: GPU for the stages that use one, CPU for the others
+    found: Room | None = None  # when it last looked, a monotonic time
+    looked: float = 0.0
+    seen: float = field(default_factory=time.monotonic)  # a worker
 
     def runner(self) -> DaskTaskRunner:
         from prefect_dask import DaskTaskRunner
 
         return DaskTaskRunner(address=self.address)
 
-    def place(self, stage: str, settings: Settings) -> AbstractContextManager[Any]:
-        """Tasks submitted within go to workers that are fit for the stage."""
-        return dask.annotate(resources={"GPU": 1}) if self.has_gpus and uses_gpu(stage, settings) else nullcontext()
+    @property
+    def has_gpus(self) -> bool:
+        """Whether there are workers for the stages that use a GPU."""
+        return "GPU" in self.offered
+
+    def place(self, stage: str, settings: Settings, number: int) -> AbstractContextManager[Any]:
+        """Tasks submitted within go to workers that are fit for the stage, and before those of a higher ``number``."""
+        needed = "GPU" if uses_gpu(stage, settings) else "CPU"
+        resources = {"resources": {needed: 1}} if needed in self.offered else {}
+        return dask.annotate(priority=-number, **resources)
+
+    def room(self) -> Room:
+        """For as many tasks as the workers of now have at hand, and the next for each.
+
+        Dask counts the death of a worker against all tasks that are assigned to it, and gives up those that lose four: of a
+        thousand in its queue many would be lost that never began.
+        """
+        if self.found is None or time.monotonic() - self.looked > LOOK_SECONDS:
+            # Of a scheduler that is gone the tasks tell.
+            with contextlib.suppress(OSError):
+                self.found = self._look()
+            self.looked = time.monotonic()
+        return self.found or Room(1, 1, 2)
+
+    def _look(self) -> Room:
+        known = list(self.client.scheduler_info(n_workers=-1)["workers"].values())
+        threads = sum(worker["nthreads"] for worker in known)
+        gpu, others = (
+            int(sum(worker["resources"].get(name, 0) for worker in known)) if name in self.offered else threads
+            for name in ("GPU", "CPU")
+        )
+        return Room(max(1, AHEAD * gpu), max(1, AHEAD * others), max(2, AHEAD * (gpu + others)))
+
+    def restart(self, worker: str) -> None:
+        """End the worker's process, whose thread goes on with a stage; its nanny starts another one."""
+        self.client.restart_workers([worker], timeout=RESTART_SECONDS, raise_for_error=False)
+
+    def require_workers(self, local: bool) -> None:
+        """Raise UserError where the workers of this machine are gone for good, as those are that died while they started."""
+        with contextlib.suppress(OSError):
+            if not local or self.client.scheduler_info(n_workers=-1)["workers"]:
+                self.seen = time.monotonic()
+        if time.monotonic() - self.seen > LOST_SECONDS:
+            raise UserError("The workers on this machine died and do not start again; run the same command to go on from here.")
 
     def require_scheduler(self, outcome: Any) -> None:
         """Raise UserError where a task ended because the scheduler did; all the others would end so, too."""
@@ -76,28 +127,41 @@ class Cluster:
 
 
 @contextmanager
-def open_cluster(
-    setting: str, workers: int, root: Path, monitor: Monitor, stages: tuple[str, ...] = STAGES
-) -> Iterator[Cluster]:
-    """The cluster that ``--dask`` names: ``local``, which ends with the block, or that of a scheduler.
+def open_cluster(workers: Workers, root: Path, monitor: Monitor, stages: tuple[str, ...] = STAGES) -> Iterator[Cluster]:
+    """The cluster that ``workers.dask`` names: ``local``, which ends with the block, or that of a scheduler.
 
     Raises:
         UserError: no scheduler or no worker answers, or a worker cannot do what this run needs.
     """
     with ExitStack() as stack:
-        address = stack.enter_context(_local(workers)).scheduler_address if setting == "local" else setting
+        assert workers.dask is not None
+        # A worker that dies may take longer to start again than the 15 s after which Dask closes its nanny for good.
+        stack.enter_context(dask.config.set({"distributed.deploy.lost-worker-timeout": f"{LOST_SECONDS}s"}))
+        address = stack.enter_context(_local(workers)).scheduler_address if workers.dask == "local" else workers.dask
         client = stack.enter_context(_connect(address))
         token = stack.enter_context(store.token(root))
         messenger = Messenger(token.name)
         stack.enter_context(_relay(client, messenger.topic, monitor))
         stack.enter_context(_prepare(client, token, messenger, stages))
-        resources = [worker["resources"] for worker in client.scheduler_info(n_workers=-1)["workers"].values()]
-        yield Cluster(address, messenger, any(offered.get("GPU") for offered in resources))
+        known = client.scheduler_info(n_workers=-1)["workers"].values()
+        offered = frozenset(name for worker in known for name, amount in worker["resources"].items() if amount)
+        yield Cluster(address, client, messenger, offered)
 
 
-def _local(workers: int) -> LocalCluster:
+def _local(workers: Workers) -> SpecCluster:
+    """A scheduler and processes on this machine: ``count``, and one for each GPU, which the others then do not see."""
+    without = {"resources": {"CPU": 1}, "env": {"CUDA_VISIBLE_DEVICES": ""}} if workers.gpus else {}
+    specs = {f"cpu-{number}": _process(nthreads=1, **without) for number in range(workers.count)}
+    for gpu in workers.gpus:
+        slots = {"nthreads": workers.slots, "resources": {"GPU": workers.slots}}
+        specs[f"gpu-{gpu}"] = _process(**slots, env={"CUDA_VISIBLE_DEVICES": gpu})
+    here = {"protocol": "tcp://", "interface": None, "host": "127.0.0.1", "port": 0, "dashboard": False}
+    return SpecCluster(workers=specs, scheduler={"cls": Scheduler, "options": here}, silence_logs=logging.CRITICAL)
+
+
+def _process(**options: Any) -> dict[str, Any]:
     # No memory limit: Dask would share the machine's out evenly and kill a worker whose stage needs more than the others.
-    return LocalCluster(n_workers=workers, threads_per_worker=1, processes=True, memory_limit=0, dashboard_address=None)
+    return {"cls": Nanny, "options": {"host": "127.0.0.1", "memory_limit": 0, "dashboard": False, **options}}
 
 
 def _connect(address: str) -> Client:

@@ -5,15 +5,22 @@ Import this only inside ``prefect_server``: Prefect reads its settings at import
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable
+from concurrent import futures
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field
+from functools import partial
+from heapq import heappop, heappush
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from prefect import flow, task
+from prefect.client.schemas import State
+from prefect.context import TaskRunContext
 from prefect.filesystems import WritableFileSystem
 from prefect.futures import PrefectWrappedFuture
 from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
@@ -21,23 +28,25 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.utilities.annotations import quote
 from pydantic import PrivateAttr
 
+from flows.execution.attempts import PAUSE, RETRIES, StageOverran, passes_by_itself, with_memory, within
 from flows.execution.failures import forget_failure, keep_failure, task_id
 from flows.execution.plan import ScenePlan
 from flows.execution.prefect_server import has_own_server
 from flows.execution.sources import Digests, read_ahead
+from flows.execution.workers import ONE_THREAD, Room, Workers, visible_gpus
 from reconx_core.cache import store
 from reconx_core.cache.store import RECORD, DamagedEntry, Reference
 from reconx_core.errors import UserError
 from reconx_core.io.files import write_atomic
 from reconx_core.names import shown
 from reconx_core.settings import STAGES
-from tasks.execute import PARENTS, Job, Monitor, code_of, device_class, execute, key_of, stages_before, uses_gpu
+from tasks.execute import PARENTS, Job, Monitor, code_of, device_class, execute, key_of, uses_gpu
 
 if TYPE_CHECKING:
     from flows.execution.dask_cluster import Cluster
 
+WAIT_SECONDS = 30.0  # for the end of a step, before the workers are looked for
 Future = PrefectWrappedFuture[Any, Any]  # of Prefect, around one of the threads' or of Dask's
-WAITING = 1000  # tasks submitted and not yet ended; those of a large dataset would fill the memory
 
 
 @dataclass
@@ -49,6 +58,7 @@ class SceneRun:
     computed: set[str] = field(default_factory=set)  # stages that were not in the store
     failed_stage: str | None = None
     error: BaseException | None = None
+    to_do: int = 0  # stages that have not ended
 
     @property
     def name(self) -> str:
@@ -58,6 +68,21 @@ class SceneRun:
 
 class WorkerError(Exception):
     """An error of another process, as text from ``describe_error``: not every error can be pickled."""
+
+
+class PassingError(WorkerError):
+    """One that passes by itself."""
+
+
+class OverranError(WorkerError):
+    """A stage that took too long, in a worker whose thread goes on with it."""
+
+    def __init__(self, description: str, worker: str) -> None:
+        super().__init__(description, worker)
+        self.worker = worker
+
+    def __str__(self) -> str:
+        return self.args[0]
 
 
 def describe_error(error: BaseException) -> str:
@@ -111,25 +136,32 @@ def reconx() -> None:
 
 
 def run_scenes(
-    plans: Iterable[ScenePlan], root: Path, monitor: Monitor, stages: tuple[str, ...] = STAGES, workers: int = 1,
-    cluster: Cluster | None = None, tell_sources: Callable[[Digests], None] = lambda read: None,
+    plans: Iterable[ScenePlan], root: Path, monitor: Monitor, stages: tuple[str, ...] = STAGES,
+    workers: Workers = ONE_THREAD, cluster: Cluster | None = None, on_scene: Callable[[SceneRun], None] = lambda run: None,
+    tell_sources: Callable[[Digests], None] = lambda read: None,
 ) -> list[SceneRun]:  # fmt: skip
     """Run the ``stages`` for every scene, in threads or in the cluster; one that fails does not stop the others.
 
-    Where plans agree in all that a stage depends on, they share its task. ``tell_sources``: see `read_ahead`.
+    Where plans agree in all that a stage depends on, they share its task. ``on_scene`` gets every scene as soon as its stages
+    have ended, in a thread of its own, one after another. ``tell_sources``: see `read_ahead`.
     """
     runs = [SceneRun(plan) for plan in plans]
     steps = make_steps(runs, stages)
-    runner: Any = cluster.runner() if cluster else ThreadPoolTaskRunner(max_workers=workers)
-    token = _work.set(lambda: _read_and_submit(steps, root.resolve(), monitor, cluster, tell_sources))
-    try:
-        # Its thread would hold the end of a run up by a second, and only a server with services reads what it sends.
-        with temporary_settings(set_defaults={PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
-            reconx.with_options(task_runner=runner, flow_run_name=_run_name(runs))()
-    finally:
-        _work.reset(token)
-    for run in runs:
-        run.references = {stage: run.references[stage] for stage in stages if stage in run.references}
+    runner: Any = cluster.runner() if cluster else ThreadPoolTaskRunner(max_workers=workers.count)
+    with ThreadPoolExecutor(1) as writer:
+        told: list[futures.Future[None]] = []
+        tell = lambda run: told.append(writer.submit(on_scene, run))  # noqa: E731
+        order = Order(root.resolve(), monitor, cluster, workers.limit, workers.dask == "local", tell)
+        room = cluster.room if cluster else _room_of(workers)
+        token = _work.set(lambda: _read_and_run(steps, order, Ready(room), tell_sources))
+        try:
+            # Its thread would hold the end of a run up by a second, and only a server with services reads what it sends.
+            with temporary_settings(set_defaults={PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+                reconx.with_options(task_runner=runner, flow_run_name=_run_name(runs))()
+        finally:
+            _work.reset(token)
+        for done in told:
+            done.result()
     return runs
 
 
@@ -145,10 +177,17 @@ class Step:
     stage: str
     plan: ScenePlan  # the first of those that need it
     parents: dict[str, Step]
+    number: int  # of all steps
+    children: list[Step] = field(default_factory=list)
     runs: list[SceneRun] = field(default_factory=list)
     future: Future | None = None  # while it waits or runs
     result: dict[str, Any] | None = None  # of its task, once that has ended
     failed: bool = False
+    awaited: int = 0  # parents that have not ended
+
+    @property
+    def uses_gpu(self) -> bool:
+        return uses_gpu(self.stage, self.plan.settings)
 
 
 def make_steps(runs: list[SceneRun], wanted: tuple[str, ...]) -> list[Step]:
@@ -157,63 +196,126 @@ def make_steps(runs: list[SceneRun], wanted: tuple[str, ...]) -> list[Step]:
     for run in runs:
         by_stage: dict[str, Step] = {}
         for stage in wanted:
-            name, parents = task_id(stage, run.plan.name, run.plan.source, run.plan.settings), PARENTS[stage]
-            step = Step(name, stage, run.plan, {parent: by_stage[parent] for parent in parents})
-            by_stage[stage] = steps.setdefault(name, step)
-            by_stage[stage].runs.append(run)
+            name = task_id(stage, run.plan.name, run.plan.source, run.plan.settings)
+            if name not in steps:
+                parents = {parent: by_stage[parent] for parent in PARENTS[stage]}
+                steps[name] = Step(name, stage, run.plan, parents, len(steps), awaited=len(parents))
+                for parent in parents.values():
+                    parent.children.append(steps[name])
+            by_stage[stage] = steps[name]
+            steps[name].runs.append(run)
+            run.to_do += 1
     return list(steps.values())
 
 
-def _read_and_submit(
-    steps: list[Step], root: Path, monitor: Monitor, cluster: Cluster | None, tell_sources: Callable[[Digests], None]
-) -> None:
+@dataclass
+class Ready:
+    """The steps whose parents have ended; those of earlier scenes go first, so that scenes are finished one after another."""
+
+    room: Callable[[], Room]  # for steps under way, now
+    waiting: dict[bool, list[tuple[int, Step]]] = field(default_factory=lambda: {False: [], True: []})  # heaps, by uses_gpu
+    under_way: Counter[bool] = field(default_factory=Counter)  # by uses_gpu
+
+    def add(self, step: Step) -> None:
+        heappush(self.waiting[step.uses_gpu], (step.number, step))
+
+    def take(self) -> Step | None:
+        """The next step, for which there is room now."""
+        room = self.room()
+        heaps = [
+            heap for gpu, heap in self.waiting.items() if heap and self.under_way[gpu] < (room.gpu if gpu else room.others)
+        ]
+        if not heaps or self.under_way.total() >= room.together:
+            return None
+        _, step = heappop(min(heaps))
+        self.under_way[step.uses_gpu] += 1
+        return step
+
+    def give_back(self, step: Step) -> None:
+        """The step has ended."""
+        self.under_way[step.uses_gpu] -= 1
+
+
+def _room_of(workers: Workers) -> Callable[[], Room]:
+    """For threads: they get what they can do at once."""
+    slots = workers.slots if visible_gpus() else workers.count
+    room = Room(gpu=slots, others=workers.count, together=workers.count)
+    return lambda: room
+
+
+@dataclass(frozen=True)
+class Order:
+    """What all steps of a run have in common."""
+
+    root: Path
+    monitor: Monitor
+    cluster: Cluster | None
+    limit: float | None  # seconds for a stage
+    local: bool  # the cluster's workers are of this run, on this machine
+    on_scene: Callable[[SceneRun], None]
+
+
+def _read_and_run(steps: list[Step], order: Order, ready: Ready, tell_sources: Callable[[Digests], None]) -> None:
     sources = [step.plan.source for step in steps if not PARENTS[step.stage]]
-    with read_ahead(sources, root, tell_sources) as digest_of:
-        _submit_all(steps, root, monitor, cluster, digest_of)
+    with read_ahead(sources, order.root, tell_sources) as digest_of:
+        _run_steps(steps, order, ready, digest_of)
 
 
-def _submit_all(
-    steps: list[Step], root: Path, monitor: Monitor, cluster: Cluster | None, digest_of: Callable[[str], str]
-) -> None:
+def _run_steps(steps: list[Step], order: Order, ready: Ready, digest_of: Callable[[str], str]) -> None:
     for step in steps:
-        monitor.planned(step.stage, step.plan.label)
+        order.monitor.planned(step.stage, step.plan.label)
+        if not step.parents:
+            ready.add(step)
     ended: SimpleQueue[Step] = SimpleQueue()
-    waiting = 0
-    for step in steps:
-        while waiting >= WAITING:
-            _settle(ended.get(), root, monitor, cluster)
-            waiting -= 1
-        step.future = _submit(step, root, monitor, cluster, digest_of)
-        if step.future is not None:
-            step.future.add_done_callback(lambda _, step=step: ended.put(step))  # type: ignore[misc]
-            waiting += 1
-    for _ in range(waiting):
-        _settle(ended.get(), root, monitor, cluster)
+    while True:
+        while (chosen := ready.take()) is not None:
+            chosen.future = _submit(chosen, order, digest_of)
+            if chosen.future is None:
+                ended.put(chosen)
+            else:
+                chosen.future.add_done_callback(lambda _, step=chosen: ended.put(step))  # type: ignore[misc]
+        if not ready.under_way.total():
+            return
+        over = _next_end(ended, order)
+        ready.give_back(over)
+        _settle(over, order)
+        for child in over.children:
+            child.awaited -= 1
+            if not child.awaited:
+                ready.add(child)
 
 
-def _submit(
-    step: Step, root: Path, monitor: Monitor, cluster: Cluster | None, digest_of: Callable[[str], str]
-) -> Future | None:
+def _next_end(ended: SimpleQueue[Step], order: Order) -> Step:
+    """The next step to end; raises UserError where none will, because the workers are gone."""
+    while True:
+        try:
+            return ended.get(timeout=WAIT_SECONDS)
+        except Empty:
+            if order.cluster:
+                order.cluster.require_workers(order.local)
+
+
+def _submit(step: Step, order: Order, digest_of: Callable[[str], str]) -> Future | None:
     """The step's task; None where it cannot be, because the source cannot be read or a step before it has failed."""
-    plan = step.plan
+    plan, cluster = step.plan, order.cluster
     step.failed = any(parent.failed for parent in step.parents.values())
     try:
         digest = "" if PARENTS[step.stage] else digest_of(plan.source)
     except Exception as error:
-        _fail(step, error, root, monitor)
+        _fail(step, error, order)
     if step.failed:
         return None
-    remote: Monitor = cluster.messenger if cluster else monitor
-    job = Job(step.stage, plan.name, plan.source, digest, plan.settings, root, remote, plan.label, code_of(step.stage))
+    remote: Monitor = cluster.messenger if cluster else order.monitor
+    job = Job(step.stage, plan.name, plan.source, digest, plan.settings, order.root, remote, plan.label, code_of(step.stage))
     stage_task: Any = run_stage.with_options(
         name=step.stage, task_run_name=f"{step.stage} {plan.label}", tags=tags_of(step, cluster)
     )
     # Set afterwards: Prefect wants a storage block that is registered with the server, which this one need not be.
-    stage_task.result_storage = StoreRecords(root=str(root))
-    with cluster.place(step.stage, plan.settings) if cluster else nullcontext():
+    stage_task.result_storage = StoreRecords(root=str(order.root))
+    parents = {stage: parent.result for stage, parent in step.parents.items()}
+    with cluster.place(step.stage, plan.settings, step.number) if cluster else nullcontext():
         # Quoted, or Prefect looks for futures in every setting several times per task, at a millisecond each; not for Dask.
-        parents = {stage: parent.future or parent.result for stage, parent in step.parents.items()}
-        return stage_task.submit(job if cluster else quote(job), parents, remote=cluster is not None)
+        return stage_task.submit(job if cluster else quote(job), parents, remote=cluster is not None, limit=order.limit)
 
 
 def tags_of(step: Step, cluster: Cluster | None = None) -> set[str] | None:
@@ -227,36 +329,40 @@ def tags_of(step: Step, cluster: Cluster | None = None) -> set[str] | None:
     return {step.stage, step.plan.label} | ({"gpu"} if on_gpu and uses_gpu(step.stage, step.plan.settings) else set())
 
 
-def _settle(step: Step, root: Path, monitor: Monitor, cluster: Cluster | None) -> None:
-    """Record the outcome of a step whose task has ended, report it to the monitor, and release the task."""
-    assert step.future is not None
-    outcome = _outcome(step.future)
-    step.future = None
-    if cluster:
-        cluster.require_scheduler(outcome)
-    if any(parent.failed for parent in step.parents.values()):
-        outcome = None  # Dask reports the death of a parent as that of all its children
-    if isinstance(outcome, BaseException):
-        _fail(step, outcome, root, monitor)
-        return
-    step.result, step.failed = outcome, outcome is None
-    if outcome is None:
-        return
+def _settle(step: Step, order: Order) -> None:
+    """Record the outcome of a step that has ended, report it, and release its task."""
+    if step.future is not None:
+        outcome = _outcome(step.future)
+        step.future = None
+        if order.cluster:
+            order.cluster.require_scheduler(outcome)
+            if isinstance(outcome, OverranError):
+                order.cluster.restart(outcome.worker)
+        if isinstance(outcome, BaseException):
+            _fail(step, outcome, order)
+        else:
+            _succeed(step, outcome, order)
+    for run in step.runs:
+        run.to_do -= 1
+        if not run.to_do:
+            order.on_scene(run)
+
+
+def _succeed(step: Step, outcome: dict[str, Any], order: Order) -> None:
+    step.result = outcome
     reference = _reference(outcome)
     for run in step.runs:
         run.references[step.stage] = reference
         run.computed |= {step.stage} if outcome["computed"] else set()
-    if cluster or outcome["cached"]:  # else the thread has reported it
-        measured = store.measured(root, reference)
-        monitor.finished(step.stage, step.plan.label, measured, cached=not outcome["computed"])
+    if order.cluster or outcome["cached"]:  # else the thread has reported it
+        measured = store.measured(order.root, reference)
+        order.monitor.finished(step.stage, step.plan.label, measured, cached=not outcome["computed"])
 
 
-def _outcome(future: Future) -> dict[str, Any] | BaseException | None:
-    """The result of a task, or the error that ended it; None if it never started because a task before it failed."""
+def _outcome(future: Future) -> dict[str, Any] | BaseException:
+    """The result of a task, or the error that ended it."""
     try:
         state = future.wrapped_future.result()
-        if not state.is_final():
-            return None
         result = state.result(raise_on_failure=False)
     except Exception as error:
         # Not the task's own error: its workers died, or its result cannot be read here.
@@ -267,19 +373,31 @@ def _outcome(future: Future) -> dict[str, Any] | BaseException | None:
     return {**result, "cached": cached, "computed": result["computed"] and not cached}
 
 
-def _fail(step: Step, error: BaseException, root: Path, monitor: Monitor) -> None:
+def _fail(step: Step, error: BaseException, order: Order) -> None:
     step.failed = True
     # Again, since a source that cannot be read and a worker that died have failed without their task.
-    keep_failure(root, step.stage, step.name, step.plan.label, describe_error(error))
+    keep_failure(order.root, step.stage, step.name, step.plan.label, describe_error(error))
     for run in step.runs:
-        if run.failed_stage is None or run.failed_stage not in stages_before(step.stage):
-            run.failed_stage, run.error = step.stage, error
-            monitor.failed(run.plan.label, step.stage, describe_error(error))
+        run.failed_stage, run.error = step.stage, error
+    order.monitor.failed([run.plan.label for run in step.runs], step.stage, describe_error(error))
 
 
 def _record_path(context: Any, parameters: dict[str, Any]) -> str:
     job = parameters["job"]
     return f"{job.stage}/{key_of(job, _references(parameters['parents']))}/{RECORD}"
+
+
+def _tries() -> int:
+    """How often Prefect has begun this task."""
+    context = TaskRunContext.get()
+    return context.task_run.run_count if context else 1
+
+
+def worker_address() -> str:
+    """Of the Dask worker that this is."""
+    from distributed import get_worker
+
+    return get_worker().address
 
 
 def _references(parents: dict[str, dict[str, Any]]) -> dict[str, Reference]:
@@ -290,18 +408,34 @@ def _reference(result: dict[str, Any]) -> Reference:
     return Reference(result["stage"], result["key"], result["digest"])
 
 
-@task(cache_key_fn=_record_path, persist_result=True, result_serializer="json", cache_result_in_memory=False)
-def run_stage(job: Job, parents: dict[str, dict[str, Any]], remote: bool = False) -> dict[str, Any]:
+def _may_pass(_task: Any, _run: Any, state: State) -> bool:
+    """Whether Prefect should try the task again."""
+    error = state.result(raise_on_failure=False)
+    return isinstance(error, PassingError) or (isinstance(error, Exception) and passes_by_itself(error))
+
+
+@task(
+    cache_key_fn=_record_path, persist_result=True, result_serializer="json", cache_result_in_memory=False,
+    retries=RETRIES, retry_delay_seconds=PAUSE, retry_condition_fn=_may_pass,
+)  # fmt: skip
+def run_stage(job: Job, parents: dict[str, dict[str, Any]], remote: bool = False, limit: float | None = None) -> dict[str, Any]:
     """One stage of one scene; returns a reference, never arrays, and whether it was computed."""
     name = task_id(job.stage, job.scene, job.source, job.settings)
     try:
-        reference, computed = execute(job, _references(parents))
+        attempt = partial(within, limit, job.stage, partial(execute, job, _references(parents)))
+        reference, computed = with_memory(job.stage, attempt)
     except Exception as error:
-        description = describe_error(error)
+        description, overran, passing = describe_error(error), isinstance(error, StageOverran), passes_by_itself(error)
         keep_failure(job.root, job.stage, name, job.shown, description)
+        if passing and _tries() <= RETRIES:
+            job.monitor.say(f"{job.stage} of {job.shown} is tried again in {PAUSE:.0f} s: {description}")
         if not remote and shown(str(error)) == str(error):  # else Prefect could not send it to its server
             raise
     else:
         forget_failure(job.root, job.stage, name)
         return {**asdict(reference), "computed": computed}
-    raise WorkerError(description)  # outside of the except block, or the original error would be pickled with it
+    if overran and remote:
+        raise OverranError(description, worker_address())
+    raise (PassingError if passing else WorkerError)(
+        description
+    )  # outside of the except block, or the original error would be pickled with it

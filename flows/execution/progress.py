@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 import threading
 import time
-from collections.abc import Iterator
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
 from reconx_core.cache.store import MEASURED
 from reconx_core.io.checked import find_object
+from reconx_core.reporting.numbers import format_duration
 from reconx_core.settings import STAGES
 from tasks.execute import Monitor
 
@@ -26,33 +29,55 @@ CLIP_GUESS = 3.0  # seconds of a training clip, which is no stage of a run
 _RECENT = 5
 
 
+MANY = 8  # scenes; of more the screen shows a summary and the last stages, not a line for each of them
+SILENT_SECONDS = 30.0  # at most, where the output is no terminal
+_LAST = 5  # stages on the screen where there are many scenes
+_ALIKE = 3  # notes that differ in names and numbers only, of which many scenes would print thousands
+_RUNNING = 4  # stages that are named as running
+
+
 class TimeLeft(ProgressColumn):
     def render(self, task: Task) -> Text:
-        seconds = max(0.0, (task.total or 0) - task.completed)
-        return Text(f"{int(seconds // 60)}:{int(seconds % 60):02d} left", style="progress.remaining")
+        return Text(f"{clock(max(0.0, (task.total or 0) - task.completed))} left", style="progress.remaining")
+
+
+class Bar(Progress):
+    """The bar, below the last finished stages where those are not printed for good."""
+
+    def __init__(self, console: Console) -> None:
+        self.last: deque[str] = deque(maxlen=_LAST)
+        columns = TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn(), TimeLeft()
+        super().__init__(*columns, console=console, transient=True, auto_refresh=False)
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield from (Text(line, overflow="ellipsis", no_wrap=True) for line in list(self.last))
+        yield self.make_tasks_table(self.tasks)
 
 
 class Display(Monitor):
-    """What a person sees of a run. Expected times come from the store's recent measurements."""
+    """What a person sees of a run of ``plans`` scenes. Expected times come from what the store and the run measured.
 
-    def __init__(self, console: Console, root: Path, many: bool, quiet: bool = False) -> None:
-        self.console, self.many, self.quiet = console, many, quiet  # quiet: the bar and what goes wrong in the store only
-        self.expected = expected_seconds(root)
-        self.left: dict[tuple[str, str], float] = {}
+    ``quiet``: the bar, how far it is, and what goes wrong in the store only.
+    """
+
+    def __init__(self, console: Console, root: Path, plans: int, quiet: bool = False) -> None:
+        self.console, self.plans, self.quiet = console, plans, quiet
+        self.forecast = Forecast(expected_seconds(root))
         self.running: dict[tuple[str, str], tuple[float, float]] = {}  # start, and share done as far as it is known
-        self.reported: set[tuple[str, str]] = set()
         self.failures: set[str] = set()
+        self.alike: Counter[str] = Counter()
+        self.spoke = time.monotonic()
         self.lock = threading.Lock()
-        columns = TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn(), TimeLeft()
-        self.progress = Progress(*columns, console=console, transient=True, auto_refresh=False)
+        self.progress = Bar(console)
         self.bar = self.progress.add_task("starting", total=None)
 
     def planned(self, stage: str, scene: str) -> None:
         with self.lock:
-            self.left[stage, scene] = self.expected.get(stage, CLIP_GUESS)
+            self.forecast.plan(stage, scene)
 
     def started(self, stage: str, scene: str) -> None:
         with self.lock:
+            self.forecast.begin()
             self.running[stage, scene] = (time.monotonic(), 0.0)
 
     def advanced(self, stage: str, scene: str, done: int, total: int) -> None:
@@ -62,33 +87,41 @@ class Display(Monitor):
     def finished(self, stage: str, scene: str, measured: dict[str, Any] | None, cached: bool) -> None:
         with self.lock:
             self.running.pop((stage, scene), None)
-            self.left.pop((stage, scene), None)
-            if (stage, scene) in self.reported:
-                return
-            self.reported.add((stage, scene))
+            if not self.forecast.end(stage, scene, None if cached or measured is None else measured["seconds"]):
+                return  # reported before
         if self.quiet:
             return
-        where = f"{scene}  " if self.many else ""
-        self.console.print(f"  {where}{stage:<11}{describe(measured, cached)}", highlight=False, markup=False)
+        where = f"{scene}  " if self.plans > 1 else ""
+        line = f"  {where}{stage:<11}{describe(measured, cached)}"
+        if self.plans > MANY:
+            self.progress.last.append(line)
+        else:
+            self._print(line, markup=False)
         for note in (measured or {}).get("notes", []) if cached else []:
             self.say(note)
 
     def say(self, note: str) -> None:
-        """A sentence that the user should read."""
-        self.console.print(f"  [yellow]{escape(note)}[/yellow]", highlight=False, soft_wrap=True)
-
-    def failed(self, scene: str, stage: str, error: str) -> None:
-        """The scene's other stages will not run."""
+        """A sentence that the user should read; where there are many scenes, a few of those that are alike."""
+        kind = re.sub(r"'[^']*'|\S*\d\S*", "", note)
         with self.lock:
-            known = scene in self.failures
-            self.failures.add(scene)
-            for pair in [pair for pair in (*self.left, *self.running) if pair[1] == scene]:
-                self.left.pop(pair, None)
-                self.running.pop(pair, None)
-        if self.many and not known and not self.quiet:
-            self.console.print(
-                f"  [red]{escape(scene)} failed in {stage}:[/red] {escape(error)}", highlight=False, soft_wrap=True
-            )
+            self.alike[kind] += 1
+            count = self.alike[kind]
+        if self.plans <= MANY or count <= _ALIKE:
+            self._print(f"  [yellow]{escape(note)}[/yellow]", soft_wrap=True)
+        elif count == _ALIKE + 1:
+            self._print("  [yellow]More notes like this one are not shown; those of scenes are in the report.[/yellow]")
+
+    def failed(self, scenes: Sequence[str], stage: str, error: str) -> None:
+        """The other stages of the scenes, which share this one, will not run."""
+        with self.lock:
+            self.failures.update(scenes)
+            for scene in scenes:
+                self.forecast.give_up(scene)
+            for pair in [pair for pair in self.running if pair[1] in scenes]:
+                del self.running[pair]
+        if self.plans > 1 and not self.quiet:
+            others = f" (and {len(scenes) - 1} other rows or seeds)" if len(scenes) > 1 else ""
+            self._print(f"  [red]{escape(scenes[0])}{others} failed in {stage}:[/red] {escape(error)}", soft_wrap=True)
 
     def repaired(self, stage: str, scene: str, damage: str) -> None:
         self.say(f"The store entry {damage}; it is removed and computed again.")
@@ -110,19 +143,86 @@ class Display(Monitor):
             finally:
                 done.set()
                 thread.join()
+                self.progress.last.clear()
 
     def _update(self) -> None:
         with self.lock:
-            waiting = sum(seconds for pair, seconds in self.left.items() if pair not in self.running)
-            active = {
-                pair: _remaining(time.monotonic() - start, share, self.left.get(pair, 0.0))
-                for pair, (start, share) in self.running.items()
-            }
-        names = ", ".join(f"{stage} {scene}" if self.many else stage for stage, scene in active) or "starting"
-        elapsed = self.progress.tasks[0].elapsed or 0.0
-        total = elapsed + waiting + sum(active.values())
-        self.progress.update(self.bar, description=names, completed=elapsed, total=total)
-        self.progress.refresh()
+            names = [f"{stage} {scene}" if self.plans > 1 else stage for stage, scene in self.running]
+            left = self.forecast.left(self.running)
+            far = f"{self.forecast.done:,} of {self.forecast.scenes:,} scenes"
+            far += f", {len(self.failures):,} failed" if self.failures else ""
+        now = ", ".join(names[:_RUNNING]) + (f" and {len(names) - _RUNNING} more" if len(names) > _RUNNING else "")
+        if self.console.is_terminal:
+            elapsed = self.progress.tasks[0].elapsed or 0.0
+            told = " · ".join([far, now] if self.plans > MANY else [now or "starting"])
+            self.progress.update(self.bar, description=told, completed=elapsed, total=elapsed + left)
+            self.progress.refresh()
+        elif time.monotonic() - self.spoke >= SILENT_SECONDS:
+            far = f"{far} done, about {clock(left)} left{f'; now {now}' if now else ''}" if self.forecast.scenes else "starting"
+            self._print(f"  {far}", markup=False, soft_wrap=True)
+
+    def _print(self, line: str, **how: Any) -> None:
+        self.spoke = time.monotonic()
+        self.console.print(line, highlight=False, **how)
+
+
+class Forecast:
+    """How long the stages that are to do will take, from how long such stages took and how many ran side by side."""
+
+    def __init__(self, expected: Mapping[str, float]) -> None:
+        self.recent: dict[str, deque[float]] = {}  # seconds, of this run's
+        self.expected = dict(expected)
+        self.to_do: dict[str, set[str]] = {}  # stages by scene
+        self.count: Counter[str] = Counter()  # of what is to do, by stage
+        self.done = 0  # scenes
+        self.work = 0.0  # seconds that finished stages took
+        self.began: float | None = None  # when the first stage started
+
+    @property
+    def scenes(self) -> int:
+        return len(self.to_do)
+
+    def plan(self, stage: str, scene: str) -> None:
+        self.to_do.setdefault(scene, set()).add(stage)
+        self.count[stage] += 1
+
+    def begin(self) -> None:
+        self.began = self.began or time.monotonic()
+
+    def end(self, stage: str, scene: str, seconds: float | None) -> bool:
+        """A stage is done, in so many seconds if it was computed; False if that is no news."""
+        stages = self.to_do.get(scene, set())
+        if stage not in stages:
+            return False
+        stages.remove(stage)
+        self.count[stage] -= 1
+        self.done += not stages
+        if seconds is not None:
+            self.work += seconds
+            self.recent.setdefault(stage, deque(maxlen=_RECENT)).append(seconds)
+            self.expected[stage] = statistics.median(self.recent[stage])
+        return True
+
+    def give_up(self, scene: str) -> None:
+        """Nothing more is done for the scene."""
+        self.count.subtract(self.to_do.get(scene, ()))
+        self.to_do[scene] = set()
+
+    def left(self, running: Mapping[tuple[str, str], tuple[float, float]]) -> float:
+        """Seconds until the end, as far as can be told. ``running``: (stage, scene) to start and share done."""
+        now = time.monotonic()
+        all_of_them = sum(count * self.expected.get(stage, CLIP_GUESS) for stage, count in self.count.items())
+        for (stage, _), (start, share) in running.items():
+            expected = self.expected.get(stage, CLIP_GUESS)
+            all_of_them += _remaining(now - start, share, expected) - expected
+        under_way = sum(now - start for start, _ in running.values())
+        side = (self.work + under_way) / max(now - (self.began or now), 1.0)
+        return max(0.0, all_of_them) / max(side, 1.0)
+
+
+def clock(seconds: float) -> str:
+    """A time that is left: `0:07`, `12:30` or `3 h 12 min`."""
+    return f"{int(seconds // 60)}:{int(seconds % 60):02d}" if seconds < 3600 else format_duration(seconds)
 
 
 def _remaining(elapsed: float, share: float, expected: float) -> float:

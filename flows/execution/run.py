@@ -17,6 +17,7 @@ import yaml
 from rich.console import Console
 
 from flows.execution.prefect_server import prefect_server
+from flows.execution.workers import ONE_THREAD, Workers
 from reconx_core.errors import UserError
 from reconx_core.io.files import require_writable
 from reconx_core.settings import STAGES, Settings, load_settings, parse_settings, read_yaml
@@ -103,20 +104,20 @@ def stop_at_once(console: Console) -> Iterator[None]:
 
 
 def run_stages(
-    make_plans: Callable[[], list[ScenePlan]], root: Path, console: Console, stages: tuple[str, ...] = STAGES, workers: int = 1,
-    dask: str | None = None, quiet: bool = False, tell_sources: Callable[[Digests], None] = lambda read: None,
+    make_plans: Callable[[], list[ScenePlan]], root: Path, console: Console, stages: tuple[str, ...] = STAGES,
+    workers: Workers = ONE_THREAD, quiet: bool = False, on_scene: Callable[[SceneRun], None] = lambda run: None,
+    tell_sources: Callable[[Digests], None] = lambda read: None,
 ) -> list[SceneRun]:  # fmt: skip
     """Run the ``stages``; returns what came of every plan, failures included. ``quiet``: without a line for each.
 
+    ``on_scene`` gets what came of a plan as soon as its last stage has ended, in a thread of its own, one after another.
     ``tell_sources``: see :func:`flows.execution.sources.read_ahead`.
-
-    ``dask``: ``local`` for ``workers`` processes instead of threads, or the address of a scheduler, which has its own workers.
 
     Raises:
         UserError: the store cannot be written to, no scenes, weights are missing, or Prefect's server or Dask's workers
             cannot be used.
     """
-    if dask is not None:
+    if workers.dask is not None:
         require_dask()
     require_writable(root)
     with stop_at_once(console), prefect_server(root) as wait_for_server:
@@ -133,22 +134,22 @@ def run_stages(
                 store.clear_abandoned(root)
                 load_stages(stages)
                 plans = make_plans()
-            if dask is None:  # else it is the workers that have them
+            if workers.dask is None:  # else it is the workers that have them
                 for settings in distinct_networks(plans):
                     require_weights(stages, settings)
-            display = Display(console, root, many=len(plans) > 1, quiet=quiet)
+            display = Display(console, root, len(plans), quiet)
             for notice in noticed:
                 if is_own_warning(notice.category, notice.filename):
                     display.say(str(notice.message))
             with display.live(), warnings.catch_warnings():
                 route_warnings(display.say)
                 wait_for_server()
-                if dask is None:
-                    return run_scenes(plans, root, display, stages, workers, tell_sources=tell_sources)
+                if workers.dask is None:
+                    return run_scenes(plans, root, display, stages, workers, None, on_scene, tell_sources)
                 from flows.execution.dask_cluster import open_cluster
 
-                with open_cluster(dask, workers, root, display, stages) as cluster:
-                    return run_scenes(plans, root, display, stages, cluster=cluster, tell_sources=tell_sources)
+                with open_cluster(workers, root, display, stages) as cluster:
+                    return run_scenes(plans, root, display, stages, workers, cluster, on_scene, tell_sources)
 
 
 def distinct_networks(plans: Iterable[ScenePlan]) -> Iterable[Settings]:

@@ -17,9 +17,11 @@ import yaml
 
 from flows.execution.failures import failure_of, task_id
 from flows.execution.flow import SceneRun, describe_error
+from flows.execution.plan import ScenePlan
 from reconx_core import export
 from reconx_core.cache import store
 from reconx_core.cache.code_version import code_version
+from reconx_core.cache.store import Reference
 from reconx_core.export.cameras import write_cameras
 from reconx_core.export.origin import NO_ORIGIN, Origin
 from reconx_core.geometry.undistort import straighten
@@ -29,11 +31,12 @@ from reconx_core.names import shown
 from reconx_core.reporting.numbers import mean_scores
 from reconx_core.reporting.report import ReportPicture, RunReport, SceneReport, StageCost, write_report
 from reconx_core.settings import STAGES, Settings
-from reconx_core.types import Scores
+from reconx_core.types import Scores, ViewScore
 from reconx_core.version import __version__
 from tasks.machine import machine
 
 RECORD = "run.json"
+SCENE_RECORD = "scene.json"  # in a scene's folder
 MADE = ".made.json"  # in a scene's folder: what its files were made of, and how they were left
 COPIED = ("video.mp4", "scores.parquet", "metrics.json")
 
@@ -62,6 +65,22 @@ def write_scene(run: SceneRun, root: Path, out: Path) -> None:
         write_json(out / MADE, {"of": made_of, "files": _stamps(out)})
     except OSError as error:
         raise explain_disk(error, out) from error
+
+
+def lay_scene(run: SceneRun, root: Path, out: Path) -> dict[str, Any]:
+    """The scene's files and its record, `scene.json`, into ``out``; of one that failed the record alone. Returns the record.
+
+    Raises:
+        UserError: the disk is full, or ``out`` cannot be written to.
+    """
+    if run.error is None:
+        write_scene(run, root, out)
+    record = scene_record(run, root)
+    try:
+        write_json(out / SCENE_RECORD, record)
+    except OSError as error:
+        raise explain_disk(error, out) from error
+    return record
 
 
 def _origin_of(views: Path) -> Origin:
@@ -94,28 +113,30 @@ def _stamps(out: Path) -> dict[str, list[int]]:
     return {file.relative_to(out).as_posix(): [file.stat().st_size, file.stat().st_mtime_ns] for file in files}
 
 
-def scene_folder(run: SceneRun) -> Path:
+def scene_folder(plan: ScenePlan) -> Path:
     """Where in a run's folder the scene is laid."""
-    return Path(run.name, f"seed-{run.plan.settings.seed}") if run.plan.seeded else Path(run.name)
+    return Path(plan.name, f"seed-{plan.settings.seed}") if plan.seeded else Path(plan.name)
 
 
 def write_run(
-    out: Path, title: str, runs: list[SceneRun], root: Path, settings: Settings, about: Mapping[str, Any] | None = None
-) -> dict[str, Any]:
+    out: Path, title: str, runs: list[SceneRun], records: list[dict[str, Any]], root: Path, settings: Settings,
+    about: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """`report.html`, `settings.yaml` and `run.json` of a run, into ``out``; returns what is in `run.json`.
 
-    ``settings``: the run's, from which a scene's may differ in its split. ``about``: how the run came about.
+    ``records``: of the scenes, see :func:`lay_scene`. ``settings``: the run's, from which a scene's may differ in its split.
+    ``about``: how the run came about.
 
     Raises:
         UserError: the disk is full, or ``out`` cannot be written to.
     """
     resolved = settings.model_dump(mode="json")
-    reports = tuple(scene_report(run, root) for run in runs)
+    reports = tuple(scene_report(run.plan.label, record, root) for run, record in zip(runs, records))
     files = {"scene.ply": "the Gaussians", "video.mp4": "the clip"} if (out / "scene.ply").exists() else {}
     missing, seeds = lpips_missing_reason(), seeds_of(runs)
     page = RunReport(title, reports, resolved, seeds, None if missing else "vgg", missing, facts=facts(), files=files)
     write_report(out / "report.html", page)
-    record = run_record(title, runs, reports, resolved, root) | dict(about or {})
+    record = run_record(title, runs, records, resolved, root) | dict(about or {})
     try:
         write_atomic(out / "settings.yaml", yaml.safe_dump(resolved, sort_keys=False).encode())
         write_json(out / RECORD, record)
@@ -128,22 +149,19 @@ def seeds_of(runs: list[SceneRun]) -> tuple[int, ...]:
     return tuple(sorted({run.plan.settings.seed for run in runs}))
 
 
-def scene_report(run: SceneRun, root: Path) -> SceneReport:
-    """A scene as the report shows it: its scores, or the stage and the error that ended it."""
-    costs = _costs(run, root)
-    if run.error is not None:
-        return SceneReport(run.plan.label, costs=costs, failed_stage=run.failed_stage, error=describe_error(run.error))
-    folder = run.references["metrics"].folder(root)
-    about = json.loads((folder / "metrics.json").read_text())
+def scene_report(name: str, record: Mapping[str, Any], root: Path) -> SceneReport:
+    """A scene as the report shows it, from its record and the pictures in the store: its scores, or the error that ended it."""
+    costs = tuple(StageCost(**cost) for cost in record["costs"])
+    if record["error"] is not None:
+        return SceneReport(name, costs=costs, failed_stage=record["failed_stage"], error=record["error"])
+    folder = Reference(**record["artifacts"]["metrics"]).folder(root)
     pictures = tuple(
         ReportPicture(shot["view"], shot["is_target"], {n: folder / f"panels/{i:03d}/{n}.png" for n in shot["panels"]})
-        for i, shot in enumerate(about["pictures"])
+        for i, shot in enumerate(json.loads((folder / "metrics.json").read_text())["pictures"])
     )
-    split = json.loads((run.references["views"].folder(root) / "split.json").read_text())["split"]
-    photos = (f"Photo {name} could not be placed and is left out." for name in about["left_out"])
-    notes = (*_notes(run, root), *photos, *placement_notes(about["frames"]))
-    scores = Scores(store.load(folder, "scores"), about["summary"], about["protocol"])
-    return SceneReport(run.plan.label, split, tuple(about["size"]), scores, pictures, folder / "video.mp4", costs, notes)
+    scores = Scores(tuple(ViewScore(**view) for view in record["views"]), record["summary"], record["protocol"])
+    size, notes = tuple(record["size"]), tuple(record["notes"])
+    return SceneReport(name, record["split"], size, scores, pictures, folder / "video.mp4", costs, notes)
 
 
 def placement_notes(placement: dict[str, Any]) -> tuple[str, ...]:
@@ -158,12 +176,12 @@ def placement_notes(placement: dict[str, Any]) -> tuple[str, ...]:
 
 
 def run_record(
-    title: str, runs: list[SceneRun], reports: tuple[SceneReport, ...], settings: dict[str, Any], root: Path
+    title: str, runs: list[SceneRun], records: list[dict[str, Any]], settings: dict[str, Any], root: Path
 ) -> dict[str, Any]:
     """Everything that `reconx compare`, `reconx table` and MLflow need of a run, as JSON."""
     scenes: dict[str, dict[int, dict[str, Any]]] = {}
-    for run, report in zip(runs, reports):
-        scenes.setdefault(run.name, {})[run.plan.settings.seed] = _scene_record(run, report, root)
+    for run, record in zip(runs, records):
+        scenes.setdefault(run.name, {})[run.plan.settings.seed] = record
     manifests = _manifests(runs, root)
     return {
         "title": title,
@@ -173,7 +191,7 @@ def run_record(
         "seeds": list(seeds_of(runs)),
         "code": {stage: manifest["code"] for stage, manifest in manifests.items() if "code" in manifest},
         "weights": {stage: manifest["weights"] for stage, manifest in manifests.items() if manifest.get("weights")},
-        "scenes": {name: over_seeds(records) for name, records in scenes.items()},
+        "scenes": {name: over_seeds(seeds) for name, seeds in scenes.items()},
     }
 
 
@@ -227,22 +245,39 @@ def git_revision() -> str:
     return found.stdout.strip() or "none"
 
 
-def _scene_record(run: SceneRun, report: SceneReport, root: Path) -> dict[str, Any]:
-    scores = report.scores
-    return {
+def scene_record(run: SceneRun, root: Path) -> dict[str, Any]:
+    """What `run.json` says of a scene: its scores, or the stage and the error that ended it; artifacts and what they took."""
+    measured = _measured(run, root)
+    costs = [cost_of(stage, taken, stage not in run.computed) for stage, taken in measured.items()]
+    record = {
         "source": _source(run, root),
-        "split": report.split,
-        "size": report.size,
-        "protocol": scores and scores.protocol,
-        "summary": scores.summary if scores else {},
-        "views": [asdict(view) for view in scores.views] if scores else [],
-        "notes": report.notes,
+        "split": "all photos", "size": None, "protocol": None, "summary": {}, "views": [], "notes": [],
         "artifacts": {stage: asdict(reference) for stage, reference in run.references.items()},
-        "costs": [asdict(cost) for cost in report.costs],
-        "failed_stage": report.failed_stage,
+        "costs": [asdict(cost) for cost in costs],
+        "failed_stage": run.failed_stage,
         "failed_at": _failed_at(run, root),
-        "error": report.error,
+        "error": None if run.error is None else describe_error(run.error),
+    }  # fmt: skip
+    if run.error is not None:
+        return record
+    folder = run.references["metrics"].folder(root)
+    about = json.loads((folder / "metrics.json").read_text())
+    said = [note for stage in measured.values() for note in stage.get("notes", [])]
+    left_out = [f"Photo {name} could not be placed and is left out." for name in about["left_out"]]
+    return record | {
+        "split": json.loads((run.references["views"].folder(root) / "split.json").read_text())["split"],
+        "size": about["size"],
+        "protocol": about["protocol"],
+        "summary": about["summary"],
+        "views": [asdict(view) for view in store.load(folder, "scores")],
+        "notes": [*said, *left_out, *placement_notes(about["frames"])],
     }
+
+
+def cost_of(stage: str, measured: Mapping[str, Any], cached: bool) -> StageCost:
+    return StageCost(
+        stage, measured["seconds"], measured["peak_mib"], cached, measured.get("cuda_peak_mib", 0), measured.get("made")
+    )
 
 
 def _source(run: SceneRun, root: Path) -> dict[str, str] | None:
@@ -260,18 +295,6 @@ def _failed_at(run: SceneRun, root: Path) -> float | None:
         return None
     name = task_id(run.failed_stage, run.plan.name, run.plan.source, run.plan.settings)
     return (failure_of(root, run.failed_stage, name) or {}).get("time")
-
-
-def _costs(run: SceneRun, root: Path) -> tuple[StageCost, ...]:
-    known = _measured(run, root).items()
-    return tuple(
-        StageCost(stage, m["seconds"], m["peak_mib"], stage not in run.computed, m.get("cuda_peak_mib", 0), m.get("made"))
-        for stage, m in known
-    )
-
-
-def _notes(run: SceneRun, root: Path) -> tuple[str, ...]:
-    return tuple(note for measured in _measured(run, root).values() for note in measured.get("notes", []))
 
 
 def _measured(run: SceneRun, root: Path) -> dict[str, dict[str, Any]]:

@@ -12,12 +12,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from flows.execution.progress import expected_seconds
 from flows.execution.run import default_store
 from flows.runs.request import RunRequest, newest_run, read_request, shown
 from flows.runs.task_states import TaskState, measured_of, states_of_run
 from reconx_core.reporting.numbers import format_duration
 from reconx_core.settings import STAGES
 
+Measured = tuple[str, float, float]  # stage, when it was done in seconds since the epoch, and the seconds it took
 _STATES = ("done", "failed", "not reached", "to do")
 
 
@@ -30,14 +32,15 @@ def status(out: Path | None, root: Path | None, console: Console) -> None:
     request = newest_run(root or default_store()) if out is None else read_request(out)
     where = root or request.store
     tasks = states_of_run(request, where)
-    seconds = seconds_per_stage(tasks, where)
+    measured = measurements(tasks, where)
+    seconds = seconds_per_stage(measured)
     console.print(opening(request, tasks), soft_wrap=True, markup=False)
     console.print(_table(tasks, seconds))
     for task in tasks:
         if task.failure:
             line = f"{task.plan.label} failed in {task.stage}: {task.failure['error']}"
             console.print(f"[red]{escape(line)}[/red]", soft_wrap=True)
-    for sentence in closing(request, tasks, seconds):
+    for sentence in [*time_left(request, tasks, measured, expected_seconds(where)), *closing(request)]:
         console.print(sentence, soft_wrap=True, markup=False)
 
 
@@ -49,26 +52,51 @@ def opening(request: RunRequest, tasks: list[TaskState]) -> str:
     return f"{request.shown}: {request.source}, {', '.join(size)}; {_state(request, tasks)}."
 
 
-def seconds_per_stage(tasks: list[TaskState], root: Path) -> dict[str, float]:
-    """Median wall time of the stages, as far as artifacts are there that were measured."""
+def measurements(tasks: list[TaskState], root: Path) -> list[Measured]:
+    """Of the tasks whose artifacts are there and were measured: their stage, when it was done, and the seconds it took."""
+    known = [(task.stage, measured_of(root, task.manifest)) for task in tasks if task.manifest]
+    return [(stage, measured["made"], measured["seconds"]) for stage, measured in known if "seconds" in measured]
+
+
+def seconds_per_stage(measured: list[Measured]) -> dict[str, float]:
+    """Median wall time of the stages."""
     times: dict[str, list[float]] = {}
-    for task in tasks:
-        measured = measured_of(root, task.manifest) if task.manifest else {}
-        if "seconds" in measured:
-            times.setdefault(task.stage, []).append(measured["seconds"])
+    for stage, _, seconds in measured:
+        times.setdefault(stage, []).append(seconds)
     return {stage: statistics.median(values) for stage, values in times.items()}
 
 
-def closing(request: RunRequest, tasks: list[TaskState], seconds: dict[str, float]) -> list[str]:
-    """Where the report is; or how much is left, and what to do about it."""
-    sentences = [f"The report: {shown(report)}" for report in _reports(request)] if request.finished() else []
+def time_left(request: RunRequest, tasks: list[TaskState], measured: list[Measured], expected: dict[str, float]) -> list[str]:
+    """How long what is to do will take, in a sentence. ``expected``: seconds of stages of which this run has none."""
     to_do = Counter(task.stage for task in tasks if task.state == "to do")
-    if to_do and set(to_do) <= set(seconds):
-        left = sum(count * seconds[stage] for stage, count in to_do.items())
-        side = min(request.workers, len(request.plans))
-        sentences.append(
-            f"About {format_duration(left / side)} are left{f', with {side} scenes side by side' if side > 1 else ''}."
-        )
+    if not to_do:
+        return []
+    seconds = seconds_per_stage(measured)
+    left = sum(count * (expected | seconds)[stage] for stage, count in to_do.items())
+    side = min(_side_by_side(request, measured), len(request.plans))
+    how = f", with {side:.1f} scenes side by side".replace(".0 ", " ") if side >= 1.05 else ""
+    guess = (
+        "" if set(to_do) <= set(seconds) else f"; no scene of this run has come to {_first_of(set(to_do) - set(seconds))} yet"
+    )
+    return [f"About {format_duration(left / side)} are left{how}{guess}."]
+
+
+def _side_by_side(request: RunRequest, measured: list[Measured]) -> float:
+    """Stages at a time: as the run has shown while it goes on, whoever its workers are, else as many as it was given."""
+    work = sum(seconds for _, made, seconds in measured if made >= request.started)
+    since = time.time() - request.started
+    if not work or not request.running() or since <= 0:
+        return request.workers
+    return max(1.0, work / since)
+
+
+def _first_of(stages: set[str]) -> str:
+    return min(stages, key=STAGES.index)
+
+
+def closing(request: RunRequest) -> list[str]:
+    """Where the report is, or what to do to get it."""
+    sentences = [f"The report: {shown(report)}" for report in _reports(request)] if request.finished() else []
     if request.place and not Path(request.place).exists():
         sentences.append(f"The dataset {request.place} is gone; nothing more can be computed from it until it is back.")
     elif not request.finished() and request.running() is False:

@@ -6,8 +6,7 @@
 
 The first two return at once: a thread makes MLflow's calls one after another. An error of MLflow, or a server that no longer
 answers, is told once and loses no result; it costs :meth:`LiveRun.close` at most ten seconds, or thirty where a server answers
-that it is well and nothing else. A block that is left by an error leaves a failed run. :func:`track` does it all for a run that
-has ended; what MLflow then has is the same but for the machine's load.
+that it is well and nothing else. A block that is left by an error leaves a failed run.
 """
 
 from __future__ import annotations
@@ -55,14 +54,6 @@ IDS = "mlflow.json"  # in the run's folder: where MLflow has it
 RUNNING = ".mlflow-running.json"  # the same while it runs; one that is found there was killed
 PATIENCE = 30.0  # seconds for one call, while the server answers that it is well
 DIGEST_LENGTH = 32  # MLflow takes 36
-
-
-def track(record: dict[str, Any], out: Path, console: Console) -> None:
-    """Log a run that has ended. An error of MLflow is printed and loses no result."""
-    with open_run(record, out, console, live=False) as run:
-        for name, scene in record["scenes"].items():
-            run.log_scene(name, scene, out / name)
-        run.close(record)
 
 
 def open_run(about: dict[str, Any], out: Path, console: Console, live: bool = True) -> LiveRun:

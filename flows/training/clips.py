@@ -14,6 +14,7 @@ from rich.console import Console
 
 from flows.execution.plan import ScenePlan, place_of
 from flows.execution.run import run_stages
+from flows.execution.workers import Workers
 from flows.runs.registry import register_more, register_start
 from reconx_core import datasets
 from reconx_core.cache import store
@@ -70,7 +71,7 @@ def make_clips(wanted: Wanted, shop: Workshop, kept: list[Reference]) -> Loaders
         return []
     register_start(shop.root, shop.out, making="clip")  # else `reconx gc` would remove what is made before a kill
     runs = run_stages(
-        lambda: wanted.plans, shop.root, shop.console, stages=STAGES, workers=shop.workers, dask=shop.dask, quiet=True
+        lambda: wanted.plans, shop.root, shop.console, stages=STAGES, workers=Workers(shop.workers, shop.dask), quiet=True
     )
     register_more(shop.root, shop.out, [run.references["clip"] for run in runs if run.error is None])
     loaders: Loaders = []

@@ -1,7 +1,8 @@
 """Tiny stand-ins for the stages, so that tests of the orchestration take no time.
 
 As a script: reconx with them, in Dask's local workers, too. As ``dask worker --preload``: a worker with them.
-Each call is appended to the file named by RECONX_TEST_LOG, with RECONX_TEST_WORKER before it, if set. RECONX_TEST_PAUSE names a
+Each call is appended to the file named by RECONX_TEST_LOG, with RECONX_TEST_WORKER before it, if set.
+As a script with RECONX_TEST_GPUS it finds so many GPUs, and the calls have the worker's before them. RECONX_TEST_PAUSE names a
 stage that first waits for a signal; RECONX_TEST_VICTIM=STAGE:FILE lets only the first to get there wait, its pid in the file.
 """
 
@@ -30,6 +31,8 @@ def views_of(capture, settings):
     _enter("views")
     if "broken" in capture.name:
         raise UserError("This scene is broken; take another one.")
+    if "stuck" in capture.name:
+        time.sleep(600)
     images = torch.rand(4, HEIGHT, WIDTH, 3, generator=torch.Generator().manual_seed(len(capture.name)))
     is_target = torch.tensor([False, False, False, True])
     focal = torch.full((4,), float("nan"))
@@ -129,10 +132,14 @@ def artifact_bytes(store: Path) -> dict[str, bytes]:
     return {p.relative_to(store).as_posix(): p.read_bytes() for p in files if p.name not in outside}
 
 
+def _worker():
+    return os.environ.get("RECONX_TEST_WORKER", "")
+
+
 def _enter(stage):
     if "RECONX_TEST_LOG" in os.environ:
         with Path(os.environ["RECONX_TEST_LOG"]).open("a") as log:
-            log.write(os.environ.get("RECONX_TEST_WORKER", "") + stage + "\n")
+            log.write(_worker() + stage + "\n")
     if os.environ.get("RECONX_TEST_PAUSE") == stage:
         time.sleep(600)
     paused, _, file = os.environ.get("RECONX_TEST_VICTIM", "").partition(":")
@@ -155,9 +162,13 @@ def dask_setup(worker):
 
 if __name__ == "__mp_main__":  # a worker of the run below
     install()
+    if "RECONX_TEST_GPUS" in os.environ:
+        _worker = lambda: f"gpu{os.environ['CUDA_VISIBLE_DEVICES']}:"  # noqa: E731
 
 if __name__ == "__main__":
     from flows.cli import main
 
     install()
+    if "RECONX_TEST_GPUS" in os.environ:
+        torch.cuda.device_count = lambda: int(os.environ["RECONX_TEST_GPUS"])
     main()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,6 +27,7 @@ from reconx_core.pointcloud.global_alignment.align import (
 from reconx_core.pointcloud.global_alignment.graph import pair_graph
 from reconx_core.types import Cameras, PointCloud, Pointmaps, Views
 from reconx_core.weights.folder import weights_folder
+from reconx_core.weights.loaded import keep_loaded
 
 POSE_SIDE = 170  # pixels along the long side that suffice for poses
 
@@ -58,7 +58,7 @@ def find_weights(backend: str, name: str, defaults: Sequence[str], fetched: str 
     return found.resolve()
 
 
-@lru_cache(maxsize=1)
+@keep_loaded("pointcloud")
 def load_network(load: Callable[[Path], Any], path: Path) -> Any:
     """The network that ``load`` reads, on the GPU (transformer blocks in bfloat16) if there is one; cached for the next scene.
 

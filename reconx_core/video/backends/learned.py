@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +21,7 @@ from reconx_core.video.diffusion.structure_points import normalise_points
 from reconx_core.video.hole_filling import fill_holes
 from reconx_core.video.sources import SOURCES, frame_sources, photo_renders
 from reconx_core.weights.folder import weights_folder
+from reconx_core.weights.loaded import keep_loaded
 
 if TYPE_CHECKING:
     from reconx_core.video.diffusion.pipeline import ReconXPipeline
@@ -178,7 +178,7 @@ def find_model(settings: VideoSettings) -> Path:
     return found.resolve()
 
 
-@lru_cache(maxsize=1)
+@keep_loaded("video")
 def load_pipeline(folder: Path, offload: bool = False, dtype: str = "auto") -> ReconXPipeline:
     """The pipeline in ``folder``, on the GPU if there is one, in the numbers of `network_dtype`; cached for the next scene.
 

@@ -26,6 +26,7 @@ from reconx_core.settings import VideoSettings
 from reconx_core.types import Condition, Views
 from reconx_core.video.clip import PLAUSIBLE, clips_between, model_size, network_dtype
 from reconx_core.weights.folder import weights_folder
+from reconx_core.weights.loaded import keep_loaded
 
 MODEL = "Wan-AI/Wan2.1-VACE-1.3B-diffusers"
 FLOW_SHIFT = 3.0  # of the noise schedule; recommended for 480p (5 for 720p)
@@ -154,7 +155,7 @@ def _cached(repository: str) -> Path | None:
         return None
 
 
-@lru_cache(maxsize=1)
+@keep_loaded("video")
 def load_vace(folder: Path, offload: bool = False, dtype: str = "auto") -> Any:
     """The WanVACEPipeline in ``folder`` without its text encoder, on the GPU if there is one, its transformer in ``dtype``.
 

@@ -100,7 +100,8 @@ def test_worker_killed_in_the_middle_and_a_broken_scene_cost_nothing_else(worker
     killer.join()
     printed = " ".join(outcome.out.split())
     assert (outcome.code, outcome.err) == (1, "")
-    assert printed.count("broken failed in views: This scene is broken; take another one.") == 2  # at once, and at the end
+    assert printed.count("broken failed in views: This scene is broken; take another one.") == 1  # at once
+    assert "1 of 3 scenes failed (why is said above and in scores.csv): broken" in printed
     assert "is gone; what it was doing is done again" in printed
     lines = workers.computed()
     computed = Counter(line.partition(":")[2] for line in lines)
@@ -124,6 +125,28 @@ def test_worker_killed_in_the_middle_and_a_broken_scene_cost_nothing_else(worker
 def kill_when_named(file):
     wait_until(lambda: file.exists() and file.read_text(), seconds=240)
     psutil.Process(int(file.read_text())).kill()
+
+
+def test_worker_with_a_stage_that_takes_too_long_is_ended_and_the_other_scenes_go_on(workers, reconx, tiny, tmp_path):
+    for name in ("attic", "stuck"):
+        write_folder(tmp_path / "data" / name)
+    before = processes(workers.address)
+    command = ("evaluate", tmp_path / "data", "-o", tmp_path / "out", "--store", tmp_path / "store", "--dask", workers.address)
+    outcome = reconx(*command, "--stage-timeout", "20s")
+    printed = " ".join(outcome.out.split())
+    assert (outcome.code, outcome.err) == (1, "")
+    assert printed.count("stuck failed in views: views took longer than 20.0 s, which --stage-timeout allows.") == 1
+    assert (tmp_path / "out" / "attic" / "scene.ply").exists()
+    wait_for_workers(workers.address, 2)
+    assert len(processes(workers.address) & before) == 1, "one of the two is another process now"
+    assert Counter(line.partition(":")[2] for line in workers.computed()) == dict.fromkeys(STAGES, 1) | {"views": 2}
+
+
+def processes(address):
+    from distributed import Client
+
+    with Client(address, set_as_default=False) as client:
+        return set(client.run(os.getpid).values())
 
 
 def test_training_clips_are_made_by_the_workers(workers, tiny, tmp_path):
@@ -170,13 +193,16 @@ def test_models_stay_loaded_between_scenes(server, tmp_path):
 
     from flows.evaluate import find_scenes
     from flows.execution.run import resolve_settings, run_stages
+    from flows.execution.workers import Workers
     from tasks.execute import stages_before
 
     settings, scenes = resolve_settings(None, QUICK), find_scenes("procedural:room?seed=0..1&views=3&width=192&height=144")
     plans = [ScenePlan(name, source, settings) for name, source in scenes]
     one = {"n_workers": 1, "threads_per_worker": 1, "memory_limit": 0, "dashboard_address": None}
     with LocalCluster(**one) as cluster, Client(cluster, set_as_default=False) as client:
-        runs = run_stages(lambda: plans, tmp_path, Console(), stages=stages_before("video"), dask=cluster.scheduler_address)
+        runs = run_stages(
+            lambda: plans, tmp_path, Console(), stages=stages_before("video"), workers=Workers(dask=cluster.scheduler_address)
+        )
         assert [run.error for run in runs] == [None, None]
         (uses,) = client.run(uses_of_the_video_model).values()
     assert uses == {"read": 1, "found in memory": 1}
@@ -243,7 +269,7 @@ def test_lost_scheduler_ends_the_run_and_a_scene_that_failed_does_not():
 
     from flows.execution.dask_cluster import Cluster, Messenger
 
-    cluster = Cluster("tcp://10.0.0.1:8786", Messenger("topic"), has_gpus=False)
+    cluster = Cluster("tcp://10.0.0.1:8786", None, Messenger("topic"), frozenset())
     cluster.require_scheduler({"stage": "views"})
     cluster.require_scheduler(KilledWorker("run_stage", None, 3))
     with pytest.raises(UserError, match=r"tcp://10.0.0.1:8786 is gone; .* run the same command again"):

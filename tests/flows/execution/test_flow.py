@@ -110,13 +110,9 @@ def test_failed_scene_leaves_the_others_running(reconx, tiny, tmp_path):
     assert artifact_bytes(tmp_path / "store") == artifact_bytes(tmp_path / "calm")
 
 
-def test_few_tasks_at_a_time_and_steps_that_runs_share(reconx, tiny, tmp_path, monkeypatch):
-    """Tasks of a large dataset are handed on little by little; what a step shares with an earlier run is known by then."""
-    from flows.execution import flow as pipeline
-
+def test_steps_that_runs_share_are_done_once(reconx, tiny, tmp_path):
     for name in ("attic", "broken", "cellar"):
         write_folder(tmp_path / "data" / name)
-    monkeypatch.setattr(pipeline, "WAITING", 2)
     outcome = reconx("evaluate", tmp_path / "data", "--seeds", "2", "-o", tmp_path / "out", "--store", tmp_path / "store")
     assert outcome.code == 1
     assert Counter(tiny()) == dict.fromkeys(STAGES, 4) | {"views": 3}

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import time
 
 import pytest
 from fork_server import Started, run
@@ -13,7 +14,7 @@ from standins import write_folder
 from flows.evaluate import make_plans, make_request
 from flows.execution.progress import expected_seconds
 from flows.runs.garbage import collect_garbage
-from flows.runs.request import read_request, record_request, record_sources
+from flows.runs.request import RunRequest, read_request, record_request, record_sources
 from reconx_core import splats
 from reconx_core.settings import STAGES
 from tasks import execute
@@ -133,20 +134,36 @@ def test_plans_are_made_again_as_they_were(data, tmp_path):
     assert list(read_request(tmp_path).plans) == plans
 
 
-def test_time_left_is_told_once_every_stage_has_been_measured(reconx, tiny, status, tmp_path):
+def test_time_left_is_a_guess_until_every_stage_has_been_measured(reconx, tiny, status, tmp_path, monkeypatch):
+    monkeypatch.setattr(RunRequest, "running", lambda self: False)
     data, store = tmp_path / "data", tmp_path / "store"
     for name in ("attic", "cellar", "den"):
         write_folder(data / name)
     plans = make_plans(make_request(str(data), None, []), tmp_path)
     record_request(plans, 1.0, str(data), tmp_path / "next", store, workers=2)
     record_sources(tmp_path / "next", {plan.source: execute.source_digest(plan.source, store) for plan in plans})
-    assert not any(" are left" in line for line in status("next")[1])
+    (guess,) = [line for line in status("next")[1] if " are left" in line]
+    assert guess.endswith(", with 2 scenes side by side; no scene of this run has come to views yet.")
     reconx("reconstruct", data / "attic", "-o", "one", "--store", store)
     for measured in store.glob("*/*/measured.json"):
         measured.write_text(json.dumps(json.loads(measured.read_text()) | {"seconds": 600.0}))
     table, lines = status("next")
     assert table == {stage: [1, 0, 2, 3] for stage in STAGES}
-    assert lines[-1] == "About 1 h 10 min are left, with 2 scenes side by side."
+    assert lines[-2] == "About 1 h 10 min are left, with 2 scenes side by side."
+
+
+def test_time_left_of_a_running_run_goes_by_how_many_stages_it_has_done_at_a_time(reconx, tiny, status, tmp_path):
+    data, store = tmp_path / "data", tmp_path / "store"
+    for name in ("attic", "cellar", "den"):
+        write_folder(data / name)
+    started = time.time() - 100
+    record_request(make_plans(make_request(str(data), None, []), tmp_path), started, str(data), tmp_path / "next", store)
+    reconx("reconstruct", data / "attic", "-o", "one", "--store", store)
+    for measured in store.glob("*/*/measured.json"):
+        measured.write_text(json.dumps(json.loads(measured.read_text()) | {"seconds": 30.0}))
+    # Seven stages of 30 s in 100 s, and 14 to do: 420 s / 2.1, the seconds that this test takes aside.
+    (line,) = [line for line in status("next")[1] if " are left" in line]
+    assert re.fullmatch(r"About (3 min [234]\d s|4 min \d\d s) are left, with (2|1\.\d|2\.1) scenes side by side\.", line), line
 
 
 def test_what_is_no_run_and_a_dataset_that_is_gone(reconx, status, photos, tmp_path):

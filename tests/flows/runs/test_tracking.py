@@ -25,6 +25,14 @@ from reconx_core.cache.lock import in_use
 from reconx_core.errors import UserError
 
 
+def track(record, out, console):
+    """Of a run that has ended."""
+    with tracking.open_run(record, out, console, live=False) as run:
+        for name, scene in record["scenes"].items():
+            run.log_scene(name, scene, out / name)
+        run.close(record)
+
+
 @pytest.fixture
 def dataset(tmp_path):
     for name in ("attic", "cellar"):
@@ -119,7 +127,7 @@ def test_runs_logged_bit_by_bit_and_at_once_are_the_same(tmp_path, monkeypatch):
     about = record | {"started": 990.0, "dataset": "/data"}
     (out / "attic" / "pictures").mkdir(parents=True)
     (out / "attic" / "pictures" / "a.jpg").write_bytes(b"a")
-    tracking.track(about | {"scenes": scenes}, out, Console(file=io.StringIO()))
+    track(about | {"scenes": scenes}, out, Console(file=io.StringIO()))
     client, found = make_client(f"sqlite:///{tmp_path}/runs/mlflow.db"), []
     experiment = client.get_experiment_by_name("reconx").experiment_id
     at_once = {run.info.run_id: run for run in client.search_runs([experiment])}
@@ -263,7 +271,7 @@ def a_record(tmp_path):
 
 def printed_by_track(record, out):
     console = Console(file=io.StringIO(), width=300)
-    tracking.track(record, out, console)
+    track(record, out, console)
     return console.file.getvalue()
 
 

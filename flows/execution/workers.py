@@ -1,0 +1,96 @@
+"""Who runs the stages: threads, processes here (one per GPU, and others beside them), or the workers of a Dask cluster."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+
+from reconx_core.errors import UserError
+
+_UNITS = {"s": 1, "m": 60, "h": 3600}
+
+
+@dataclass(frozen=True)
+class Workers:
+    """Who runs the stages."""
+
+    count: int = 1  # threads; with Dask's `local` the processes that have no GPU of their own
+    dask: str | None = None  # `local`, or the address of a scheduler
+    gpus: tuple[str, ...] = ()  # for CUDA_VISIBLE_DEVICES: with `local` a process for each
+    slots: int = 1  # scenes at a time on a GPU
+    limit: float | None = None  # seconds that a stage may take
+
+    @property
+    def side_by_side(self) -> int:
+        """Scenes that are under way at a time, as far as it is known here."""
+        return self.count + self.slots * len(self.gpus)
+
+
+ONE_THREAD = Workers()
+
+
+@dataclass(frozen=True)
+class Room:
+    """How many stages may be under way."""
+
+    gpu: int  # of those that use a GPU
+    others: int
+    together: int
+
+
+def choose_workers(
+    count: int | None = None, dask: str | None = None, gpus: str | None = None, slots: int = 1, limit: str | None = None
+) -> Workers:
+    """What `--workers`, `--dask`, `--gpus`, `--gpu-slots` and `--stage-timeout` ask for.
+
+    Raises:
+        UserError: there are not as many GPUs, or something cannot be read or does not go together.
+    """
+    seconds = None if limit is None else read_duration(limit)
+    if gpus is not None and dask not in (None, "local"):
+        raise UserError(
+            "--gpus is for processes on this machine; the workers of a scheduler say themselves what they have, by "
+            "--resources GPU=1 (docs/scale.md)."
+        )
+    chosen = take_gpus(gpus) if gpus is not None else visible_gpus() if dask == "local" else ()
+    return Workers(count or max(1, len(chosen)), "local" if gpus is not None else dask, chosen, slots, seconds)
+
+
+def take_gpus(wanted: str) -> tuple[str, ...]:
+    """The GPUs that `--gpus all|N` means.
+
+    Raises:
+        UserError: there are fewer.
+    """
+    if wanted != "all" and not re.fullmatch("[1-9][0-9]*", wanted):
+        raise UserError(f"'--gpus {wanted}' should be a number of GPUs, or 'all'.")
+    found = visible_gpus()
+    number = max(1, len(found)) if wanted == "all" else int(wanted)
+    if len(found) < number:
+        there = f"only {len(found)}" if found else "none"
+        raise UserError(f"--gpus {wanted}: of GPUs that torch can use there {'are' if len(found) > 1 else 'is'} {there} here.")
+    return found[:number]
+
+
+def visible_gpus() -> tuple[str, ...]:
+    """The GPUs that torch can use, as CUDA_VISIBLE_DEVICES names them."""
+    import torch
+
+    count = torch.cuda.device_count()
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = [name.strip() for name in named.split(",")] if named else map(str, range(count))
+    return tuple(names)[:count]
+
+
+def read_duration(text: str) -> float:
+    """Seconds of `90`, `90s`, `30m` or `1.5h`.
+
+    Raises:
+        UserError: it is none of these, or nothing.
+    """
+    read = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text.strip())
+    seconds = float(read[1]) * _UNITS[read[2] or "s"] if read else 0.0
+    if not seconds:
+        raise UserError(f"'--stage-timeout {text}' should be a time such as 90s, 30m or 1.5h.")
+    return seconds

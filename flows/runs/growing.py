@@ -1,0 +1,95 @@
+"""A run's folder while the run goes on: every scene's results are laid there when the scene is done, and `scores.csv` grows."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from flows.execution.flow import SceneRun
+from flows.execution.plan import ScenePlan
+from flows.runs.results import SCENE_RECORD, lay_scene, over_seeds, scene_folder
+from reconx_core.errors import UserError
+from reconx_core.io.checked import find_object
+from reconx_core.io.files import explain_disk, write_atomic
+from reconx_core.reporting.report import COLUMNS
+
+SCORES = "scores.csv"
+HEAD = ("scene", "seed", "failed_stage", "error", *COLUMNS)
+
+
+@dataclass
+class RunFolder:
+    """The folder of a run, or of a row of the ablation. ``scene_done`` gets name and record of a scene, of all its seeds."""
+
+    out: Path
+    root: Path  # of the store
+    plans: list[ScenePlan]
+    scene_done: Callable[[str, dict[str, Any]], None] = lambda name, record: None
+    lines: dict[str, str] = field(default_factory=dict)  # of `scores.csv` by the scene's folder, in the order of the plans
+    seeds: dict[str, list[ScenePlan]] = field(default_factory=dict)  # by scene, those that are not done
+    complaint: str = ""  # why results of a scene could not be written
+
+    def __post_init__(self) -> None:
+        for plan in self.plans:
+            self.lines[str(scene_folder(plan))] = ""
+            self.seeds.setdefault(plan.name, []).append(plan)
+        self._write_scores()  # an earlier run's would be taken for this one's
+
+    def lay(self, run: SceneRun, say: Callable[[str], None]) -> None:
+        """The results of a scene that is done. What cannot be written now is tried again at the end; ``say`` tells so once."""
+        try:
+            self._lay(run)
+        except UserError as error:
+            if not self.complaint:
+                say(f"The results of {run.plan.label} could not be written, and are tried again at the end: {error}")
+            self.complaint = str(error)
+
+    def records(self, runs: Iterable[SceneRun]) -> list[dict[str, Any]]:
+        """The records of the scenes, in the order of ``runs``; results that could not be written before are written now.
+
+        Raises:
+            UserError: they still cannot.
+        """
+        return [self._laid(run.plan) or self._lay(run) for run in runs]
+
+    def _lay(self, run: SceneRun) -> dict[str, Any]:
+        plan = run.plan
+        record = lay_scene(run, self.root, self.out / scene_folder(plan))
+        self.lines[str(scene_folder(plan))] = score_line(plan, record)
+        self._write_scores()
+        waiting = self.seeds[plan.name]
+        if plan in waiting:
+            waiting.remove(plan)
+            if not waiting:
+                self.scene_done(plan.name, self._over_seeds(plan.name))
+        return record
+
+    def _over_seeds(self, name: str) -> dict[str, Any]:
+        return over_seeds({plan.settings.seed: self._laid(plan) for plan in self.plans if plan.name == name})
+
+    def _laid(self, plan: ScenePlan) -> dict[str, Any]:
+        """The record of a scene that this run has laid; empty where it has not."""
+        return find_object(self.out / scene_folder(plan) / SCENE_RECORD) if self.lines[str(scene_folder(plan))] else {}
+
+    def _write_scores(self) -> None:
+        # Whole, not appended: a reader, and whoever goes on after a kill, would meet half a line.
+        try:
+            write_atomic(self.out / SCORES, "".join([csv_line(HEAD), *self.lines.values()]).encode())
+        except OSError as error:
+            raise explain_disk(error, self.out) from error
+
+
+def score_line(plan: ScenePlan, record: dict[str, Any]) -> str:
+    """A scene's line: its scores by name, or what failed."""
+    scores = (record["summary"].get(key) for key in COLUMNS)
+    return csv_line([plan.name, plan.settings.seed, record["failed_stage"], record["error"], *scores])
+
+
+def csv_line(values: Iterable[Any]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerow(values)
+    return text.getvalue()
