@@ -386,10 +386,11 @@ def stage(name: str, store: StoreOption = None) -> None:
     from flows.execution.run import default_store
     from flows.stage import INPUTS, run_stage, write_inputs
 
+    root = store or default_store()
     if name == INPUTS:
-        write_inputs()
+        write_inputs(root)
     else:
-        run_stage(name, store or default_store(), console)
+        run_stage(name, root, console)
 
 
 if __name__ == "__main__":

@@ -99,10 +99,11 @@ def project_folder() -> Path:
     return Path(os.environ.get("DVC_ROOT") or ".").resolve()
 
 
-def write_inputs(artifacts: Path = ARTIFACTS) -> None:
+def write_inputs(root: Path, artifacts: Path = ARTIFACTS) -> None:
     """Write ``artifacts/inputs/<stage>.json``: digests of the scenes for `views`, of the weights for the other stages.
 
     What cannot be read has None; the stage that needs it says why. Files keep their bytes where nothing has changed.
+    ``root``: of the store that remembers digests.
 
     Raises:
         UserError: wrong params.yaml, or no scene.
@@ -110,8 +111,8 @@ def write_inputs(artifacts: Path = ARTIFACTS) -> None:
     from tasks.execute import PARENTS, source_digest, weights_digests
 
     dataset, settings = load_params()
-    scenes = {name: _digest_of(source_digest, source) for name, source in find_scenes(dataset)}
-    weights = {stage: _digest_of(weights_digests, stage, settings) for stage in STAGES if PARENTS[stage]}
+    scenes = {name: _digest_of(source_digest, source, root) for name, source in find_scenes(dataset)}
+    weights = {stage: _digest_of(weights_digests, stage, settings, root) for stage in STAGES if PARENTS[stage]}
     for stage, digests in {"views": scenes, **weights}.items():
         write_json(artifacts / INPUTS / f"{stage}.json", digests)
 

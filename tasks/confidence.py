@@ -3,13 +3,13 @@
 from typing import Any
 
 from reconx_core import confidence, pointcloud
+from reconx_core.geometry.undistort import registered_photos
 from tasks.execute import Inputs, Job
-from tasks.photos import registered_photos
 
 
 def run(job: Job, read: Inputs) -> dict[str, Any]:
-    inputs = registered_photos(read)
     frames, pointmaps = read("video", "frames"), read("pointcloud", "pointmaps")
+    inputs = registered_photos(read("views", "views"), read("pointcloud", "kept"), pointmaps)
     settings, generator = job.settings.confidence, job.generator()
     frames, placement = confidence.place_frames(
         inputs, frames, pointmaps, pointcloud.make_backend(job.settings.pointcloud), settings, generator

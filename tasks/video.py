@@ -3,13 +3,12 @@
 from typing import Any
 
 from reconx_core import video
+from reconx_core.geometry.undistort import registered_photos
 from tasks.execute import Inputs, Job
-from tasks.photos import registered_photos
 
 
 def run(job: Job, read: Inputs) -> dict[str, Any]:
-    inputs = registered_photos(read)
-    guide = read("condition", "condition")
-    pointmaps = read("pointcloud", "pointmaps")
+    pointmaps, guide = read("pointcloud", "pointmaps"), read("condition", "condition")
+    inputs = registered_photos(read("views", "views"), read("pointcloud", "kept"), pointmaps)
     made = video.generate_frames(inputs, pointmaps, guide, job.settings.video, job.generator(), job.progress)
     return {"frames": made}

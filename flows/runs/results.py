@@ -24,7 +24,7 @@ from reconx_core.cache.code_version import code_version
 from reconx_core.cache.store import Reference
 from reconx_core.export.cameras import write_cameras
 from reconx_core.export.origin import NO_ORIGIN, Origin
-from reconx_core.geometry.undistort import straighten
+from reconx_core.geometry.undistort import registered_photos
 from reconx_core.io.files import explain_disk, temporary_beside, write_atomic, write_json
 from reconx_core.losses.lpips import lpips_missing_reason
 from reconx_core.names import shown
@@ -55,8 +55,8 @@ def write_scene(run: SceneRun, root: Path, out: Path) -> None:
         origin = _origin_of(run.references["views"].folder(root))
         export.write_ply(out / "scene.ply", store.load(run.references["splats"].folder(root), "gaussians"), origin)
         pointmaps, cloud = store.load(geometry, "pointmaps"), store.load(geometry, "pointcloud")
-        photos = store.load(run.references["views"].folder(root), "views").inputs().select(store.load(geometry, "kept"))
-        photos = straighten(photos, pointmaps.cameras, pointmaps.radial)
+        views, kept = store.load(run.references["views"].folder(root), "views"), store.load(geometry, "kept")
+        photos = registered_photos(views, kept, pointmaps)
         write_cameras(out / "cameras", pointmaps.cameras, photos, cloud, origin)
         for name in COPIED:
             _copy(folder / name, out / name)

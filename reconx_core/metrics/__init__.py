@@ -11,7 +11,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from reconx_core.geometry.transforms import resize_cameras, size_for
-from reconx_core.geometry.undistort import straighten
+from reconx_core.geometry.undistort import registered_photos
 from reconx_core.io.images import resize, resize_mask
 from reconx_core.losses.lpips import load_lpips
 from reconx_core.metrics.image import Background, score_view
@@ -41,7 +41,7 @@ def score_scene(
     Raises:
         UserError: a view's mask leaves nothing to score, or damaged LPIPS weights.
     """
-    photos = _resized(straighten(views.inputs().select(kept), pointmaps.cameras, pointmaps.radial), settings.size)
+    photos = _resized(registered_photos(views, kept, pointmaps), settings.size)
     targets = _resized(views.targets(), settings.size)
     size = photos.images.shape[1:3]
     cameras = resize_cameras(pointmaps.cameras, *size)

@@ -239,7 +239,7 @@ def test_inputs_change_with_what_they_are_of_and_with_nothing_else(tmp_path, mon
     params.write_text(params.read_text().replace("procedural:room?seed=0..1", "photos"))
 
     def written():
-        write_inputs()
+        write_inputs(tmp_path / "store")
         return {path.stem: path.read_text() for path in (tmp_path / "artifacts" / "inputs").iterdir()}
 
     def changed(before):

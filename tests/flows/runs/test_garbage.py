@@ -21,13 +21,14 @@ from flows.execution.flow import SceneRun
 from flows.runs import registry
 from flows.runs.garbage import collect_garbage, seconds_of
 from flows.runs.registry import register_end, register_more, register_project, register_start
-from flows.runs.request import record_request
+from flows.runs.request import record_request, record_sources
 from flows.stage import lay
 from flows.train import Studio, resolve_train_settings
 from flows.training import clips
 from flows.training.clips import Workshop
 from reconx_core.cache import store
 from reconx_core.errors import UserError
+from tasks.execute import source_digest
 
 OLD = {"folder", "artifacts"}  # what versions up to 0.1.0 wrote
 
@@ -201,7 +202,8 @@ def request_of_a_run(tmp_path_factory):
     """The folder and the store of a run that has begun, and its request."""
     folder = tmp_path_factory.mktemp("run")
     request = make_request("procedural:room?seed=0..1", None, [])
-    record_request(make_plans(request, folder / "out"), 1.0, request.dataset, folder / "out", folder / "store")
+    plans = record_request(make_plans(request, folder / "out"), 1.0, request.dataset, folder / "out", folder / "store")
+    record_sources(folder / "out", {plan.source: source_digest(plan.source, folder / "store") for plan in plans})
     content = json.loads((folder / "out" / "request.json").read_text())
     (views,) = content["views"].values()
     references = [make(folder / "store", int(views[scene], 16)) for scene in sorted(views)]

@@ -157,7 +157,10 @@ def test_time_left_of_a_running_run_goes_by_how_many_stages_it_has_done_at_a_tim
     for name in ("attic", "cellar", "den"):
         write_folder(data / name)
     started = time.time() - 100
-    record_request(make_plans(make_request(str(data), None, []), tmp_path), started, str(data), tmp_path / "next", store)
+    plans = record_request(
+        make_plans(make_request(str(data), None, []), tmp_path), started, str(data), tmp_path / "next", store
+    )
+    record_sources(tmp_path / "next", {plan.source: execute.source_digest(plan.source, store) for plan in plans})
     reconx("reconstruct", data / "attic", "-o", "one", "--store", store)
     for measured in store.glob("*/*/measured.json"):
         measured.write_text(json.dumps(json.loads(measured.read_text()) | {"seconds": 30.0}))
