@@ -127,6 +127,7 @@ def kill_when_named(file):
     psutil.Process(int(file.read_text())).kill()
 
 
+@pytest.mark.slow  # in threads: test_attempts.py
 def test_worker_with_a_stage_that_takes_too_long_is_ended_and_the_other_scenes_go_on(workers, reconx, tiny, tmp_path):
     for name in ("attic", "stuck"):
         write_folder(tmp_path / "data" / name)

@@ -67,6 +67,7 @@ def test_the_end_of_a_run_does_not_wait_for_sources_that_nobody_needs(gate, tmp_
     assert len(told) < 10
 
 
+@pytest.mark.slow
 def test_scenes_start_while_others_are_being_read(reconx, tiny, tmp_path, monkeypatch):
     """The third scene's photos are read only once the first scene is done; its key is in `request.json` by then."""
     for name in ("attic", "cellar", "den"):

@@ -170,7 +170,7 @@ def test_earlier_scenes_first_and_a_slot_for_each_on_the_gpu():
     assert ready.take() is None
 
 
-@pytest.mark.parametrize(("slots", "expected"), [(1, 1), (2, 2)])
+@pytest.mark.parametrize(("slots", "expected"), [pytest.param(1, 1, marks=pytest.mark.slow), (2, 2)])
 def test_threads_keep_to_the_slots_of_the_gpu(reconx, tiny, tmp_path, monkeypatch, slots, expected):
     """And run scenes side by side: with two slots, two are on the GPU at a time."""
     for name in ("attic", "cellar", "den"):

@@ -59,6 +59,7 @@ def test_first_scene_is_whole_before_the_last_begins(reconx, tiny, data, tmp_pat
     assert float(lines[0]["psnr"]) == record["summary"]["psnr"]
 
 
+@pytest.mark.slow
 def test_scores_of_a_killed_run_are_those_of_an_undisturbed_one_after_it_went_on(forks, data, tmp_path):
     log, out = tmp_path / "log", tmp_path / "out"
     environment = {**os.environ, "RECONX_TEST_LOG": str(log), "RECONX_TEST_VICTIM": f"metrics:{tmp_path / 'victim'}"}
