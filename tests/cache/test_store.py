@@ -157,7 +157,7 @@ def test_full_disk_is_one_sentence_and_loses_nothing(tmp_path, published, monkey
     assert not list((tmp_path / ".tmp").iterdir())
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_write_that_the_kernel_refuses_is_reported_the_same_way(tmp_path):
     """Without monkeypatching: a real file size limit, in a separate process."""
     code = f"""

@@ -89,5 +89,6 @@ def test_photos_alone_need_no_matching(inputs, frames):
     assert torch.equal(estimate(inputs, photos).confidence, inputs.masks.float())
 
 
+@pytest.mark.slow
 def test_same_bytes_again(inputs, frames, judged):
     assert torch.equal(estimate(inputs, frames).confidence, judged.confidence)

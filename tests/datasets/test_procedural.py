@@ -68,7 +68,7 @@ def test_normals_point_towards_the_camera(room):
         assert (facing > -1e-3).all(), solid
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_the_same_spec_gives_the_same_bytes_and_another_seed_another_scene():
     cached, again = procedural.build("hall", 1), procedural.build.__wrapped__("hall", 1)
     assert torch.equal(cached.texels, again.texels)

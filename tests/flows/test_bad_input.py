@@ -126,6 +126,7 @@ def test_names_that_are_not_utf8_go_through_everything(reconx, real_views, tmp_p
     assert reconx("status", out, "--store", folder / "store").code == 0
 
 
+@pytest.mark.slow
 def test_names_with_brackets_are_printed_as_they_are(reconx, tiny, tmp_path, monkeypatch):
     """What rich would take for markup or an emoji, as a scene, a photo's folder, a run, and what is written of it."""
     monkeypatch.chdir(tmp_path)

@@ -34,6 +34,7 @@ def seen(monkeypatch):
     return runs
 
 
+@pytest.mark.slow
 def test_flow_runs_as_the_command_does(reconx, tiny, seen, dataset, tmp_path):
     out, store = tmp_path / "runs" / "nightly", tmp_path / "store"
     state = reconx_evaluate(dataset, str(out), store=str(store), overrides=["splats.steps=3"], return_state=True)

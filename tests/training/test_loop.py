@@ -194,6 +194,7 @@ def test_accumulated_steps_are_those_of_a_larger_batch(tmp_path, clip):
         run(tmp_path / "b", clip, batch=2, **shared | {"steps": 4})
 
 
+@pytest.mark.slow
 def test_the_newest_checkpoints_are_kept_and_the_newest_whole_one_is_resumed(tmp_path, clip):
     kept = {"checkpoint_every": 1, "checkpoints": 2, "decay": False}
     _, weights = run(tmp_path, clip, steps=4, **kept)

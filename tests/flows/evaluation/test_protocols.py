@@ -114,6 +114,7 @@ def test_an_index_chooses_the_scenes_and_their_views(reconx, tiny, dataset, tmp_
     assert (outcome.code, "lists none of the 2 scenes" in outcome.err) == (2, True)
 
 
+@pytest.mark.slow
 def test_pairs_by_rule_are_listed_and_short_scenes_left_out(reconx, tiny, dataset, tmp_path):
     for i in range(7):
         (dataset / "cellar" / f"c{i}.png").write_bytes((dataset / "cellar" / "a.png").read_bytes())

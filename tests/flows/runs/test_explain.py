@@ -110,6 +110,7 @@ def test_a_rasteriser_by_its_name(run, why, monkeypatch):
     assert why("splats")[2:] == ["  rasterizer: cpu -> gsplat 1.5.3"]
 
 
+@pytest.mark.slow
 def test_an_entry_that_was_damaged_or_gone(run, why, tmp_path):
     run("first")
     (entry,) = (tmp_path / "store" / "splats").iterdir()

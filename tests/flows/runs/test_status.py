@@ -53,6 +53,7 @@ def test_an_ended_run_with_its_failure_and_report(reconx, tiny, status, data, mo
     assert status("out")[0] == table
 
 
+@pytest.mark.slow
 def test_a_failure_lasts_until_the_task_succeeds_and_as_long_as_its_run(reconx, tiny, status, photos, tmp_path, monkeypatch):
     command = ("evaluate", photos, "-o", "out", "--store", "store")
     whole = splats.fit_splats

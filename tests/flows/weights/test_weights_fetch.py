@@ -471,7 +471,7 @@ def test_another_pipeline_is_read_and_not_called_complete(pipeline, reconx, tmp_
     assert "no part of the video models" in reconx("verify", folder)[2]
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_video_checkpoint_that_was_not_converted_yet_golden(reconx, tmp_path):
     listed = file("keys/viewcrafter/inference_pvd_1024.json")
     buffers = schedule_buffers(ReconXScheduler(rescale_base=0.3))

@@ -279,7 +279,7 @@ def errors(found, truth, depth):
         (2, 64, "hall", 1, False),
         pytest.param(3, 64, "room", 4, False, marks=pytest.mark.slow),
         pytest.param(5, 64, "hall", 2, False, marks=pytest.mark.slow),
-        (3, 128, "room", 4, True),
+        pytest.param(3, 128, "room", 4, True, marks=pytest.mark.slow),
     ],
 )
 def test_noise_and_outliers(views, width, kind, seed, lateral):
