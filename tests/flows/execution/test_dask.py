@@ -131,6 +131,7 @@ def kill_when_named(file):
 def test_worker_with_a_stage_that_takes_too_long_is_ended_and_the_other_scenes_go_on(workers, reconx, tiny, tmp_path):
     for name in ("attic", "stuck"):
         write_folder(tmp_path / "data" / name)
+    workers.victim.touch()  # nobody waits to be killed
     before = processes(workers.address)
     command = ("evaluate", tmp_path / "data", "-o", tmp_path / "out", "--store", tmp_path / "store", "--dask", workers.address)
     outcome = reconx(*command, "--stage-timeout", "20s")
@@ -165,7 +166,7 @@ def test_training_clips_are_made_by_the_workers(workers, tiny, tmp_path):
 
 @pytest.mark.slow
 def test_killed_run_leaves_no_process_and_the_next_goes_on(workers, reconx, tiny, data, tmp_path):
-    log, only = tmp_path / "log", ("--scenes", "attic,barn")
+    log, only = tmp_path / "log", ("--scenes", "attic,cellar")
     environment = {k: v for k, v in os.environ.items() if k != "PREFECT_API_URL"}  # with a server of its own
     environment |= {"RECONX_TEST_LOG": str(log), "RECONX_TEST_PAUSE": "confidence"}
     command = [sys.executable, str(SCRIPT), "evaluate", str(data), *only, "-o", str(tmp_path / "out")]
