@@ -62,12 +62,15 @@ def evaluate(request: EvaluationRequest, out: Path, root: Path, console: Console
     def plans() -> list[ScenePlan]:
         from flows.runs import mlflow_client
         from flows.runs.request import record_request
+        from flows.runs.results import facts
         from flows.runs.tracking import open_run
 
         mlflow_client.load()  # while Prefect's server starts
         made = record_request(make_plans(request, out), started, request.dataset, out, root, workers.side_by_side)
+        known = {"facts": facts()}
         for row in rows_of(request):
-            live[row] = opened.enter_context(open_run(opening(request, row, out / row, started), out / row, console))
+            beginning = known | opening(request, row, out / row, started)
+            live[row] = opened.enter_context(open_run(beginning, out / row, console))
             folders[row] = open_folder([plan for plan in made if plan.row == row], out / row, root, live[row])
         return made
 
@@ -186,11 +189,9 @@ def open_folder(plans: list[ScenePlan], out: Path, root: Path, live: LiveRun) ->
 
 
 def opening(request: EvaluationRequest, row: str, out: Path, started: float) -> dict[str, Any]:
-    """What MLflow is told of a row before its first scene."""
-    from flows.runs.results import facts
-
+    """What MLflow is told of a row before its first scene, beside the facts of the machine."""
     settings = row_settings(request, row).model_dump(mode="json")
-    return {"title": title_of(out, row), "settings": settings, "facts": facts()} | about(request, row, started)
+    return {"title": title_of(out, row), "settings": settings} | about(request, row, started)
 
 
 def write_row(request: EvaluationRequest, row: str, runs: list[SceneRun], folder: RunFolder, started: float) -> dict[str, Any]:

@@ -325,8 +325,8 @@ def tags_of(step: Step, cluster: Cluster | None = None) -> set[str] | None:
     """
     if has_own_server():
         return None
-    on_gpu = cluster.has_gpus if cluster else device_class() == "cuda"
-    return {step.stage, step.plan.label} | ({"gpu"} if on_gpu and uses_gpu(step.stage, step.plan.settings) else set())
+    on_gpu = cluster.has_gpus if cluster else device_class() != "cpu"
+    return {step.stage, step.plan.label} | ({"gpu"} if on_gpu and step.uses_gpu else set())
 
 
 def _settle(step: Step, order: Order) -> None:
@@ -434,8 +434,7 @@ def run_stage(job: Job, parents: dict[str, dict[str, Any]], remote: bool = False
     else:
         forget_failure(job.root, job.stage, name)
         return {**asdict(reference), "computed": computed}
+    # Outside of the except block, or the original error would be pickled with these.
     if overran and remote:
         raise OverranError(description, worker_address())
-    raise (PassingError if passing else WorkerError)(
-        description
-    )  # outside of the except block, or the original error would be pickled with it
+    raise PassingError(description) if passing else WorkerError(description)

@@ -30,7 +30,7 @@ def seen(monkeypatch):
         return execute(*given)
 
     monkeypatch.setattr(execution, "execute", record)
-    monkeypatch.setattr(execution, "device_class", lambda: "cuda")  # not that of the keys
+    monkeypatch.setattr(execution, "device_class", lambda: "cuda 12.6")  # not that of the keys
     return runs
 
 
