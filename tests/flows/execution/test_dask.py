@@ -167,6 +167,7 @@ def test_training_clips_are_made_by_the_workers(workers, tiny, tmp_path):
 @pytest.mark.slow
 def test_killed_run_leaves_no_process_and_the_next_goes_on(workers, reconx, tiny, data, tmp_path):
     log, only = tmp_path / "log", ("--scenes", "attic,cellar")
+    workers.victim.touch()  # of `workers` nobody waits to be killed
     environment = {k: v for k, v in os.environ.items() if k != "PREFECT_API_URL"}  # with a server of its own
     environment |= {"RECONX_TEST_LOG": str(log), "RECONX_TEST_PAUSE": "confidence"}
     command = [sys.executable, str(SCRIPT), "evaluate", str(data), *only, "-o", str(tmp_path / "out")]
