@@ -14,8 +14,8 @@ from reconx_core.settings import STAGES, Settings
 from tasks.execute import uses_gpu
 
 SCRIPT = Path(__file__).parents[3] / "docs" / "reconx.sbatch"
-# Runs the command, as on the one node; Slurm's options are checked.
-SRUN = '() { [ "$1 $2" = "--ntasks-per-node=1 --export=ALL" ] || exit 9; shift 2; "$@"; }'
+# Is the command, as on the one node, and gets its signals; Slurm's options are checked.
+SRUN = '() { [ "$1 $2" = "--ntasks-per-node=1 --export=ALL" ] || exit 9; shift 2; exec "$@"; }'
 
 
 def test_the_shell_understands_it_and_so_does_sbatch():
