@@ -273,9 +273,9 @@ def gc(
 ) -> None:
     """Remove from the store what no remaining run, branch or experiment refers to."""
     from flows.execution.run import default_store
-    from flows.runs.garbage import collect_garbage, print_garbage, seconds_of
+    from flows.runs.garbage import age_of, collect_garbage, print_garbage
 
-    age = seconds_of(older_than) if older_than is not None else 0.0
+    age = age_of(older_than) if older_than is not None else 0.0
     print_garbage(collect_garbage(store or default_store(), dry_run, age, forget or ()), dry_run, console)
 
 

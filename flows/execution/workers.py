@@ -7,8 +7,7 @@ import re
 from dataclasses import dataclass
 
 from reconx_core.errors import UserError
-
-_UNITS = {"s": 1, "m": 60, "h": 3600}
+from reconx_core.reporting.numbers import parse_duration
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,9 @@ def choose_workers(
     Raises:
         UserError: there are not as many GPUs, or something cannot be read or does not go together.
     """
-    seconds = None if limit is None else read_duration(limit)
+    seconds = None if limit is None else parse_duration(limit)
+    if limit is not None and seconds is None:
+        raise UserError(f"'--stage-timeout {limit}' should be a time such as 90s, 30m or 1.5h.")
     if gpus is not None and dask not in (None, "local"):
         raise UserError(
             "--gpus is for processes on this machine; the workers of a scheduler say themselves what they have, by "
@@ -81,16 +82,3 @@ def visible_gpus() -> tuple[str, ...]:
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     names = [name.strip() for name in named.split(",")] if named else map(str, range(count))
     return tuple(names)[:count]
-
-
-def read_duration(text: str) -> float:
-    """Seconds of `90`, `90s`, `30m` or `1.5h`.
-
-    Raises:
-        UserError: it is none of these, or nothing.
-    """
-    read = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text.strip())
-    seconds = float(read[1]) * _UNITS[read[2] or "s"] if read else 0.0
-    if not seconds:
-        raise UserError(f"'--stage-timeout {text}' should be a time such as 90s, 30m or 1.5h.")
-    return seconds

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections import Counter
 from collections.abc import Iterable
@@ -22,8 +21,7 @@ from flows.runs.task_states import states_of_run
 from reconx_core.cache import store
 from reconx_core.cache.lock import exclusive
 from reconx_core.errors import UserError
-
-_UNITS = {"h": 3600, "d": 86400, "w": 604800}  # seconds
+from reconx_core.reporting.numbers import parse_duration
 
 
 @dataclass
@@ -81,16 +79,16 @@ def print_garbage(garbage: Garbage, dry_run: bool, console: Console) -> None:
     )
 
 
-def seconds_of(text: str) -> float:
-    """The time that `30d`, `12h` or `2w` say, in seconds.
+def age_of(text: str) -> float:
+    """Seconds of a time such as `30d`.
 
     Raises:
-        UserError: it says none.
+        UserError: it is none, or in smaller units than hours: a bare number is likely to mean days.
     """
-    matched = re.fullmatch(r"(\d+(?:\.\d+)?)([hdw])", text.strip())
-    if matched is None:
+    seconds = parse_duration(text)
+    if seconds is None or text.strip()[-1] not in "hdw":
         raise UserError(f"'--older-than {text}' is no time; write hours, days or weeks as in 12h, 30d or 2w.")
-    return float(matched[1]) * _UNITS[matched[2]]
+    return seconds
 
 
 def _garbage(root: Path, used: _Used, before: float) -> Garbage:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
+
+_UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}  # seconds
 
 
 def mean_or_none(values: Iterable[float | None]) -> float | None:
@@ -38,3 +41,9 @@ def format_duration(seconds: float) -> str:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def parse_duration(text: str) -> float | None:
+    """Seconds of `90`, `90s`, `30m`, `1.5h`, `30d` or `2w`; None where it says no time, or none at all."""
+    read = re.fullmatch(r"(\d+(?:\.\d+)?)([smhdw]?)", text.strip())
+    return float(read[1]) * _UNITS[read[2]] or None if read else None

@@ -19,7 +19,7 @@ from flows.cli import main
 from flows.evaluate import make_plans, make_request
 from flows.execution.flow import SceneRun
 from flows.runs import registry
-from flows.runs.garbage import collect_garbage, seconds_of
+from flows.runs.garbage import age_of, collect_garbage
 from flows.runs.registry import register_end, register_more, register_project, register_start
 from flows.runs.request import record_request, record_sources
 from flows.stage import lay
@@ -161,10 +161,10 @@ def test_older_than_spares_what_is_young(reconx, root, ended):
 
 
 def test_times_are_hours_days_and_weeks():
-    assert [seconds_of(text) for text in ("12h", "30d", "1.5w")] == [43200, 2592000, 907200]
+    assert [age_of(text) for text in ("12h", "30d", "1.5w")] == [43200, 2592000, 907200]
     for text in ("30", "d", "-1d", "1y", "1e9d"):
         with pytest.raises(UserError, match="is no time"):
-            seconds_of(text)
+            age_of(text)
 
 
 @pytest.mark.parametrize(
