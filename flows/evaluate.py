@@ -15,6 +15,7 @@ from rich.markup import escape
 
 from flows.evaluation.ablation import load_ablation
 from flows.evaluation.protocols import Protocol, load_protocol, plan_protocol
+from flows.execution.hooks import Hooks
 from flows.execution.plan import ScenePlan, place_of
 from flows.execution.run import load_params, resolve_auto, resolve_settings, run_stages
 from flows.execution.workers import ONE_THREAD, Workers
@@ -59,31 +60,31 @@ def evaluate(request: EvaluationRequest, out: Path, root: Path, console: Console
     folders: dict[str, RunFolder] = {}
     live: dict[str, LiveRun] = {}
 
-    def plans() -> list[ScenePlan]:
+    def on_start(plans: list[ScenePlan]) -> None:
         from flows.runs import mlflow_client
         from flows.runs.request import record_request
         from flows.runs.results import facts
         from flows.runs.tracking import open_run
 
         mlflow_client.load()  # while Prefect's server starts
-        made = record_request(make_plans(request, out), started, request.dataset, out, root, workers.side_by_side)
+        record_request(plans, started, request.dataset, out, root, workers.side_by_side)
         known = {"facts": facts()}
         for row in rows_of(request):
             beginning = known | opening(request, row, out / row, started)
             live[row] = opened.enter_context(open_run(beginning, out / row, console))
-            folders[row] = open_folder([plan for plan in made if plan.row == row], out / row, root, live[row])
-        return made
+            folders[row] = open_folder([plan for plan in plans if plan.row == row], out / row, root, live[row])
 
-    def tell_sources(read: Digests) -> None:
+    def on_sources(read: Digests) -> None:
         from flows.runs.request import record_sources
 
         record_sources(out, read)
 
-    def lay(run: SceneRun) -> None:
+    def on_scene(run: SceneRun) -> None:
         folders[run.plan.row].lay(run, lambda note: console.print(f"[yellow]{escape(note)}[/]", soft_wrap=True))
 
     with ExitStack() as opened:
-        runs = run_stages(plans, root, console, workers=workers, on_scene=lay, tell_sources=tell_sources)
+        hooks = Hooks(on_start, on_sources, on_scene)
+        runs = run_stages(lambda: make_plans(request, out), root, console, workers=workers, hooks=hooks)
         return write_rows(request, runs, folders, live, out, root, console, start, started)
 
 

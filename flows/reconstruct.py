@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from flows.execution.hooks import Hooks
 from flows.execution.plan import ScenePlan, place_of
 from flows.execution.run import run_stages
 from reconx_core.errors import UserError
@@ -32,17 +33,18 @@ def reconstruct(source: str, out: Path, settings: Settings, root: Path, console:
     require_writable(out)
     console.print(f"Reconstructing {source} (geometry by {settings.pointcloud.backend})", soft_wrap=True, markup=False)
 
-    def plans() -> list[ScenePlan]:
+    def on_start(plans: list[ScenePlan]) -> None:
         from flows.runs.request import record_request
 
-        return record_request([ScenePlan(*find_scene(source), settings)], started, source, out, root)
+        record_request(plans, started, source, out, root)
 
-    def tell_sources(read: Digests) -> None:
+    def on_sources(read: Digests) -> None:
         from flows.runs.request import record_sources
 
         record_sources(out, read)
 
-    (run,) = run_stages(plans, root, console, tell_sources=tell_sources)
+    hooks = Hooks(on_start, on_sources)
+    (run,) = run_stages(lambda: [ScenePlan(*find_scene(source), settings)], root, console, hooks=hooks)
     if run.error is not None:
         raise run.error
 

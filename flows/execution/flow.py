@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from prefect import flow, task
 from prefect.client.schemas import State
 from prefect.context import TaskRunContext
+from prefect.exceptions import PrefectHTTPStatusError
 from prefect.filesystems import WritableFileSystem
 from prefect.futures import PrefectWrappedFuture
 from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
@@ -30,9 +31,10 @@ from pydantic import PrivateAttr
 
 from flows.execution.attempts import PAUSE, RETRIES, StageOverran, passes_by_itself, with_memory, within
 from flows.execution.failures import forget_failure, keep_failure, task_id
+from flows.execution.hooks import NO_HOOKS, Hooks
 from flows.execution.plan import ScenePlan
 from flows.execution.prefect_server import has_own_server
-from flows.execution.sources import Digests, read_ahead
+from flows.execution.sources import read_ahead
 from flows.execution.workers import ONE_THREAD, Room, Workers, visible_gpus
 from reconx_core.cache import store
 from reconx_core.cache.store import RECORD, DamagedEntry, Reference
@@ -137,32 +139,43 @@ def reconx() -> None:
 
 def run_scenes(
     plans: Iterable[ScenePlan], root: Path, monitor: Monitor, stages: tuple[str, ...] = STAGES,
-    workers: Workers = ONE_THREAD, cluster: Cluster | None = None, on_scene: Callable[[SceneRun], None] = lambda run: None,
-    tell_sources: Callable[[Digests], None] = lambda read: None,
+    workers: Workers = ONE_THREAD, cluster: Cluster | None = None, hooks: Hooks = NO_HOOKS,
 ) -> list[SceneRun]:  # fmt: skip
     """Run the ``stages`` for every scene, in threads or in the cluster; one that fails does not stop the others.
 
-    Where plans agree in all that a stage depends on, they share its task. ``on_scene`` gets every scene as soon as its stages
-    have ended, in a thread of its own, one after another. ``tell_sources``: see `read_ahead`.
+    Where plans agree in all that a stage depends on, they share its task.
+
+    Raises:
+        UserError: Prefect's server refuses the run.
     """
     runs = [SceneRun(plan) for plan in plans]
     steps = make_steps(runs, stages)
     runner: Any = cluster.runner() if cluster else ThreadPoolTaskRunner(max_workers=workers.count)
     with ThreadPoolExecutor(1) as writer:
         told: list[futures.Future[None]] = []
-        tell = lambda run: told.append(writer.submit(on_scene, run))  # noqa: E731
+        tell = lambda run: told.append(writer.submit(hooks.on_scene, run))  # noqa: E731
         order = Order(root.resolve(), monitor, cluster, workers.limit, workers.dask == "local", tell)
         room = cluster.room if cluster else _room_of(workers)
-        token = _work.set(lambda: _read_and_run(steps, order, Ready(room), tell_sources))
+        token = _work.set(lambda: _read_and_run(steps, order, Ready(room), hooks))
         try:
             # Its thread would hold the end of a run up by a second, and only a server with services reads what it sends.
             with temporary_settings(set_defaults={PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
                 reconx.with_options(task_runner=runner, flow_run_name=_run_name(runs))()
+        except PrefectHTTPStatusError as error:
+            raise _refused(error) from None
         finally:
             _work.reset(token)
         for done in told:
             done.result()
     return runs
+
+
+def _refused(error: PrefectHTTPStatusError) -> UserError:
+    answer = error.response
+    closed = answer.status_code in (401, 403)
+    means = "set PREFECT_API_AUTH_STRING or PREFECT_API_KEY as it wants them" if closed else "see its log"
+    at = answer.request.url.copy_with(path="/api", query=None, userinfo=b"")
+    return UserError(f"Prefect's server at {at} refuses the run ({answer.status_code} {answer.reason_phrase}); {means}.")
 
 
 def _run_name(runs: list[SceneRun]) -> str:
@@ -255,9 +268,9 @@ class Order:
     on_scene: Callable[[SceneRun], None]
 
 
-def _read_and_run(steps: list[Step], order: Order, ready: Ready, tell_sources: Callable[[Digests], None]) -> None:
+def _read_and_run(steps: list[Step], order: Order, ready: Ready, hooks: Hooks) -> None:
     sources = [step.plan.source for step in steps if not PARENTS[step.stage]]
-    with read_ahead(sources, order.root, tell_sources) as digest_of:
+    with read_ahead(sources, order.root, hooks.on_sources) as digest_of:
         _run_steps(steps, order, ready, digest_of)
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import yaml
 from rich.console import Console
 
+from flows.execution.hooks import NO_HOOKS, Hooks
 from flows.execution.prefect_server import prefect_server
 from flows.execution.workers import ONE_THREAD, Workers
 from reconx_core.errors import UserError
@@ -26,7 +27,6 @@ from reconx_core.weights.choice import resolve_geometry
 if TYPE_CHECKING:
     from flows.execution.flow import SceneRun
     from flows.execution.plan import ScenePlan
-    from flows.execution.sources import Digests
 
 PRESETS = Path(__file__).parents[1] / "presets"
 PARAMS = Path("params.yaml")
@@ -105,13 +105,9 @@ def stop_at_once(console: Console) -> Iterator[None]:
 
 def run_stages(
     make_plans: Callable[[], list[ScenePlan]], root: Path, console: Console, stages: tuple[str, ...] = STAGES,
-    workers: Workers = ONE_THREAD, quiet: bool = False, on_scene: Callable[[SceneRun], None] = lambda run: None,
-    tell_sources: Callable[[Digests], None] = lambda read: None,
+    workers: Workers = ONE_THREAD, quiet: bool = False, hooks: Hooks = NO_HOOKS,
 ) -> list[SceneRun]:  # fmt: skip
     """Run the ``stages``; returns what came of every plan, failures included. ``quiet``: without a line for each.
-
-    ``on_scene`` gets what came of a plan as soon as its last stage has ended, in a thread of its own, one after another.
-    ``tell_sources``: see :func:`flows.execution.sources.read_ahead`.
 
     Raises:
         UserError: the store cannot be written to, no scenes, weights are missing, or Prefect's server or Dask's workers
@@ -137,6 +133,7 @@ def run_stages(
             if workers.dask is None:  # else it is the workers that have them
                 for settings in distinct_networks(plans):
                     require_weights(stages, settings)
+            hooks.on_start(plans)
             display = Display(console, root, len(plans), quiet)
             for notice in noticed:
                 if is_own_warning(notice.category, notice.filename):
@@ -145,11 +142,11 @@ def run_stages(
                 route_warnings(display.say)
                 wait_for_server()
                 if workers.dask is None:
-                    return run_scenes(plans, root, display, stages, workers, None, on_scene, tell_sources)
+                    return run_scenes(plans, root, display, stages, workers, None, hooks)
                 from flows.execution.dask_cluster import open_cluster
 
                 with open_cluster(workers, root, display, stages) as cluster:
-                    return run_scenes(plans, root, display, stages, workers, cluster, on_scene, tell_sources)
+                    return run_scenes(plans, root, display, stages, workers, cluster, hooks)
 
 
 def distinct_networks(plans: Iterable[ScenePlan]) -> Iterable[Settings]:

@@ -98,10 +98,8 @@ class RunRequest:
         return all(_started(self.folder / row / "run.json") == self.started for row in {plan.row for plan in self.plans})
 
 
-def record_request(
-    plans: list[ScenePlan], started: float, source: str, out: Path, root: Path, workers: int = 1
-) -> list[ScenePlan]:
-    """Write `request.json` into the run's folder ``out``, register the run with the store, and return its plans.
+def record_request(plans: list[ScenePlan], started: float, source: str, out: Path, root: Path, workers: int = 1) -> None:
+    """Write `request.json` into the run's folder ``out``, and register the run with the store.
 
     What is read of the sources meanwhile, :func:`record_sources` adds. ``started``: the start in seconds since the epoch.
 
@@ -124,7 +122,6 @@ def record_request(
         row: {stage: _environment(stage, settings, root) for stage in STAGES} for row, settings in rows.items()
     }
     _write(content, out)
-    return plans
 
 
 def record_sources(out: Path, read: Digests) -> None:

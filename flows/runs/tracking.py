@@ -252,8 +252,14 @@ def _answers(uri: str) -> bool:
 def _end_killed(client: MlflowClient, uri: str, out: Path) -> None:
     """Mark an earlier run into the folder that never came to its end, and that MLflow would show as running for ever."""
     earlier = find_object(out / RUNNING)
-    if earlier.get("uri") == uri and client.get_run(earlier["run"]).info.status == "RUNNING":
-        client.set_terminated(earlier["run"], "KILLED")
+    if earlier.get("uri") != uri:
+        return
+    parent = client.get_run(earlier["run"])
+    running = f"tags.`mlflow.parentRunId` = '{earlier['run']}' and attributes.status = 'RUNNING'"
+    scenes = client.search_runs([parent.info.experiment_id], running)
+    for run in (parent, *scenes):
+        if run.info.status == "RUNNING":
+            client.set_terminated(run.info.run_id, "KILLED")
 
 
 def watch_load(uri: str, run: str) -> SystemMetricsMonitor | None:

@@ -4,7 +4,10 @@ import errno
 import fcntl
 import http.server
 import os
+import socket
 import sqlite3
+import subprocess
+import sys
 import threading
 import time
 import urllib.request
@@ -15,6 +18,8 @@ from unittest.mock import ANY
 import httpx
 import pytest
 import requests
+import standins
+from standins import write_folder
 
 from flows.execution import prefect_server as servers
 from flows.execution import prefect_tables
@@ -123,6 +128,31 @@ def test_server_behind_a_password_is_there(health, monkeypatch, tmp_path, code):
     monkeypatch.setenv("PREFECT_API_URL", health.url)
     with servers.prefect_server(tmp_path) as wait_for_server:
         wait_for_server()
+
+
+@pytest.mark.slow  # a server of its own
+def test_wrong_password_is_a_sentence(tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    url = f"http://127.0.0.1:{port}/api"
+    environment = {**os.environ, "PREFECT_HOME": str(tmp_path / "home"), "PREFECT_SERVER_API_AUTH_STRING": "reconx:right"}
+    command = [sys.executable, "-m", "prefect", "server", "start", "--no-ui", "--no-services", "--port", port]
+    server = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        servers.wait_for_server(url, lambda: server.poll() is None)
+        photos, wrong = write_folder(tmp_path / "attic"), {"PREFECT_API_URL": url, "PREFECT_API_AUTH_STRING": "reconx:wrong"}
+        run = [sys.executable, standins.__file__, "reconstruct", str(photos), "-o", str(tmp_path / "out")]
+        run += ["--store", str(tmp_path / "store")]
+        ended = subprocess.run(run, env={**os.environ, **wrong}, capture_output=True, text=True)
+        assert ended.returncode == 2, ended.stderr
+        assert ended.stderr == (
+            f"reconx: Prefect's server at {url} refuses the run (401 Unauthorized); "
+            "set PREFECT_API_AUTH_STRING or PREFECT_API_KEY as it wants them.\n"
+        )
+    finally:
+        server.kill()
+        server.wait()
 
 
 def test_server_that_fails_is_not_there(health):

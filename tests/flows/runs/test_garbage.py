@@ -202,7 +202,8 @@ def request_of_a_run(tmp_path_factory):
     """The folder and the store of a run that has begun, and its request."""
     folder = tmp_path_factory.mktemp("run")
     request = make_request("procedural:room?seed=0..1", None, [])
-    plans = record_request(make_plans(request, folder / "out"), 1.0, request.dataset, folder / "out", folder / "store")
+    plans = make_plans(request, folder / "out")
+    record_request(plans, 1.0, request.dataset, folder / "out", folder / "store")
     record_sources(folder / "out", {plan.source: source_digest(plan.source, folder / "store") for plan in plans})
     content = json.loads((folder / "out" / "request.json").read_text())
     (views,) = content["views"].values()

@@ -88,6 +88,15 @@ def test_weights_taken_away_during_a_run_are_told_although_there_is_no_key(recon
     assert any(line.startswith("garden failed in video: ") for line in lines)
 
 
+def test_a_run_that_is_refused_leaves_no_request_and_nothing_in_mlflow(reconx, tiny, photos, tmp_path, monkeypatch):
+    monkeypatch.setenv("RECONX_WEIGHTS", str(tmp_path / "none"))
+    outcome = reconx("evaluate", photos, "-o", "out", "--store", "store", "-S", "video.backend=viewcrafter")
+    assert outcome.code == 2
+    assert outcome.err.count("\n") == 1
+    assert tiny() == []
+    assert not list(tmp_path.rglob("request.json")) + list(tmp_path.rglob("mlflow*"))
+
+
 @pytest.mark.slow  # what follows a kill: test_flow.py
 def test_a_run_before_during_and_after_kill_9(forks, reconx, tiny, status, data, tmp_path):
     """A real process. What status and gc find of it is what it had finished."""
@@ -158,9 +167,8 @@ def test_time_left_of_a_running_run_goes_by_how_many_stages_it_has_done_at_a_tim
     for name in ("attic", "cellar", "den"):
         write_folder(data / name)
     started = time.time() - 100
-    plans = record_request(
-        make_plans(make_request(str(data), None, []), tmp_path), started, str(data), tmp_path / "next", store
-    )
+    plans = make_plans(make_request(str(data), None, []), tmp_path)
+    record_request(plans, started, str(data), tmp_path / "next", store)
     record_sources(tmp_path / "next", {plan.source: execute.source_digest(plan.source, store) for plan in plans})
     reconx("reconstruct", data / "attic", "-o", "one", "--store", store)
     for measured in store.glob("*/*/measured.json"):

@@ -156,10 +156,14 @@ def test_run_that_ends_by_an_error_or_is_killed_does_not_run_for_ever(tmp_path, 
     killed = tracking.open_run(record, out, Console(file=io.StringIO()))  # never closed
     while not (out / tracking.RUNNING).exists():
         time.sleep(0.02)
+    client, parent = (
+        make_client(f"sqlite:///{tmp_path}/runs/mlflow.db"),
+        json.loads((out / tracking.RUNNING).read_text())["run"],
+    )
+    client.create_run(client.get_run(parent).info.experiment_id, tags={"mlflow.parentRunId": parent}, run_name="a scene")
     assert printed_by_track(record, out) == ""
-    client = make_client(f"sqlite:///{tmp_path}/runs/mlflow.db")
     runs = client.search_runs([client.get_experiment_by_name("reconx").experiment_id], order_by=["start_time ASC"])
-    assert sorted(run.info.status for run in runs) == ["FAILED", "FINISHED", "KILLED"]
+    assert sorted(run.info.status for run in runs) == ["FAILED", "FINISHED", "KILLED", "KILLED"]
     assert json.loads((out / tracking.IDS).read_text())["run"] in [r.info.run_id for r in runs if r.info.status == "FINISHED"]
     assert not (out / tracking.RUNNING).exists()
     killed.close(record)
