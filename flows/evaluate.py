@@ -16,7 +16,7 @@ from rich.markup import escape
 from flows.evaluation.ablation import load_ablation
 from flows.evaluation.protocols import Protocol, load_protocol, plan_protocol
 from flows.execution.hooks import Hooks
-from flows.execution.plan import ScenePlan, place_of
+from flows.execution.plan import ScenePlan, SceneRun, place_of
 from flows.execution.run import load_params, resolve_auto, resolve_settings, run_stages
 from flows.execution.workers import ONE_THREAD, Workers
 from reconx_core.errors import UserError
@@ -25,7 +25,6 @@ from reconx_core.names import shown
 from reconx_core.settings import Settings, parse_settings
 
 if TYPE_CHECKING:
-    from flows.execution.flow import SceneRun
     from flows.execution.sources import Digests
     from flows.runs.growing import RunFolder
     from flows.runs.tracking import LiveRun

@@ -12,13 +12,13 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 
 from flows.evaluate import find_scenes
-from flows.execution.plan import ScenePlan
+from flows.execution.plan import ScenePlan, SceneRun
 from flows.execution.run import load_params, run_stages
 from reconx_core.errors import UserError
 from reconx_core.io.checked import find_object
@@ -26,9 +26,6 @@ from reconx_core.io.files import write_json
 from reconx_core.names import quoted, shown
 from reconx_core.reporting.numbers import mean_scores
 from reconx_core.settings import STAGES, Settings
-
-if TYPE_CHECKING:
-    from flows.execution.flow import SceneRun
 
 ARTIFACTS = Path("artifacts")
 INPUTS = "inputs"  # the stage before the first, and its folder

@@ -32,7 +32,7 @@ from pydantic import PrivateAttr
 from flows.execution.attempts import PAUSE, RETRIES, StageOverran, passes_by_itself, with_memory, within
 from flows.execution.failures import forget_failure, keep_failure, task_id
 from flows.execution.hooks import NO_HOOKS, Hooks
-from flows.execution.plan import ScenePlan
+from flows.execution.plan import ScenePlan, SceneRun
 from flows.execution.prefect_server import has_own_server
 from flows.execution.sources import read_ahead
 from flows.execution.workers import ONE_THREAD, Room, Workers, visible_gpus
@@ -49,23 +49,6 @@ if TYPE_CHECKING:
 
 WAIT_SECONDS = 30.0  # for the end of a step, before the workers are looked for
 Future = PrefectWrappedFuture[Any, Any]  # of Prefect, around one of the threads' or of Dask's
-
-
-@dataclass
-class SceneRun:
-    """The result of a scene: references of the stages that were reached, and the error that ended it, if any."""
-
-    plan: ScenePlan
-    references: dict[str, Reference] = field(default_factory=dict)
-    computed: set[str] = field(default_factory=set)  # stages that were not in the store
-    failed_stage: str | None = None
-    error: BaseException | None = None
-    to_do: int = 0  # stages that have not ended
-
-    @property
-    def name(self) -> str:
-        """The scene's."""
-        return self.plan.name
 
 
 class WorkerError(Exception):

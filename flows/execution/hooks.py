@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from flows.execution.flow import SceneRun
-    from flows.execution.plan import ScenePlan
+    from flows.execution.plan import ScenePlan, SceneRun
     from flows.execution.sources import Digests
 
 

@@ -1,11 +1,15 @@
-"""What a run is to do: scenes with their settings. Rows of an ablation and seeds are the same scenes with other settings."""
+"""What a run is to do, scenes with their settings, and what came of each. Rows of an ablation and seeds are further scenes."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from reconx_core.settings import Settings
+
+if TYPE_CHECKING:
+    from reconx_core.cache.store import Reference
 
 
 @dataclass(frozen=True)
@@ -23,6 +27,23 @@ class ScenePlan:
         """The scene as the user tells it from the other rows and seeds."""
         seed = f"seed {self.settings.seed}" if self.seeded else ""
         return " · ".join(part for part in (self.name, self.row, seed) if part)
+
+
+@dataclass
+class SceneRun:
+    """The result of a scene: references of the stages that were reached, and the error that ended it, if any."""
+
+    plan: ScenePlan
+    references: dict[str, Reference] = field(default_factory=dict)
+    computed: set[str] = field(default_factory=set)  # stages that were not in the store
+    failed_stage: str | None = None
+    error: BaseException | None = None
+    to_do: int = 0  # stages that have not ended
+
+    @property
+    def name(self) -> str:
+        """The scene's."""
+        return self.plan.name
 
 
 def place_of(scene: Path) -> str:

@@ -25,8 +25,7 @@ from reconx_core.settings import STAGES, Settings, load_settings, parse_settings
 from reconx_core.weights.choice import resolve_geometry
 
 if TYPE_CHECKING:
-    from flows.execution.flow import SceneRun
-    from flows.execution.plan import ScenePlan
+    from flows.execution.plan import ScenePlan, SceneRun
 
 PRESETS = Path(__file__).parents[1] / "presets"
 PARAMS = Path("params.yaml")

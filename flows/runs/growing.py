@@ -9,8 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from flows.execution.flow import SceneRun
-from flows.execution.plan import ScenePlan
+from flows.execution.plan import ScenePlan, SceneRun
 from flows.runs.results import SCENE_RECORD, lay_scene, over_seeds, scene_folder
 from reconx_core.errors import UserError
 from reconx_core.io.checked import find_object

@@ -16,8 +16,8 @@ from typing import Any
 import yaml
 
 from flows.execution.failures import failure_of, task_id
-from flows.execution.flow import SceneRun, describe_error
-from flows.execution.plan import ScenePlan
+from flows.execution.flow import describe_error
+from flows.execution.plan import ScenePlan, SceneRun
 from reconx_core import export
 from reconx_core.cache import store
 from reconx_core.cache.code_version import code_version

@@ -17,7 +17,7 @@ from small_clip import small_clip
 
 from flows.cli import main
 from flows.evaluate import make_plans, make_request
-from flows.execution.flow import SceneRun
+from flows.execution.plan import SceneRun
 from flows.runs import registry
 from flows.runs.garbage import age_of, collect_garbage
 from flows.runs.registry import register_end, register_more, register_project, register_start

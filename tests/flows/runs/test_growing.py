@@ -14,8 +14,7 @@ from processes import wait_until
 from rich.console import Console
 from standins import write_folder
 
-from flows.execution.flow import SceneRun
-from flows.execution.plan import ScenePlan
+from flows.execution.plan import ScenePlan, SceneRun
 from flows.runs import growing
 from flows.runs.growing import HEAD, RunFolder
 from reconx_core import metrics
