@@ -128,7 +128,7 @@ class Witness:
             workers = [child for child in head.children(recursive=True) if is_worker(child)]
             now = time.monotonic()
             if not lines_of(self.out):
-                killed_at = now  # a worker that dies before it has joined ends the run
+                killed_at = now  # a run that has not found its first worker yet is refused
             if workers and self.kill_every and now - killed_at > self.kill_every:
                 random.SystemRandom().choice(workers).kill()
                 self.killed, killed_at = self.killed + 1, now

@@ -37,6 +37,7 @@ CONNECT_SECONDS, WORKER_SECONDS = 20, 60  # to wait for a scheduler, and for the
 LOOK_SECONDS, AHEAD = 2.0, 2  # between two looks at the workers, and tasks for each of their threads
 LOST_SECONDS = 600  # without any worker on this machine, until the run ends
 RESTART_SECONDS = 30  # to wait for a worker that is started again; it may come later
+REVIVE_SECONDS = 10  # without a process, until a worker of this machine gets another nanny
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,26 @@ class Messenger(Monitor):
 
 
 @dataclass
+class Crew:
+    """The workers of this machine, each a process with a nanny, which starts it again when it dies."""
+
+    cluster: SpecCluster
+    dead: dict[str, float] = field(default_factory=dict)  # since when a nanny has no process
+
+    def revive(self) -> None:
+        """Replace nannies that have given up, as they do where a worker cannot be started again at the first attempt."""
+        now, nannies = time.monotonic(), dict(self.cluster.workers)
+        self.dead = {name: self.dead.get(name, now) for name, nanny in nannies.items() if not nanny.is_alive()}
+        lost = [name for name, since in self.dead.items() if now - since > REVIVE_SECONDS]
+        for name in lost:
+            assert self.cluster.loop is not None  # it runs as long as the block that opened the cluster
+            self.cluster.loop.add_callback(nannies[name].close)
+            del self.cluster.workers[name], self.dead[name]
+        if lost:
+            self.cluster.scale(len(self.cluster.worker_spec))
+
+
+@dataclass
 class Cluster:
     """Dask's workers, prepared for one run."""
 
@@ -63,6 +84,7 @@ class Cluster:
     client: Client
     messenger: Messenger
     offered: frozenset[str]  # resources that workers declare: GPU for the stages that use one, CPU for the others
+    crew: Crew | None = None  # where the workers are of this run, on this machine
     found: Room | None = None  # when it last looked, a monotonic time
     looked: float = 0.0
     seen: float = field(default_factory=time.monotonic)  # a worker
@@ -93,6 +115,8 @@ class Cluster:
             # Of a scheduler that is gone the tasks tell.
             with contextlib.suppress(OSError):
                 self.found = self._look()
+            if self.crew is not None:
+                self.crew.revive()
             self.looked = time.monotonic()
         return self.found or Room(1, 1, 2)
 
@@ -137,7 +161,8 @@ def open_cluster(workers: Workers, root: Path, monitor: Monitor, stages: tuple[s
         assert workers.dask is not None
         # A worker that dies may take longer to start again than the 15 s after which Dask closes its nanny for good.
         stack.enter_context(dask.config.set({"distributed.deploy.lost-worker-timeout": f"{LOST_SECONDS}s"}))
-        address = stack.enter_context(_local(workers)).scheduler_address if workers.dask == "local" else workers.dask
+        crew = Crew(stack.enter_context(_local(workers))) if workers.dask == "local" else None
+        address = crew.cluster.scheduler_address if crew else workers.dask
         client = stack.enter_context(_connect(address))
         token = stack.enter_context(store.token(root))
         messenger = Messenger(token.name)
@@ -145,7 +170,7 @@ def open_cluster(workers: Workers, root: Path, monitor: Monitor, stages: tuple[s
         stack.enter_context(_prepare(client, token, messenger, stages))
         known = client.scheduler_info(n_workers=-1)["workers"].values()
         offered = frozenset(name for worker in known for name, amount in worker["resources"].items() if amount)
-        yield Cluster(address, client, messenger, offered)
+        yield Cluster(address, client, messenger, offered, crew)
 
 
 def _local(workers: Workers) -> SpecCluster:

@@ -189,6 +189,31 @@ def test_killed_run_leaves_no_process_and_the_next_goes_on(workers, reconx, tiny
     assert artifact_bytes(tmp_path / "store") == artifact_bytes(tmp_path / "calm-store")
 
 
+@pytest.mark.slow  # processes that start twice
+def test_a_worker_whose_nanny_has_given_up_is_replaced(monkeypatch):
+    from distributed import Client
+
+    from flows.execution import dask_cluster
+    from flows.execution.workers import Workers
+
+    monkeypatch.setattr(dask_cluster, "REVIVE_SECONDS", 2)
+    with dask_cluster._local(Workers(1, "local")) as cluster, Client(cluster, set_as_default=False) as client:
+        client.wait_for_workers(1, timeout=60)
+        crew, (nanny,) = dask_cluster.Crew(cluster), cluster.workers.values()
+        crew.revive()
+        assert not crew.dead
+        first = nanny.process.pid
+        cluster.sync(nanny.close)  # as it does where a process cannot be started again
+
+        def works():
+            crew.revive()
+            return client.scheduler_info(n_workers=-1)["workers"]
+
+        wait_until(works)
+        assert cluster.workers["cpu-0"] is not nanny
+        assert client.submit(os.getpid).result(30) not in (first, os.getpid())
+
+
 @pytest.mark.slow
 def test_models_stay_loaded_between_scenes(server, tmp_path):
     """The real stages up to the video, on two scenes in one worker process, which reads the video model once."""

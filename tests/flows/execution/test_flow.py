@@ -1,10 +1,14 @@
 """The orchestration, with stand-in stages: what runs, what does not run again, and what a failure leaves."""
 
+import csv
 import json
 import os
+import random
+import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -141,6 +145,48 @@ def test_kill_9_repeats_at_most_the_interrupted_task(forks, tiny, photos, tmp_pa
     assert log.read_text().split() == ["confidence", "splats", "metrics"]
     assert run(forks, *command, tmp_path / "calm", environment=environment).returncode == 0
     assert artifact_bytes(tmp_path / "killed") == artifact_bytes(tmp_path / "calm")
+
+
+@pytest.mark.slow  # twenty runs that are killed, and twenty that go on from there
+@pytest.mark.timeout(1200)
+def test_killed_at_any_moment_a_run_goes_on_to_the_same_end(forks, tmp_path):
+    names, environment = ("attic", "cellar", "den", "hall", "kitchen", "loft"), {**os.environ}
+    for name in names:
+        standins.write_folder(tmp_path / "data" / name)
+
+    def command(folder):
+        return ["evaluate", tmp_path / "data", "-o", folder / "out", "--store", folder / "store"]
+
+    def results(folder):
+        records = json.loads((folder / "out" / "run.json").read_text())["scenes"]
+        scenes = {name: (folder / "out" / name / "scene.ply").read_bytes() for name in names}
+        return artifact_bytes(folder / "store"), scenes, {name: record["summary"] for name, record in records.items()}
+
+    begin = time.monotonic()
+    assert run(forks, *command(tmp_path / "calm"), environment=environment).returncode == 0
+    lasts, undisturbed = time.monotonic() - begin, results(tmp_path / "calm")
+    killed = 0
+    for moment in random.Random(0).choices(range(1000), k=20):
+        folder = tmp_path / "disturbed"
+        with open(os.devnull, "r+") as nothing:
+            process = Started(forks, command(folder), environment, 3 * [nothing.fileno()])
+        time.sleep(lasts * moment / 1000)
+        if process.poll() is None:
+            process.kill()
+            killed += 1
+        process.wait()
+        again = run(forks, *command(folder), environment=environment)
+        assert again.returncode == 0, (moment, again.stdout + again.stderr)
+        assert results(folder) == undisturbed, moment
+        assert not any((folder / "store" / ".tmp").iterdir()), moment
+        assert sorted(csv_names(folder / "out")) == sorted(names), moment
+        shutil.rmtree(folder)
+    assert killed >= 15
+
+
+def csv_names(out):
+    with open(out / "scores.csv", newline="") as file:
+        return [row["scene"] for row in csv.DictReader(file)]
 
 
 @pytest.mark.slow
