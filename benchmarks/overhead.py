@@ -25,8 +25,8 @@ from typing import Any
 
 import numpy as np
 
-RERUN_SECONDS = 5.0  # of a run that changes nothing, beyond Prefect's own start
-TASK_SECONDS = 0.020  # of CPU per task in threads
+RERUN_SECONDS = 3.0  # of a run that changes nothing, beyond Prefect's own start
+TASK_SECONDS = 0.012  # of CPU per task in threads
 GROWTH = 0.20  # of memory after the first 100 scenes
 STEADY = 1.25  # CPU seconds per task of the last 100 scenes, as a multiple of those of the first 100
 SPECIFICATION = "procedural:room?seed=0..{last}&views=2&width=64&height=48"

@@ -6,10 +6,10 @@ Import this only inside ``prefect_server``: Prefect reads its settings at import
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent import futures
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Any
 from prefect import flow, task
 from prefect.client.schemas import State
 from prefect.context import TaskRunContext
+from prefect.events.clients import NullEventsClient
+from prefect.events.worker import EventsWorker
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.filesystems import WritableFileSystem
 from prefect.futures import PrefectWrappedFuture
@@ -142,7 +144,7 @@ def run_scenes(
         token = _work.set(lambda: _read_and_run(steps, order, Ready(room), hooks))
         try:
             # Its thread would hold the end of a run up by a second, and only a server with services reads what it sends.
-            with temporary_settings(set_defaults={PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+            with temporary_settings(set_defaults={PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}), _few_events():
                 reconx.with_options(task_runner=runner, flow_run_name=_run_name(runs))()
         except PrefectHTTPStatusError as error:
             raise _refused(error) from None
@@ -151,6 +153,16 @@ def run_scenes(
         for done in told:
             done.result()
     return runs
+
+
+@contextmanager
+def _few_events() -> Iterator[None]:
+    """No events for a server of the run's own: it has no services to record them, and sending them takes 4 ms a task."""
+    EventsWorker.set_client_override(NullEventsClient if has_own_server() else None)
+    try:
+        yield
+    finally:
+        EventsWorker.set_client_override(None)
 
 
 def _refused(error: PrefectHTTPStatusError) -> UserError:
