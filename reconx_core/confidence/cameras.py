@@ -63,7 +63,7 @@ def place_frames(
     """
     mode, generated = choose_mode(frames, settings), int((~frames.is_photo).sum())
     if mode == "given" or generated == 0:
-        return frames, Placement("given", generated)
+        return frames, Placement(mode, generated)
     moves = Moves({}, {})
     for clip in clips_of(frames):
         found = locate_clip(inputs, frames, pointmaps, clip, backend, mode, generator)
