@@ -15,6 +15,7 @@ FORMS = {
     "every8": "every8:INPUTS, for example every8:3",
     "spread": "spread:INPUTS, for example spread:6",
     "gap": "gap:FRAMES, for example gap:201",
+    "outside": "outside:INPUTS, for example outside:2",
 }
 
 
@@ -30,6 +31,8 @@ def split_by_rule(name: str, photos: int) -> Split:
     ``views:INPUTS:TARGETS``: as listed. ``every8:N``: 0, 8, 16, ... are held out, N inputs are spread evenly over the others
     (LLFF, RegNeRF). ``spread:N``: N inputs are spread evenly over all, every eighth of the others is held out (the paper's
     Table III). ``gap:FRAMES``: two inputs FRAMES apart in the middle of the capture, three targets evenly between (`hard`).
+    ``outside:N``: N evenly spaced inputs around the middle, as far apart as the capture allows; held out are the photos before
+    and after them that are no farther than the inputs are from each other.
 
     Raises:
         UserError: the rule is malformed, or there are too few photos for it.
@@ -77,10 +80,19 @@ def _gap(photos: int, frames: int) -> Split:
     return Split((first, first + frames), targets) if frames > 3 and first >= 0 else Split((), ())
 
 
+def _outside(photos: int, count: int) -> Split:
+    gap = (photos - 1) // (count + 1)
+    first, length = (photos - 1 - (count - 1) * gap) // 2, (count - 1) * gap
+    before, after = range(first - gap, first), range(first + length + 1, first + length + gap + 1)
+    return Split(tuple(range(first, first + length + 1, gap)), (*before, *after)) if gap else Split((), ())
+
+
 def _evenly(among: tuple[int, ...], count: int) -> tuple[int, ...]:
     if not 0 < count <= len(among):
         return ()
     return tuple(among[i] for i in np.linspace(0, len(among) - 1, count).round().astype(int))
 
 
-_RULES: dict[str, Callable[..., Split]] = {"clip": _clip, "every8": _every8, "spread": _spread, "gap": _gap}
+_RULES: dict[str, Callable[..., Split]] = {
+    "clip": _clip, "every8": _every8, "spread": _spread, "gap": _gap, "outside": _outside,
+}  # fmt: skip

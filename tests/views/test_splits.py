@@ -1,5 +1,7 @@
 """Splits by rule: what each rule takes, and what it refuses."""
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,6 +15,7 @@ def test_every_rule_on_a_capture_of_twenty():
     assert split_by_rule("every8:3", 20) == ((1, 10, 19), (0, 8, 16))
     assert split_by_rule("spread:3", 20) == ((0, 10, 19), (1, 9, 18))
     assert split_by_rule("gap:12", 20) == ((3, 15), (6, 9, 12))
+    assert split_by_rule("outside:2", 20) == ((6, 12), (0, 1, 2, 3, 4, 5, 13, 14, 15, 16, 17, 18))
     assert split_by_rule("clip:4:2:4", 20) == ((4, 10), (6, 8))
     assert split_by_rule("views:7,2:3,2", 20) == ((2, 7), (3, 2))
 
@@ -37,6 +40,20 @@ def test_a_gap_is_as_wide_as_asked_for_or_refused(photos, gap):
     assert len(targets) == 3
     assert all(first < target < last for target in targets)
     assert abs((photos - 1 - last) - first) <= 1
+
+
+@given(photos=st.integers(2, 300), count=st.integers(2, 9))
+def test_what_lies_outside_is_no_farther_than_the_inputs_from_each_other(photos, count):
+    if photos < count + 2:
+        with pytest.raises(UserError, match="needs at least two inputs"):
+            split_by_rule(f"outside:{count}", photos)
+        return
+    inputs, targets = split_by_rule(f"outside:{count}", photos)
+    (gap,) = {after - before for before, after in pairwise(inputs)}
+    before, after = [i for i in targets if i < inputs[0]], [i for i in targets if i > inputs[-1]]
+    assert before + after == list(targets)
+    assert len(before) == len(after) == gap
+    assert (min(targets), max(targets)) == (inputs[0] - gap, inputs[-1] + gap)
 
 
 @pytest.mark.parametrize("name", ["every8:", "spread:a", "gap:1:2", "views:1,2", "views:1,2:3:4", "clip:1:2"])
