@@ -27,8 +27,9 @@ GRID = 64  # long side of the coarse picture that tells what a camera sees
 MOSTLY = 0.5  # share of what a camera sees from behind with which it is behind a surface
 WALL = 0.03  # share of the scene's points on a plane that is a wall, floor or ceiling, also where no photo shows it
 BEYOND_WALL = 0.05  # share of the points that may lie behind a wall: noise, and what is seen through a window
+ALONG = 0.9  # cosine between a wall's normal and those of its points
 THICKNESS = 0.02  # of a wall's points, in median depths
-CANDIDATES, JUDGES = 500, 5000  # points whose planes are tried as walls, and points that these are held against
+CANDIDATES, JUDGES = 2000, 5000  # points whose planes are tried as walls, and points that these are held against
 LEAST_SEEN = 0.05  # share of the picture that points fill, below which a camera sees nothing of the scene
 
 INSIDE = "runs into a surface"
@@ -75,10 +76,11 @@ def find_walls(
     A room goes on where no photo shows it: a camera on such a plane's other side would have left it.
     """
     candidates = slice(None, None, max(1, len(points) // CANDIDATES))
-    judges = points[:: max(1, len(points) // JUDGES)]
+    judges = slice(None, None, max(1, len(points) // JUDGES))
     planes = torch.cat([normals[candidates], -(points[candidates] * normals[candidates]).sum(-1, keepdim=True)], -1)
-    distance = judges @ planes[:, :3].mT + planes[:, 3]
-    on_it, behind = ((distance.abs() < thickness).float().mean(0), (distance < -thickness).float().mean(0))
+    distance = points[judges] @ planes[:, :3].mT + planes[:, 3]
+    flat = (distance.abs() < thickness) & (normals[judges] @ planes[:, :3].mT > ALONG)
+    on_it, behind = flat.float().mean(0), (distance < -thickness).float().mean(0)
     photos = cameras.cam_to_world[:, :3, 3] @ planes[:, :3].mT + planes[:, 3]
     return planes[(on_it > WALL) & (behind < BEYOND_WALL) & (photos > thickness).all(0)]
 
