@@ -24,6 +24,7 @@ from reconx_core.types import Cameras, Pointmaps, Views
 
 STEPS = 32  # places at which the way past a photo is held against the surfaces
 DEGREE_STEPS = 180  # and an orbit
+GIVEN = "the file's path"
 LEAST_REACH = 0.1  # share of `condition.reach` below which frames past a photo would all show the same
 
 
@@ -154,7 +155,7 @@ def as_given(cameras: Cameras, pointmaps: Pointmaps, settings: ConditionSettings
         warnings.warn(f"{message}; every one becomes a frame to generate.", stacklevel=2)
         cameras = cameras[torch.linspace(0, count - 1, settings.frames).round().long()]
     pair, position = pairs_by_place(cameras, pointmaps)
-    return _checked(PlannedPath(cameras, pair, position), free_space(pointmaps), "the file's path")
+    return _checked(PlannedPath(cameras, pair, position), free_space(pointmaps), GIVEN)
 
 
 def pairs_by_place(cameras: Cameras, pointmaps: Pointmaps) -> tuple[Int[Tensor, "k 2"], Float[Tensor, " k"]]:
@@ -194,7 +195,8 @@ def _checked(path: PlannedPath, space: FreeSpace, what: str) -> PlannedPath:
     kept = torch.tensor([not reason for reason in why])
     reasons = ", ".join(f"{count} because it {reason}" for reason, count in sorted(Counter(filter(None, why)).items()))
     if len(kept) and not kept.any():
-        raise UserError(f"None of the {len(why)} cameras of {what} can be used: {reasons}. Is it in the frame of this scene?")
+        hint = " Are they in the frame of this scene (docs/paths.md)?" if what == GIVEN else ""
+        raise UserError(f"None of the {len(why)} cameras of {what} can be used: {reasons}.{hint}")
     if not kept.all():
         lost = int((~kept).sum())
         warnings.warn(f"{lost} of {len(why)} cameras of {what} are left out: {reasons}.", stacklevel=3)

@@ -271,5 +271,5 @@ def test_many_cameras_are_thinned_and_that_is_said():
 def test_cameras_in_another_frame_are_refused():
     path = build(frames_per_pair=2, sway=0.0).cameras
     far = replace(path, cam_to_world=path.cam_to_world + torch.tensor([0, 0, 0, 900.0]) * (torch.arange(4) < 3)[:, None])
-    with pytest.raises(UserError, match=r"None of the 4 cameras .* Is it in the frame of this scene\?"):
+    with pytest.raises(UserError, match=r"None of the 4 cameras .* Are they in the frame of this scene"):
         as_given(far, room_pointmaps(), ConditionSettings())
