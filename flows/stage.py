@@ -97,7 +97,8 @@ def project_folder() -> Path:
 
 
 def write_inputs(root: Path, artifacts: Path = ARTIFACTS) -> None:
-    """Write ``artifacts/inputs/<stage>.json``: digests of the scenes for `views`, of the weights for the other stages.
+    """Write ``artifacts/inputs/<stage>.json``: digests of the scenes for `views`, of a file of cameras for `condition`, of the
+    weights for the other stages.
 
     What cannot be read has None; the stage that needs it says why. Files keep their bytes where nothing has changed.
     ``root``: of the store that remembers digests.
@@ -105,12 +106,13 @@ def write_inputs(root: Path, artifacts: Path = ARTIFACTS) -> None:
     Raises:
         UserError: wrong params.yaml, or no scene.
     """
-    from tasks.execute import PARENTS, source_digest, weights_digests
+    from tasks.execute import PARENTS, path_digests, source_digest, weights_digests
 
     dataset, settings = load_params()
     scenes = {name: _digest_of(source_digest, source, root) for name, source in find_scenes(dataset)}
     weights = {stage: _digest_of(weights_digests, stage, settings, root) for stage in STAGES if PARENTS[stage]}
-    for stage, digests in {"views": scenes, **weights}.items():
+    cameras = {"condition": _digest_of(path_digests, "condition", settings, root)}
+    for stage, digests in {"views": scenes, **weights, **cameras}.items():
         write_json(artifacts / INPUTS / f"{stage}.json", digests)
 
 

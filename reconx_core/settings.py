@@ -19,6 +19,7 @@ from reconx_core.errors import UserError
 
 STAGES = ("views", "pointcloud", "condition", "video", "confidence", "splats", "metrics")
 LARGEST = 1_000_000_000  # of any number in the settings
+PATHS = ("between", "extrapolate", "orbit")  # of the camera; what else `condition.path` says is a file
 Side = Annotated[int, Field(ge=16)]  # of an image, pixels
 
 
@@ -76,6 +77,31 @@ class ConditionSettings(Section):
     sway: float = Field(
         0.5, ge=0, le=10, description="Deviation of the camera path from the direct one, in baselines of the pair."
     )
+    path: str = Field(
+        "between",
+        description="between the photos; extrapolate, also past the first and the last; orbit, around what they look at; or a "
+        "file of cameras (docs/paths.md).",
+    )
+    reach: float = Field(
+        1.0, gt=0, le=10, description="How far extrapolate goes past the first and the last photo, in baselines of their pair."
+    )
+    frames_beyond: int | None = Field(
+        None, ge=0, description="Frames of extrapolate past each end; null: half of `frames_per_pair`."
+    )
+    degrees: float = Field(
+        360.0, gt=0, le=360, description="Length of an orbit, half of it to each side of the photos' middle."
+    )
+    frames: int = Field(48, ge=1, description="Frames of an orbit; of a file's cameras at most so many, evenly thinned.")
+
+    @property
+    def beyond(self) -> int:
+        """Frames of `extrapolate` past each end."""
+        return self.frames_per_pair // 2 if self.frames_beyond is None else self.frames_beyond
+
+    @property
+    def path_file(self) -> Path | None:
+        """The file of cameras that `path` names; None where it names a kind of path."""
+        return None if self.path in PATHS else Path(self.path).expanduser()
 
 
 class VideoSettings(Section):

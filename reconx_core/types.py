@@ -150,8 +150,8 @@ class Condition:
     cameras: Cameras
     renders: Float[Tensor, "f h w 3"]
     visibility: Float[Tensor, "f h w"]  # [0, 1]
-    pair: Int[Tensor, "f 2"]  # indices of the two input views that the frame lies between
-    position: Float[Tensor, " f"]  # 0 at the first view of the pair, 1 at the second
+    pair: Int[Tensor, "f 2"]  # indices of the two input views that the frame lies between, or beyond the second of which
+    position: Float[Tensor, " f"]  # 0 at the first view of the pair, 1 at the second; above 1 beyond the second, below 0 never
     tokens: Float[Tensor, "t c"] = field(default_factory=lambda: torch.zeros(0, 0))  # structure tokens, eq. 10
 
     def __post_init__(self) -> None:
@@ -171,7 +171,7 @@ class Frames:
     cameras: Cameras
     confidence: Float[Tensor, "f h w"]  # [0, 1]
     is_photo: Bool[Tensor, " f"]
-    pair: Int[Tensor, "f 2"] | None = None  # the two photos that a frame lies between; a photo's own index twice; None: unknown
+    pair: Int[Tensor, "f 2"] | None = None  # as in `Condition`; of a photo its own index twice; None: unknown
     cameras_told: bool = True  # False: the generator was not told the frames' cameras, which then are a guess
 
     def __post_init__(self) -> None:

@@ -1,13 +1,25 @@
 """Stage `condition`: point cloud -> cameras of the frames to come, and the points rendered there."""
 
+from pathlib import Path
 from typing import Any
 
 from reconx_core import condition
+from reconx_core.condition.camera_files import cameras_on_path, read_path
 from reconx_core.geometry.undistort import registered_photos
+from reconx_core.types import Cameras
 from tasks.execute import Inputs, Job
+
+NO_ORIGIN = (0.0, 0.0, 0.0)
 
 
 def run(job: Job, read: Inputs) -> dict[str, Any]:
-    pointmaps = read("pointcloud", "pointmaps")
+    settings, pointmaps = job.settings.condition, read("pointcloud", "pointmaps")
     inputs = registered_photos(read("views", "views"), read("pointcloud", "kept"), pointmaps)
-    return {"condition": condition.build_condition(inputs, pointmaps, job.settings.condition, job.generator())}
+    given = None if settings.path_file is None else given_cameras(settings.path_file, pointmaps.cameras, read)
+    return {"condition": condition.build_condition(inputs, pointmaps, settings, job.generator(), given)}
+
+
+def given_cameras(file: Path, photos: Cameras, read: Inputs) -> Cameras:
+    """The cameras of a file, which is in the frame of the given cameras, in the scene's."""
+    noted = read.has("views", "origin.json")
+    return cameras_on_path(read_path(file), photos, read.json("views", "origin.json")["origin"] if noted else NO_ORIGIN)

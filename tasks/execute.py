@@ -23,6 +23,7 @@ from reconx_core.cache import store
 from reconx_core.cache.code_version import code_version, module_versions, reachable
 from reconx_core.cache.digests import digests_of, group_of
 from reconx_core.cache.store import Reference
+from reconx_core.condition.camera_files import files_of_path, read_path
 from reconx_core.datasets import files_of
 from reconx_core.errors import UserError
 from reconx_core.losses.lpips import lpips_files
@@ -103,6 +104,10 @@ class Inputs:
     def __call__(self, stage: str, name: str) -> Any:
         return store.load(self.parents[stage].folder(self.root), name)
 
+    def has(self, stage: str, name: str) -> bool:
+        """Whether the parent left that file."""
+        return (self.parents[stage].folder(self.root) / name).is_file()
+
     def json(self, stage: str, name: str) -> Any:
         """The content of a JSON file."""
         return json.loads((self.parents[stage].folder(self.root) / name).read_text())
@@ -126,7 +131,10 @@ def parts_of(
 ) -> dict[str, Any]:
     """The parts of a cache key, from digests of the parents' outputs and the source, and from :func:`environment_of`."""
     source = "" if PARENTS[stage] else source
-    return {"settings": resolved_settings(stage, settings), "parents": dict(parents), "source": source, **environment}
+    resolved = resolved_settings(stage, settings)
+    if "condition" in resolved and settings.condition.path_file is not None:  # its content counts, wherever it lies
+        resolved["condition"]["path"] = "file"
+    return {"settings": resolved, "parents": dict(parents), "source": source, **environment}
 
 
 def environment_of(stage: str, settings: Settings, root: Path, code: str = "") -> dict[str, Any]:
@@ -136,7 +144,7 @@ def environment_of(stage: str, settings: Settings, root: Path, code: str = "") -
     ``root``: of the store, beside which digests are remembered.
 
     Raises:
-        UserError: the weights that the settings ask for are not there, or their rasteriser cannot run here.
+        UserError: the weights or the cameras that the settings ask for are not there, or their rasteriser cannot run here.
     """
     return {
         "code": code or code_of(stage),
@@ -144,6 +152,7 @@ def environment_of(stage: str, settings: Settings, root: Path, code: str = "") -
         "libraries": versions(_modules_of(stage), unused_modules(stage, settings)),
         "device": device_class() if uses_gpu(stage, settings) else "cpu",
         **({"rasterizer": rasterizer(rasterizer_setting(stage, settings))} if rasterizes(stage) else {}),
+        **({"cameras": cameras} if (cameras := path_digests(stage, settings, root)) else {}),
     }
 
 
@@ -310,6 +319,8 @@ def rasterizer_setting(stage: str, settings: Settings) -> str:
 
 def unused_modules(stage: str, settings: Settings) -> tuple[str, ...]:
     """Modules that the stage can reach and that the settings leave unused; those of geometry backends share their libraries."""
+    if stage == "condition":
+        return () if settings.condition.path_file is not None else ("reconx_core.condition.camera_files",)
     if stage != "video":
         return ()
     name = settings.video.backend
@@ -329,6 +340,30 @@ def require_weights(stages: Iterable[str], settings: Settings) -> None:
     """Raise UserError where weights that the stages would load are missing: before the first of them computes."""
     for stage in stages:
         _weights_place(stage, settings)
+
+
+def require_cameras(stages: Iterable[str], settings: Settings) -> None:
+    """Raise UserError where the file of cameras that `condition` would read is missing or broken: before anything computes."""
+    if "condition" in stages and settings.condition.path_file is not None:
+        with warnings.catch_warnings(action="ignore"):  # the stage says it
+            read_path(settings.condition.path_file)
+
+
+def path_digests(stage: str, settings: Settings, root: Path) -> dict[str, str]:
+    """Digest of every file of cameras that the stage would read; ``root``: of the store that remembers them.
+
+    Raises:
+        UserError: a file cannot be read.
+    """
+    file = settings.condition.path_file if stage == "condition" else None
+    if file is None:
+        return {}
+    try:
+        names = files_of_path(file)
+        found = digests_of(root, group_of(file), {path.name: path for path in names.values()})
+        return {name: found[path.name] for name, path in names.items()}
+    except OSError as error:
+        raise UserError(f"Cannot read {error.filename}: {error.strerror}.") from None
 
 
 def _weights_place(stage: str, settings: Settings) -> Path | None:

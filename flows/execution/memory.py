@@ -15,7 +15,7 @@ from typing import Any
 from rich.console import Console
 
 from reconx_core.errors import UserError
-from reconx_core.settings import Settings
+from reconx_core.settings import ConditionSettings, Settings
 
 RESERVED = 0.5  # GiB of a card that CUDA itself takes
 SIZES = (8, 12, 24, 48)  # GB that cards have
@@ -151,12 +151,19 @@ def backends_of(settings: Settings) -> list[tuple[str, str]]:
 
 def need(stage: str, backend: str, way: Way, settings: Settings) -> float:
     """The peak in GiB of a stage that runs in a way, at the settings' number of frames, without networks of other stages."""
-    frames = settings.condition.frames_per_pair + 2
+    frames = longest_clip(stage, settings.condition) + 2
     if stage == "confidence":
         graph = way.settings.get("pointcloud.graph", "window")
         return way.weights + way.activations * _pairs(graph, frames) / _pairs(graph, 32)
     longer = max(1.0, frames / REFERENCE[backend]) if backend in REFERENCE else 1.0
     return _bytes(stage, settings) * (way.weights + way.activations * longer)
+
+
+def longest_clip(stage: str, settings: ConditionSettings) -> int:
+    """Frames of the longest clip: between two photos and past one of them, in `confidence` past both; at worst a whole path."""
+    if settings.path == "extrapolate":
+        return settings.frames_per_pair + settings.beyond * (2 if stage == "confidence" else 1)
+    return settings.frames_per_pair if settings.path == "between" else settings.frames
 
 
 def describe(choices: list[Choice], vram: int, overrides: list[str]) -> str:

@@ -46,8 +46,14 @@ def resolve_settings(preset: str | None, overrides: list[str] | None) -> Setting
 
 
 def resolve_auto(settings: Settings) -> Settings:
-    """The settings with the backends that ``auto`` stands for here, so that cache keys and records name them."""
-    return settings.model_copy(update={"pointcloud": resolve_geometry(settings.pointcloud)})
+    """The settings with the backends that ``auto`` stands for here, so that cache keys and records name them.
+
+    A file of cameras is named by its whole path, for workers that were started elsewhere.
+    """
+    file, condition = settings.condition.path_file, settings.condition
+    if file is not None and file.is_file():
+        condition = condition.model_copy(update={"path": str(file.absolute())})
+    return settings.model_copy(update={"pointcloud": resolve_geometry(settings.pointcloud), "condition": condition})
 
 
 def load_params(overrides: list[str] | None = None, path: Path = PARAMS) -> tuple[str, Settings]:
@@ -121,7 +127,7 @@ def run_stages(
         from flows.execution.progress import Display
         from reconx_core.cache import store
         from reconx_core.cache.lock import in_use
-        from tasks.execute import is_own_warning, load_stages, require_weights, route_warnings
+        from tasks.execute import is_own_warning, load_stages, require_cameras, require_weights, route_warnings
 
         with ExitStack() as stack:
             with warnings.catch_warnings(record=True) as noticed:
@@ -130,8 +136,9 @@ def run_stages(
                 load_stages(stages)
                 plans = make_plans()
             if workers.dask is None:  # else it is the workers that have them
-                for settings in distinct_networks(plans):
+                for settings in distinct_files(plans):
                     require_weights(stages, settings)
+                    require_cameras(stages, settings)
             hooks.on_start(plans)
             display = Display(console, root, len(plans), quiet)
             for notice in noticed:
@@ -148,12 +155,13 @@ def run_stages(
                     return run_scenes(plans, root, display, stages, workers, cluster, hooks)
 
 
-def distinct_networks(plans: Iterable[ScenePlan]) -> Iterable[Settings]:
-    """The plans' settings, once for all that ask for the same networks."""
-    return {
-        "".join(part.model_dump_json() for part in (plan.settings.pointcloud, plan.settings.video)): plan.settings
-        for plan in plans
-    }.values()
+def distinct_files(plans: Iterable[ScenePlan]) -> Iterable[Settings]:
+    """The plans' settings, once for all that ask for the same networks and cameras."""
+
+    def asked(settings: Settings) -> str:
+        return "".join(part.model_dump_json() for part in (settings.pointcloud, settings.video, settings.condition))
+
+    return {asked(plan.settings): plan.settings for plan in plans}.values()
 
 
 def require_dask() -> None:

@@ -26,7 +26,7 @@ from reconx_core.settings import STAGES
 from tasks.execute import PARENTS
 
 Manifest = dict[str, Any]
-_PARTS = ("settings", "parents", "source", "code", "weights", "libraries", "device", "rasterizer")  # of a key
+_PARTS = ("settings", "parents", "source", "code", "weights", "libraries", "device", "rasterizer", "cameras")  # of a key
 _MACHINE = ("gpu", "driver", "python", "cores")  # of what is recorded of it and does not count
 
 
@@ -146,8 +146,8 @@ def _part(part: str, first: Manifest, second: Manifest) -> list[str]:
         return [f"{key}: {_value(x)} -> {_value(y)}" for key, x, y in differing(first[part], second[part])]
     if part == "libraries":
         return [f"{name} {_value(x)} -> {_value(y)}" for name, x, y in differing(first[part], second[part])]
-    if part == "weights":
-        return [f"weights: {_files(first[part], second[part])}"]
+    if part in ("weights", "cameras"):
+        return [f"{part}: {_files(first[part], second[part])}"]
     if part == "source":
         return [_source(first[part], second[part])]
     if part == "code":

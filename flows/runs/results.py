@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import shutil
 import statistics
 import subprocess
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +29,18 @@ from reconx_core.geometry.undistort import registered_photos
 from reconx_core.io.files import explain_disk, temporary_beside, write_atomic, write_json
 from reconx_core.losses.lpips import lpips_missing_reason
 from reconx_core.names import shown
+from reconx_core.reporting.above import draw_above
 from reconx_core.reporting.numbers import mean_scores
 from reconx_core.reporting.report import ReportPicture, RunReport, SceneReport, StageCost, write_report
 from reconx_core.settings import STAGES, Settings
-from reconx_core.types import Scores, ViewScore
+from reconx_core.types import Cameras, PointCloud, Pointmaps, Scores, ViewScore
 from reconx_core.version import __version__
 from tasks.machine import machine
 
 RECORD = "run.json"
 SCENE_RECORD = "scene.json"  # in a scene's folder
 MADE = ".made.json"  # in a scene's folder: what its files were made of, and how they were left
+ABOVE = "path/above.png"  # in a scene's folder: photos and path from above
 COPIED = ("video.mp4", "scores.parquet", "metrics.json")
 
 
@@ -58,6 +61,7 @@ def write_scene(run: SceneRun, root: Path, out: Path) -> None:
         views, kept = store.load(run.references["views"].folder(root), "views"), store.load(geometry, "kept")
         photos = registered_photos(views, kept, pointmaps)
         write_cameras(out / "cameras", pointmaps.cameras, photos, cloud, origin)
+        _write_path(store.load(run.references["condition"].folder(root), "condition").cameras, pointmaps, cloud, origin, out)
         for name in COPIED:
             _copy(folder / name, out / name)
         for picture in (folder / "pictures").iterdir():
@@ -65,6 +69,16 @@ def write_scene(run: SceneRun, root: Path, out: Path) -> None:
         write_json(out / MADE, {"of": made_of, "files": _stamps(out)})
     except OSError as error:
         raise explain_disk(error, out) from error
+
+
+def _write_path(path: Cameras, pointmaps: Pointmaps, cloud: PointCloud, origin: Origin, out: Path) -> None:
+    """The cameras of the generated frames, for other programs and from above; an earlier run's go where there are none."""
+    shutil.rmtree(out / "path", ignore_errors=True)
+    if len(path):
+        export.write_path(out / "path", path, origin)
+        picture = io.BytesIO()
+        draw_above(cloud, pointmaps.cameras, path).save(picture, "PNG")
+        write_atomic(out / ABOVE, picture.getvalue())
 
 
 def lay_scene(run: SceneRun, root: Path, out: Path) -> dict[str, Any]:
@@ -94,8 +108,13 @@ def _origin_of(views: Path) -> Origin:
 
 def _made_of(run: SceneRun) -> dict[str, str]:
     """All that the files of a scene depend on: artifacts by their digests, and the code that lays them out."""
-    digests = {stage: run.references[stage].digest for stage in ("views", "pointcloud", "splats", "metrics")}
-    return {**digests, "code": code_version("flows.runs.results", "reconx_core.export", "reconx_core.geometry.undistort")}
+    digests = {stage: run.references[stage].digest for stage in ("views", "pointcloud", "condition", "splats", "metrics")}
+    return {
+        **digests,
+        "code": code_version(
+            "flows.runs.results", "reconx_core.export", "reconx_core.geometry.undistort", "reconx_core.reporting.above"
+        ),
+    }
 
 
 def _is_made(out: Path, made_of: dict[str, str]) -> bool:
@@ -108,7 +127,7 @@ def _is_made(out: Path, made_of: dict[str, str]) -> bool:
 
 def _stamps(out: Path) -> dict[str, list[int]]:
     """Size and time of change of every file of a scene."""
-    places = (out / name for name in ("scene.ply", "cameras", "pictures", *COPIED))
+    places = (out / name for name in ("scene.ply", "cameras", "path", "pictures", *COPIED))
     files = (file for place in places for file in (place, *place.rglob("*")) if file.is_file())
     return {file.relative_to(out).as_posix(): [file.stat().st_size, file.stat().st_mtime_ns] for file in files}
 
@@ -131,7 +150,9 @@ def write_run(
         UserError: the disk is full, or ``out`` cannot be written to.
     """
     resolved = settings.model_dump(mode="json")
-    reports = tuple(scene_report(run.plan.label, record, root) for run, record in zip(runs, records))
+    reports = tuple(
+        replace(scene_report(run.plan.label, record, root), above=_above(out, run)) for run, record in zip(runs, records)
+    )
     files = {"scene.ply": "the Gaussians", "video.mp4": "the clip"} if (out / "scene.ply").exists() else {}
     missing, seeds = lpips_missing_reason(), seeds_of(runs)
     page = RunReport(title, reports, resolved, seeds, None if missing else "vgg", missing, facts=facts(), files=files)
@@ -143,6 +164,12 @@ def write_run(
     except OSError as error:
         raise explain_disk(error, out) from error
     return record
+
+
+def _above(out: Path, run: SceneRun) -> Path | None:
+    """The scene's picture from above, where its files were laid: in its own folder, or those of a single scene in the run's."""
+    places = (out / scene_folder(run.plan) / ABOVE, out / ABOVE)
+    return next((place for place in places if run.error is None and place.is_file()), None)
 
 
 def seeds_of(runs: list[SceneRun]) -> tuple[int, ...]:

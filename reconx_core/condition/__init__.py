@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from reconx_core.condition.order import view_order
+from reconx_core.condition.paths import PlannedPath, around, as_given, with_ends
 from reconx_core.geometry.camera_path import interpolate_path
 from reconx_core.geometry.transforms import depth_of, rigid, so3_exp
 from reconx_core.settings import ConditionSettings
@@ -19,17 +20,40 @@ BACKENDS: dict[str, BackendInfo] = {
 }
 
 
-def build_condition(inputs: Views, pointmaps: Pointmaps, settings: ConditionSettings, generator: torch.Generator) -> Condition:
-    """Cameras between neighbouring input views, in the world frame of the pointmaps, and the point cloud rendered at each."""
+def build_condition(
+    inputs: Views, pointmaps: Pointmaps, settings: ConditionSettings, generator: torch.Generator, given: Cameras | None = None
+) -> Condition:
+    """Cameras of the frames to come, in the world frame of the pointmaps, and the point cloud rendered at each.
+
+    ``given``: the cameras of the file that ``settings.path`` names, of the pointmaps' image size.
+
+    Raises:
+        UserError: the path is in no place where a camera can be.
+    """
     from reconx_core.geometry.point_renders import render_points, visible_points
 
+    path = plan_path(inputs, pointmaps, settings, given)
+    renders, visibility, _ = render_points(*visible_points(inputs, pointmaps), path.cameras)
+    return Condition(path.cameras, renders, visibility, path.pair, path.position)
+
+
+def plan_path(inputs: Views, pointmaps: Pointmaps, settings: ConditionSettings, given: Cameras | None) -> PlannedPath:
+    """The path that ``settings.path`` asks for; see :func:`build_condition`."""
+    if given is not None:
+        return as_given(given, pointmaps, settings)
+    if settings.path == "orbit":
+        return around(pointmaps, settings)
     order = view_order(inputs, pointmaps, settings)
-    along, position = frame_positions(len(inputs), settings.frames_per_pair)
+    between = path_between(pointmaps, order, settings)
+    return between if settings.path == "between" else with_ends(between, inputs, pointmaps, order, settings)
+
+
+def path_between(pointmaps: Pointmaps, order: Int[Tensor, " n"], settings: ConditionSettings) -> PlannedPath:
+    """Frames between neighbouring photos, off the direct path by ``settings.sway``."""
+    along, position = frame_positions(len(order), settings.frames_per_pair)
     pair = order[along]
     path = interpolate_path(pointmaps.cameras[order], along[:, 0] + position)
-    cameras = sway(path, pointmaps, pair, settings.sway)
-    renders, visibility, _ = render_points(*visible_points(inputs, pointmaps), cameras)
-    return Condition(cameras, renders, visibility, pair, position)
+    return PlannedPath(sway(path, pointmaps, pair, settings.sway), pair, position)
 
 
 def frame_positions(views: int, frames_per_pair: int) -> tuple[Tensor, Float[Tensor, " f"]]:

@@ -110,7 +110,7 @@ def read(path: Path) -> Capture:
     pictures = _find_pictures(path, model, [image.name for image in images])
     warn_of_unlisted(pictures, model)
     names = unique_names([Path(image.name.replace("\\", "/")) for image in images])
-    photos = (_photo(i, _camera_of(i, cameras, model), file, name) for i, file, name in zip(images, pictures, names))
+    photos = (_photo(i, camera_of(i, cameras, model), file, name) for i, file, name in zip(images, pictures, names))
     splits = {"every_8th": _every_eighth([image.name for image in images])}
     scored = (path / "poses_bounds.npy").is_file()
     return make_usable(Capture(path.resolve().name, tuple(photos), splits, "every_8th" if scored else None), model)
@@ -164,7 +164,8 @@ def _read_images(model: Path) -> list[ModelImage]:
     return posed
 
 
-def _camera_of(image: ModelImage, cameras: dict[int, ModelCamera], model: Path) -> ModelCamera:
+def camera_of(image: ModelImage, cameras: dict[int, ModelCamera], model: Path) -> ModelCamera:
+    """The camera of an image of the model. Raises UserError if the model has none of that number."""
     if image.camera not in cameras:
         raise UserError(f"In the COLMAP model in {model}, {image.name} has camera {image.camera}, which is not in its cameras.")
     return cameras[image.camera]
@@ -214,7 +215,7 @@ def _without_clashes(folder: Path, names: Sequence[str], found: Sequence[Path | 
 
 
 def _photo(image: ModelImage, camera: ModelCamera, path: Path, name: str) -> Photo:
-    fx, fy, cx, cy, *distortion = _opencv_parameters(image, camera)
+    fx, fy, cx, cy, *distortion = opencv_parameters(image, camera)
     return calibrated_photo(
         path,
         name,
@@ -226,7 +227,8 @@ def _photo(image: ModelImage, camera: ModelCamera, path: Path, name: str) -> Pho
     )
 
 
-def _opencv_parameters(image: ModelImage, camera: ModelCamera) -> list[float]:
+def opencv_parameters(image: ModelImage, camera: ModelCamera) -> list[float]:
+    """fx, fy, cx, cy in pixels, and OpenCV's distortion. Raises UserError for a fisheye or other camera model."""
     indices = _PARAMETERS.get(camera.model)
     if indices is None:
         raise UserError(

@@ -70,15 +70,19 @@ def count_images(model: Path) -> int:
         return 0
 
 
-def read_cameras(model: Path) -> dict[int, ModelCamera]:
-    """Cameras by their numbers. Raises UserError if the file is damaged."""
-    with _file(model, "cameras") as file:
+def read_cameras(model: Path, suffix: str | None = None) -> dict[int, ModelCamera]:
+    """Cameras by their numbers. ``suffix`` of the file: ``.bin`` or ``.txt``; None: ``.bin`` if the model has it.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    with _file(model, "cameras", suffix) as file:
         return dict(_binary_cameras(file.read_bytes()) if file.suffix == ".bin" else map(_text_camera, _lines(file)))
 
 
-def read_images(model: Path) -> list[ModelImage]:
-    """Registered images in the file's order. Raises UserError if the file is damaged."""
-    with _file(model, "images") as file:
+def read_images(model: Path, suffix: str | None = None) -> list[ModelImage]:
+    """Registered images in the file's order; ``suffix``: see :func:`read_cameras`. Raises UserError if the file is damaged."""
+    with _file(model, "images", suffix) as file:
         binary = file.suffix == ".bin"
         images = list(_binary_images(file.read_bytes()) if binary else map(_text_image, _without_points(file)))
         if wrong := [image.name for image in images if not is_path(image.name)]:
@@ -87,10 +91,10 @@ def read_images(model: Path) -> list[ModelImage]:
 
 
 @contextmanager
-def _file(model: Path, name: str) -> Iterator[Path]:
+def _file(model: Path, name: str, suffix: str | None) -> Iterator[Path]:
     """One of the model's files; errors while it is read become UserError."""
     binary = all((model / f"{n}.bin").is_file() for n in ("cameras", "images"))
-    file = model / f"{name}{'.bin' if binary else '.txt'}"
+    file = model / f"{name}{suffix or ('.bin' if binary else '.txt')}"
     try:
         yield file
     except (struct.error, ValueError, IndexError, OSError) as error:

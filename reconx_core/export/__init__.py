@@ -1,5 +1,6 @@
 """Export formats: small functions per format that return bytes or tables, and `write_*` that save them atomically."""
 
+from reconx_core.export.camera_path import cameras_to_viewer_path, write_path
 from reconx_core.export.cameras import write_cameras
 from reconx_core.export.colmap import to_reconstruction, write_colmap
 from reconx_core.export.nerfstudio import cameras_to_transforms
@@ -16,6 +17,7 @@ from reconx_core.export.splat import gaussians_from_splat, gaussians_to_splat, r
 
 __all__ = [
     "cameras_to_transforms",
+    "cameras_to_viewer_path",
     "gaussians_from_ply",
     "gaussians_from_splat",
     "gaussians_to_ply",
@@ -28,6 +30,7 @@ __all__ = [
     "to_reconstruction",
     "write_cameras",
     "write_colmap",
+    "write_path",
     "write_ply",
     "write_splat",
 ]

@@ -53,6 +53,19 @@ def interpolate_path(cameras: Cameras, positions: Float[Tensor, " f"]) -> Camera
     return Cameras(intrinsics, poses.float(), cameras.width, cameras.height)
 
 
+def continue_path(cameras: Cameras, distance: Float[Tensor, " f"]) -> Cameras:
+    """Cameras past the last of at least two, on the screw motion by which the path of :func:`interpolate_path` arrives there.
+
+    ``distance``: how far past it, in steps from the camera before it to the last; 0 is the last camera. Intrinsics are the last
+    camera's. Equivariant to rigid transforms and scaling of the world.
+    """
+    keys = cameras.cam_to_world[-2:].double()
+    step = se3_log(_inverse(keys[0]) @ keys[1])
+    poses = keys[1] @ se3_exp(distance.double()[:, None] * step)
+    intrinsics = cameras.intrinsics[-1:].repeat(len(distance), 1, 1)
+    return Cameras(intrinsics, poses.float(), cameras.width, cameras.height)
+
+
 def even_positions(cameras: Cameras, frames: int) -> Float[Tensor, " f"]:
     """Positions for :func:`interpolate_path` from the first camera to the last at constant speed.
 

@@ -96,6 +96,7 @@ class SceneReport:
     failed_stage: str | None = None
     error: str | None = None
     spread: dict[str, float] = field(default_factory=dict)  # of the scores: standard deviation over several seeds
+    above: bytes | Path | None = None  # picture of the photos and the path of the frames from above
 
 
 @dataclass(frozen=True)
@@ -146,6 +147,7 @@ def render_report(run: RunReport) -> str:
         context=_context(run, done),
         pictures=_inline_pictures(shown, PAGE_BYTES - sum(map(len, videos.values()))),
         videos=videos,
+        above={scene.name: picture_uri(open_picture(scene.above)) for scene in shown if scene.above is not None},
         slowest=max((cost.seconds for scene in run.scenes for cost in scene.costs), default=0.0),
     )
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from reconx_core.types import Condition, Pointmaps
@@ -43,13 +44,52 @@ def even_indices(length: int, count: int) -> Int[Tensor, " c"]:
     return torch.linspace(0, length - 1, count).round().long()
 
 
-def clips_between(condition: Condition) -> list[tuple[Int[Tensor, " 2"], Int[Tensor, " k"]]]:
-    """For each pair of views, the indices of the frames between them, ordered from its first view to its second."""
+class Through(NamedTuple):
+    """A clip from the first photo of a pair through the second one and beyond."""
+
+    pair: Int[Tensor, " 2"]
+    frames: Int[Tensor, " k"]  # in the clip's order, without the photos
+    second: int | None  # the clip's frame that is the second photo, counted with the photos from 0; None: the last
+    own: Bool[Tensor, " k"]  # False: another clip's frame, there to lead from the first photo to the second
+
+
+def clips_through(condition: Condition) -> list[Through]:
+    """A clip per pair of views, for models that take both photos. Every frame is some clip's own."""
+    return [_through(condition, pair) for pair in condition.pair.unique(dim=0)]
+
+
+def _through(condition: Condition, pair: Int[Tensor, " 2"]) -> Through:
+    frames = _in_order(condition, pair)
+    beyond = condition.position[frames] > 1
+    between, beyond = frames[~beyond], frames[beyond]
+    if len(beyond) == 0:
+        return Through(pair, between, None, torch.ones(len(between), dtype=torch.bool))
+    own = len(between) > 0
+    if not own:  # the frames between the same photos are those of the pair the other way round
+        back = _in_order(condition, pair.flip(0)).flip(0)
+        between = back[condition.position[back] <= 1]
+    owned = torch.cat([torch.full((len(between),), own), torch.ones(len(beyond), dtype=torch.bool)])
+    return Through(pair, torch.cat([between, beyond]), len(between) + 1, owned)
+
+
+def clips_from_photos(condition: Condition) -> list[tuple[Int[Tensor, " p"], Int[Tensor, " k"]]]:
+    """Clips for models that fill renders: from photo to photo, and from a photo on; each one's photos and its own frames.
+
+    Two photos are the first and the last image of a clip; a single one is the first.
+    """
     clips = []
     for pair in condition.pair.unique(dim=0):
-        frames = (condition.pair == pair).all(-1).nonzero()[:, 0]
-        clips.append((pair, frames[condition.position[frames].argsort(stable=True)]))
+        frames = _in_order(condition, pair)
+        beyond = condition.position[frames] > 1
+        clips += [(pair, frames[~beyond])] if not beyond.all() else []
+        clips += [(pair[1:], frames[beyond])] if beyond.any() else []
     return clips
+
+
+def _in_order(condition: Condition, pair: Int[Tensor, " 2"]) -> Int[Tensor, " k"]:
+    """A pair's frames, from its first view through its second."""
+    frames = (condition.pair == pair).all(-1).nonzero()[:, 0]
+    return frames[condition.position[frames].argsort(stable=True)]
 
 
 def model_size(height: int, width: int, pixels: int, multiple: int) -> tuple[int, int]:

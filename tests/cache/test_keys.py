@@ -80,6 +80,19 @@ def test_optional_libraries_count_where_the_settings_choose_them(keys, monkeypat
     assert networks & set(keys("video.backend=wan-vace")["video"]["libraries"])
 
 
+def test_a_path_files_content_counts_and_its_place_does_not(keys, tmp_path):
+    """Nor do the libraries that read one, where there is none to read."""
+    one, two = tmp_path / "one.json", tmp_path / "two.json"
+    one.write_text("{}")
+    two.write_text("{}")
+    before = keys(f"condition.path={one}")
+    assert changed(before, keys(f"condition.path={two}")) == set()
+    assert changed(before, keys("condition.path=orbit")) == {"condition"}
+    assert "pycolmap" in before["condition"]["libraries"]
+    two.write_text("{ }")
+    assert changed(before, keys(f"condition.path={two}")) == {"condition"}
+
+
 def test_every_library_that_a_stage_reaches_has_a_version_or_is_known_not_to_compute():
     for stage in PARENTS:
         names = code_version.libraries(_modules_of(stage))
@@ -91,6 +104,7 @@ def test_modules_that_are_left_out_by_the_settings_are_there_to_be_left_out():
     """A backend that moves would count for all."""
     left_out = {name for backend in VIDEO for name in unused_modules("video", parse_settings({"video": {"backend": backend}}))}
     assert left_out == {f"reconx_core.video.backends.{name}" for name in ("learned", "wan_vace")}
+    left_out |= set(unused_modules("condition", parse_settings({})))
     assert all(code_version._locate(name) is not None for name in left_out)
 
 

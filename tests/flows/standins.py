@@ -53,7 +53,7 @@ def make_backend(settings, fast=False):
     return None
 
 
-def build_condition(inputs, pointmaps, settings, generator):
+def build_condition(inputs, pointmaps, settings, generator, given=None):
     _enter("condition")
     n = settings.frames_per_pair
     renders = torch.rand(n, HEIGHT, WIDTH, 3, generator=generator)

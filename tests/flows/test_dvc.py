@@ -265,7 +265,7 @@ def test_inputs_change_with_what_they_are_of_and_with_nothing_else(tmp_path, mon
 def test_stage_depends_on_its_code_settings_and_parents(stage):
     described = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"][stage]
     parents = {f"artifacts/{parent}" for parent in PARENTS[stage]}
-    parents |= {f"artifacts/inputs/{stage}.json"} if stage != "condition" else set()  # which has no weights
+    parents |= {f"artifacts/inputs/{stage}.json"}
     assert described["deps"] == sorted(code_of(stage) | READ.get(stage, set()) | parents)
     assert set(described["params"]) - {"dataset"} == {*SECTIONS[stage], *(() if stage in SEEDLESS else ("seed",))}
 

@@ -141,3 +141,13 @@ def test_an_error_of_the_disk_is_a_sentence(folder, monkeypatch):
     for command, name in (("export", "a.splat"), ("export", "a.ply"), ("render", "a.mp4"), ("render", "frames")):
         with pytest.raises(UserError, match="is full"):
             write(command, folder, folder / name)
+
+
+def test_cameras_of_an_exported_path_can_be_rendered(tmp_path):
+    poses = torch.eye(4).repeat(3, 1, 1)
+    lens = torch.tensor([[30.0, 0, 16], [0, 30.0, 12], [0, 0, 1]]).repeat(3, 1, 1)
+    poses[:, 0, 3] = torch.arange(3.0)
+    export.write_path(tmp_path / "path", Cameras(lens, poses, 32, 24))
+    back = scene.load_cameras(tmp_path / "path" / "transforms.json")
+    torch.testing.assert_close(back.cam_to_world, poses)
+    torch.testing.assert_close(back.intrinsics, lens)

@@ -16,7 +16,7 @@ from torch import Tensor
 from reconx_core.errors import UserError
 from reconx_core.settings import VideoSettings
 from reconx_core.types import Condition, Pointmaps, Views
-from reconx_core.video.clip import PLAUSIBLE, POINTS, clips_between, model_size, network_dtype, structure_points
+from reconx_core.video.clip import PLAUSIBLE, POINTS, clips_through, model_size, network_dtype, structure_points
 from reconx_core.video.diffusion.structure_points import normalise_points
 from reconx_core.video.hole_filling import fill_holes
 from reconx_core.video.sources import SOURCES, frame_sources, photo_renders
@@ -63,7 +63,9 @@ def learned_frames(
     inputs: Views, pointmaps: Pointmaps, condition: Condition, settings: VideoSettings, generator: torch.Generator,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[Float[Tensor, "f h w 3"], Float[Tensor, "f h w"]]:  # fmt: skip
-    """Frames in [0, 1], one clip per pair of views, and their confidence: the visibility, but at least PLAUSIBLE.
+    """Frames in [0, 1], one clip per pair of views (beyond the second one, too), and their confidence.
+
+    That is the visibility, but at least PLAUSIBLE.
 
     ``progress`` is called with the completed and the total number of denoising steps.
 
@@ -74,17 +76,18 @@ def learned_frames(
     pipeline = load_pipeline(find_model(settings), settings.offload, settings.dtype)
     structure = settings.structure and pipeline.structure_encoder is not None
     points = structure_points(inputs.images, pointmaps, recipe.points) if structure else None
-    clips = clips_between(condition)
+    clips = clips_through(condition)
     seeds = torch.randint(2**62, (len(clips),), generator=generator).tolist()
     images = torch.empty_like(condition.renders)
-    for number, ((pair, frames), seed) in enumerate(zip(clips, seeds)):
+    for number, ((pair, frames, second, own), seed) in enumerate(zip(clips, seeds)):
         on_step = lambda step, number=number: progress(number * recipe.steps + step + 1, len(clips) * recipe.steps)  # noqa: E731
         cloud = None if points is None else _in_frame_of(points, pointmaps.cameras.cam_to_world[pair[0]])
         clip = (inputs.images[pair], len(frames), condition.renders[frames], condition.visibility[frames])
         alone = photo_renders(inputs, pointmaps, pair, condition.cameras[frames]) if pipeline.config.sources else None
         with _one_clip_at_a_time:  # scenes may run in parallel threads, and the scheduler has state
             draw = torch.Generator().manual_seed(seed)
-            images[frames] = generate_clip(pipeline, recipe, *clip, alone, cloud, draw, on_step=on_step)
+            made = generate_clip(pipeline, recipe, *clip, alone, cloud, draw, second, on_step)
+        images[frames[own]] = made[own]
     return images, condition.visibility.clamp(min=PLAUSIBLE)
 
 

@@ -24,7 +24,7 @@ from reconx_core.errors import UserError
 from reconx_core.io.images import resize_images
 from reconx_core.settings import VideoSettings
 from reconx_core.types import Condition, Views
-from reconx_core.video.clip import PLAUSIBLE, clips_between, model_size, network_dtype
+from reconx_core.video.clip import PLAUSIBLE, clips_from_photos, model_size, network_dtype
 from reconx_core.weights.folder import weights_folder
 from reconx_core.weights.loaded import keep_loaded
 
@@ -44,7 +44,7 @@ def vace_frames(
     inputs: Views, condition: Condition, settings: VideoSettings, generator: torch.Generator,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[Float[Tensor, "f h w 3"], Float[Tensor, "f h w"]]:  # fmt: skip
-    """Frames in [0, 1], one clip per pair of views, and their confidence: the visibility, but at least PLAUSIBLE.
+    """Frames in [0, 1], clips between photos and beyond them, and their confidence: the visibility, but at least PLAUSIBLE.
 
     ``progress`` is called with the completed and the total number of denoising steps.
 
@@ -53,16 +53,16 @@ def vace_frames(
     """
     folder, settings = find_vace(settings.weights), with_defaults(settings)
     warn_of_unused(settings)
-    clips = clips_between(condition)
+    clips = clips_from_photos(condition)
     seeds = torch.randint(2**62, (len(clips),), generator=generator).tolist()
     images = torch.empty_like(condition.renders)
     with _one_clip_at_a_time:  # scenes may run in parallel threads, and the pipeline's scheduler has state
         # The texts first: their encoder is larger than the rest of the pipeline and is freed before that is loaded.
         texts = encode_texts(folder, (settings.prompt, NEGATIVE), settings.offload, settings.dtype)
         pipeline = load_vace(folder, settings.offload, settings.dtype)
-        for clip, ((pair, frames), seed) in enumerate(zip(clips, seeds)):
+        for clip, ((photos, frames), seed) in enumerate(zip(clips, seeds)):
             video, hidden = model_clip(
-                inputs.select(pair), condition.renders[frames], condition.visibility[frames], settings.pixels,
+                inputs.select(photos), condition.renders[frames], condition.visibility[frames], settings.pixels,
                 *_multiples(pipeline),
             )  # fmt: skip
             on_step = _step_callback(progress, clip * settings.steps, len(clips) * settings.steps)
@@ -88,7 +88,7 @@ def warn_of_unused(settings: VideoSettings) -> None:
 def model_clip(
     photos: Views, renders: Float[Tensor, "k h w 3"], visibility: Float[Tensor, "k h w"], pixels: int, step: int, multiple: int
 ) -> tuple[Float[Tensor, "m 3 y x"], Float[Tensor, "m 1 y x"]]:
-    """The model's inputs for the frames between two photos: its video, and its mask (1 where it should generate).
+    """The model's inputs for the frames between two photos, or after one: its video, and its mask (1: generate).
 
     m is 1 modulo ``step``; y and x are multiples of ``multiple`` with an area of about ``pixels``; the k frames have the
     indices 1 to k.
@@ -97,19 +97,19 @@ def model_clip(
     known = torch.cat([photos.masks[:1], visibility >= PLAUSIBLE, photos.masks[1:]])
     height, width = known.shape[1:]
     video, hidden = resize_known(colours, known, *model_size(height, width, pixels, multiple))
-    order = frame_order(len(renders), step)
+    order = frame_order(len(renders), step, len(photos) > 1)
     return video[order].movedim(-1, 1), hidden[order].float()[:, None]
 
 
-def frame_order(frames: int, step: int) -> list[int]:
-    """Index into (photo, ``frames`` frames, photo) of each frame of the model's clip.
+def frame_order(frames: int, step: int, ends: bool = True) -> list[int]:
+    """Index into (photo, ``frames`` frames, photo if it ``ends`` with one) of each frame of the model's clip.
 
     The VAE encodes the first frame as one latent image and every ``step`` further frames as one more, and the transformer
     sees the mask of only one frame per latent image. So no latent image may mix a photo with frames that have holes: the last
     frame is repeated until its latent image is full, and the second photo is repeated to fill one of its own. Nothing is
     interpolated.
     """
-    return [0, *range(1, frames + 1), *[frames] * (-frames % step), *[frames + 1] * step]
+    return [0, *range(1, frames + 1), *[frames] * (-frames % step), *[frames + 1] * (step if ends else 0)]
 
 
 def resize_known(
