@@ -167,7 +167,7 @@ class Display(Monitor):
 
 
 class Forecast:
-    """How long the stages that are to do will take, from how long such stages took and how many ran side by side."""
+    """How long what is to do will take: from how long such stages took, how many ran side by side, and the time beside them."""
 
     def __init__(self, expected: Mapping[str, float]) -> None:
         self.recent: dict[str, deque[float]] = {}  # seconds, of this run's
@@ -175,7 +175,8 @@ class Forecast:
         self.to_do: dict[str, set[str]] = {}  # stages by scene
         self.count: Counter[str] = Counter()  # of what is to do, by stage
         self.done = 0  # scenes
-        self.work = 0.0  # seconds that finished stages took
+        self.ended = 0  # stages
+        self.work = 0.0  # seconds that they took
         self.began: float | None = None  # when the first stage started
 
     @property
@@ -196,6 +197,7 @@ class Forecast:
             return False
         stages.remove(stage)
         self.count[stage] -= 1
+        self.ended += 1
         self.done += not stages
         if seconds is not None:
             self.work += seconds
@@ -215,9 +217,9 @@ class Forecast:
         for (stage, _), (start, share) in running.items():
             expected = self.expected.get(stage, CLIP_GUESS)
             all_of_them += _remaining(now - start, share, expected) - expected
-        under_way = sum(now - start for start, _ in running.values())
-        side = (self.work + under_way) / max(now - (self.began or now), 1.0)
-        return max(0.0, all_of_them) / max(side, 1.0)
+        busy, elapsed = self.work + sum(now - start for start, _ in running.values()), now - (self.began or now)
+        side, beside = busy / max(elapsed, 1.0), max(0.0, elapsed - busy) / max(self.ended, 1)
+        return max(0.0, all_of_them) / max(side, 1.0) + beside * self.count.total()
 
 
 def clock(seconds: float) -> str:

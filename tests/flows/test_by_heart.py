@@ -24,12 +24,12 @@ WIDTH, HEIGHT, FRAMES, CHANNELS = 96, 64, 4, 12
 SCENE = f"procedural:hall?seed=1&views=2&targets={FRAMES - 2}&arc=20&width={WIDTH}&height={HEIGHT}"
 TRAINED = {
     "clip_size": [HEIGHT, WIDTH], "crop": [HEIGHT, WIDTH], "size": WIDTH, "frames": FRAMES, "points": 256, "precision": "no",
-    "gradient_checkpointing": "false", "loader_workers": 0, "sample_steps": 1, "sample_every": 600,
+    "gradient_checkpointing": "false", "loader_workers": 0, "sample_steps": 1, "sample_every": 500,
     "data": f"[{{path: '{SCENE}', frames: {FRAMES}, fps: 12}}]",
 }  # fmt: skip
 # Everything learns, from pure noise to the clip in one step: the shortest way to know it by heart.
 BY_HEART = {
-    "phase": "all", "terminal_share": 1, "new_clips": "false", "learning_rate": 2e-3, "warmup": 20, "ema": 0, "steps": 600,
+    "phase": "all", "terminal_share": 1, "new_clips": "false", "learning_rate": 2e-3, "warmup": 20, "ema": 0, "steps": 1000,
     "drop_image": 0, "drop_structure": 0, "pointcloud.backend": "classical",
 }  # fmt: skip
 SAMPLED = {
@@ -77,7 +77,7 @@ def write_checkpoint(folder, frames):
     config["clip"]["text_cfg"]["vocab_size"] = 49_408  # to encode a prompt
     (folder / "small.yaml").write_text(yaml.safe_dump(config))
     tensors = small_checkpoint(folder / "small.yaml", scale=0.05)
-    fitted = fit_vae(vae_config({"ddconfig": sizes}), frames, steps=300)
+    fitted = fit_vae(vae_config({"ddconfig": sizes}), frames, steps=400)
     for name, (key, _, _) in vae_sources(fitted).items():
         tensors[f"first_stage_model.{key}"] = fitted[name].reshape(tensors[f"first_stage_model.{key}"].shape).contiguous()
     save_file(tensors, folder / "dynamicrafter_512_interp.safetensors")

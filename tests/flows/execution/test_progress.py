@@ -115,6 +115,23 @@ def test_time_left_goes_by_measured_stages_and_by_how_many_run_side_by_side(monk
     assert forecast.left({}) == pytest.approx(96 * 70 / 4)
     forecast.give_up("scene4")
     assert forecast.left({}) == pytest.approx(95 * 70 / 4)
+
+
+def test_time_left_knows_what_passes_beside_the_stages(monkeypatch):
+    """Quick stages in workers: most of the time goes into handing them out. What is in the store already takes time, too."""
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    forecast = Forecast(dict.fromkeys(STAGES, 0.1))
+    for number in range(10):
+        for stage in STAGES:
+            forecast.plan(stage, f"scene{number}")
+    now[0] = 1.0
+    forecast.begin()
+    for scene, seconds in (("scene0", 0.1), ("scene1", None)):
+        for stage in STAGES:
+            forecast.end(stage, scene, seconds)
+    now[0] = 8.7  # 0.7 s of work, and half a second beside each of the 14 stages
+    assert forecast.left({}) == pytest.approx(8 * 7 * (0.1 + 0.5))
     assert (forecast.done, forecast.scenes) == (4, 100)
 
 
