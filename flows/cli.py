@@ -343,12 +343,15 @@ def fetch_weights(
         bool, typer.Option("--accept-licence", help="Accept a licence for non-commercial use without the question.")
     ] = False,
 ) -> None:
-    """Published weights from the Hugging Face Hub to RECONX_WEIGHTS; nothing else in reconx downloads anything."""
+    """Published weights to RECONX_WEIGHTS, LPIPS and from the Hugging Face Hub; nothing else in reconx downloads anything."""
     from flows.weights.fetch import fetch as run
     from flows.weights.fetch import print_published
+    from flows.weights.lpips import fetch_lpips
 
     if name is None:
         print_published(console)
+    elif name.lower() == "lpips":
+        fetch_lpips(console)
     else:
         run(name, revision, accept_licence, console)
 

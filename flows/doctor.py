@@ -18,7 +18,7 @@ from flows.execution.memory import SIZES, choose_ways, describe
 from flows.execution.run import resolve_settings
 from reconx_core import condition, confidence, pointcloud, rasterize, video
 from reconx_core.errors import UserError
-from reconx_core.losses.lpips import lpips_missing_reason
+from reconx_core.losses.lpips import LAYOUTS, lpips_files, lpips_missing_reason
 from reconx_core.settings import PointcloudSettings, Settings
 from reconx_core.weights.choice import resolve_geometry
 from reconx_core.weights.folder import weights_folder
@@ -94,7 +94,8 @@ def _weights() -> list[tuple[str, str]]:
     geometry = resolve_geometry(PointcloudSettings()).backend
     if geometry == "classical":
         geometry += "; `reconx weights fetch da3-base` (0.5 GB, Apache-2.0) makes hard photo sets work"
-    lpips = lpips_missing_reason() or "VGG16 and heads found"
+    found = [f"{layout.title} and heads found" for net, layout in LAYOUTS.items() if lpips_files(net)]
+    lpips = "; ".join([*found, *([missing] if (missing := lpips_missing_reason()) else [])])
     return [("weights", str(weights_folder())), ("geometry", geometry), ("LPIPS", lpips)]
 
 

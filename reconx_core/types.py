@@ -273,6 +273,7 @@ class ViewScore:
     lpips: float | None
     refined: bool  # the camera was refined against the frozen scene (`unposed` protocol)
     is_target: bool  # False: scored on an input photo
+    lpips_alex: float | None = None  # that of AlexNet; ``lpips`` is that of VGG16
 
 
 @dataclass(frozen=True)

@@ -166,15 +166,14 @@ def missing(pair: Pair) -> list[str]:
 
 
 def _scores(first: dict[str, Any], second: dict[str, Any], scenes: list[str]) -> tuple[list[str], list[str]]:
-    """Keys of the scores that every scene has in both runs; titles of those that only some have or that LPIPS nets part."""
-    nets = {(record.get("protocol") or {}).get("lpips") for record in (first, second)} - {None}
+    """Keys of the scores that every scene has in both runs; titles of those that only some have."""
     keys, left_out = [], []
     for key in COLUMNS:
         values = [record["scenes"][name]["summary"].get(key) for record in (first, second) for name in scenes]
         if key in SKIPPED or not any(value is not None for value in values):
             continue
         whole = all(value is not None and math.isfinite(value) for value in values)
-        if whole and not ("lpips" in key and len(nets) > 1):
+        if whole:
             keys.append(key)
         else:
             left_out.append(COLUMNS[key][0])

@@ -35,7 +35,7 @@ class Protocol(BaseModel):
     index: dict[int, str] = Field(default_factory=dict, description="Published file of views per scene, by number of inputs.")
     source: str = Field("", description="Where the index files are published.")
     make_index: bool = Field(False, description="The rule's views are listed in OUT/index.json; scenes too short are left out.")
-    lpips: Literal["vgg"] = Field("vgg", description="The network of LPIPS.")
+    lpips: Literal["vgg", "alex"] = Field("vgg", description="The network of LPIPS that tables show.")
     settings: dict[str, dict[str, Any]] = Field(default_factory=dict, description="Of the sections views and metrics.")
 
     def record(self) -> dict[str, Any]:

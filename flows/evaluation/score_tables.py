@@ -14,7 +14,7 @@ from reconx_core.names import abbreviate
 from reconx_core.reporting.numbers import format_duration, mean_or_none, pooled_spread
 from reconx_core.reporting.report import COLUMNS, format_score
 
-HEADLINE = ("psnr", "ssim", "lpips", "photo_psnr", "photo_ssim", "rotation_error", "auc_30", "gaussians")
+HEADLINE = ("psnr", "ssim", "lpips", "lpips_alex", "photo_psnr", "photo_ssim", "rotation_error", "auc_30", "gaussians")
 
 
 def print_made(console: Console, record: dict[str, Any], out: Path, seconds: float, told: bool = False) -> None:
@@ -100,7 +100,9 @@ def caption(record: dict[str, Any], done: dict[str, Any]) -> str:
     protocols = ", ".join(sorted({scene["protocol"] for scene in done.values()}))
     splits = named or few(scene["split"] for scene in done.values())
     sizes = ", ".join(sorted({"x".join(map(str, scene["size"])) for scene in done.values()}))
-    lpips = "vgg" if any(scene["summary"].get("photo_lpips") is not None for scene in done.values()) else "not computed"
+    nets = {"vgg": "photo_lpips", "alex": "photo_lpips_alex"}
+    computed = [net for net, key in nets.items() if any(scene["summary"].get(key) is not None for scene in done.values())]
+    lpips = " and ".join(computed) or "not computed"
     count = f"{len(done)} of {len(record['scenes'])}" if len(done) < len(record["scenes"]) else str(len(done))
     seeds = record.get("seeds") or [record["settings"]["seed"]]
     seed_list = f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"

@@ -27,7 +27,7 @@ from reconx_core.export.cameras import write_cameras
 from reconx_core.export.origin import NO_ORIGIN, Origin
 from reconx_core.geometry.undistort import registered_photos
 from reconx_core.io.files import explain_disk, temporary_beside, write_atomic, write_json
-from reconx_core.losses.lpips import lpips_missing_reason
+from reconx_core.losses.lpips import LAYOUTS, lpips_files, lpips_missing_reason
 from reconx_core.names import shown
 from reconx_core.reporting.above import draw_above
 from reconx_core.reporting.numbers import mean_scores
@@ -155,7 +155,8 @@ def write_run(
     )
     files = {"scene.ply": "the Gaussians", "video.mp4": "the clip"} if (out / "scene.ply").exists() else {}
     missing, seeds = lpips_missing_reason(), seeds_of(runs)
-    page = RunReport(title, reports, resolved, seeds, None if missing else "vgg", missing, facts=facts(), files=files)
+    nets = " and ".join(net for net in LAYOUTS if lpips_files(net)) or None
+    page = RunReport(title, reports, resolved, seeds, nets, missing, facts=facts(), files=files)
     write_report(out / "report.html", page)
     record = run_record(title, runs, records, resolved, root) | dict(about or {})
     try:

@@ -136,11 +136,12 @@ def test_score_that_some_scenes_lack_is_left_out_and_named(tmp_path):
     assert any("SSIM, Photo PSNR" in sentence for sentence in comparison.sentences(pair))
 
 
-def test_lpips_of_two_nets_is_not_compared(tmp_path):
-    scenes = {"u": record_scene(20, summary={"psnr": 20.0, "lpips": 0.5})}
-    a = read(write_run(tmp_path / "a", scenes, protocol={"name": "easy", "lpips": "vgg"}))
-    b = read(write_run(tmp_path / "b", scenes, protocol={"name": "easy", "lpips": "alex"}), "B")
-    assert pair_up(a, b).left_out == ["LPIPS"]
+def test_lpips_of_each_net_is_compared_with_its_like(tmp_path):
+    both = {"u": record_scene(20, summary={"psnr": 20.0, "lpips": 0.5, "lpips_alex": 0.2})}
+    one = {"u": record_scene(20, summary={"psnr": 20.0, "lpips": 0.5})}
+    pair = pair_up(read(write_run(tmp_path / "a", both)), read(write_run(tmp_path / "b", one), "B"))
+    assert [difference.key for difference in pair.differences] == ["psnr", "lpips"]
+    assert pair.left_out == ["LPIPS Alex"]
 
 
 def test_single_scene_has_no_interval(tmp_path):
