@@ -19,9 +19,10 @@ from flows.execution.hooks import Hooks
 from flows.execution.plan import ScenePlan, SceneRun, place_of
 from flows.execution.run import load_params, resolve_auto, resolve_settings, run_stages
 from flows.execution.workers import ONE_THREAD, Workers
+from flows.runs.alone import alone_in
 from reconx_core.errors import UserError
-from reconx_core.io.files import explain_disk, require_writable, short_name
-from reconx_core.names import shown
+from reconx_core.io.files import explain_disk, short_name
+from reconx_core.names import abbreviate, shown
 from reconx_core.settings import Settings, parse_settings
 
 if TYPE_CHECKING:
@@ -47,11 +48,15 @@ def evaluate(request: EvaluationRequest, out: Path, root: Path, console: Console
     """Run all stages on every scene, write results of each when it is done, and of the run; returns how many scenes failed.
 
     Raises:
-        UserError: no such dataset or scene, or ``out`` or the store cannot be written to.
+        UserError: no such dataset or scene, ``out`` or the store cannot be written to, or another run is writing into ``out``.
     """
-    start, started = time.monotonic(), time.time()
     check_dataset(request.dataset)
-    require_writable(out)
+    with alone_in(out):
+        return _evaluate(request, out, root, console, workers)
+
+
+def _evaluate(request: EvaluationRequest, out: Path, root: Path, console: Console, workers: Workers) -> int:
+    start, started = time.monotonic(), time.time()
     console.print(
         f"Evaluating {request.dataset} (geometry by {request.settings.pointcloud.backend})", soft_wrap=True, markup=False
     )
@@ -96,6 +101,7 @@ def write_rows(
     from flows.runs.registry import register_end
 
     register_end(root, out, [reference for run in runs for reference in run.references.values()])
+    put_rest_aside(request, folders, out, console)
     for row in rows_of(request):
         record = write_row(request, row, [run for run in runs if run.plan.row == row], folders[row], started)
         live[row].close(record)
@@ -103,6 +109,24 @@ def write_rows(
     if request.ablation:
         console.print(f"All rows as one table: reconx table ablation {out}", soft_wrap=True, markup=False)
     return sum(run.error is not None for run in runs)
+
+
+def put_rest_aside(request: EvaluationRequest, folders: dict[str, RunFolder], out: Path, console: Console) -> None:
+    """Put aside what an earlier run into ``out`` left and this one has not made, and say so."""
+    from flows.runs import earlier
+
+    rows = {row.name for row in load_ablation()} - folders.keys()
+    for row, folder in folders.items():
+        folder.put_others_aside(() if row else rows)
+    told = [" · ".join(filter(None, (name, row))) for row, folder in folders.items() for name in folder.aside]
+    if request.ablation:
+        told += earlier.put_others_aside(out, [], rows)
+    if request.ablation or (out / earlier.MADE).is_file():  # of a run with other rows, or of `reconx reconstruct`
+        more = (*earlier.RUN_FILES, earlier.SCORES) if request.ablation else ()
+        told += [out.name] if earlier.put_results_aside(out, Path(), more) else []
+    if told:
+        line = f"An earlier run into this folder made what is now in {out / earlier.EARLIER}: {abbreviate(told)}"
+        console.print(f"[yellow]{escape(line)}[/]", soft_wrap=True)
 
 
 def make_request(

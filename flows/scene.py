@@ -14,6 +14,8 @@ import torch
 from rich.console import Console
 from rich.markup import escape
 
+from flows.execution.ending import take_back_signals
+from flows.runs.earlier import require_done
 from reconx_core import export
 from reconx_core.datasets import nerfstudio
 from reconx_core.datasets.poses import relative_to
@@ -34,6 +36,7 @@ FORMATS = (".ply", ".splat")
 @contextmanager
 def notes(console: Console) -> Iterator[None]:
     """Print reconx's own warnings as notes for the user."""
+    take_back_signals()
     with warnings.catch_warnings():
         route_warnings(lambda note: console.print(f"[yellow]{escape(note)}[/]", highlight=False, soft_wrap=True))
         yield
@@ -43,8 +46,9 @@ def load_scene(path: Path) -> Gaussians:
     """Gaussians of a PLY or `.splat` file, or of the ``scene.ply`` in a folder.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none, or the run that was to make it failed.
     """
+    require_done(path)
     path = path / "scene.ply" if path.is_dir() else path
     if not path.is_file():
         raise UserError(f"There is no scene at '{path}'; give the scene.ply that reconx reconstruct wrote.")

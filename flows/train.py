@@ -14,9 +14,10 @@ import torch
 from rich.console import Console
 from rich.markup import escape
 
+from flows.execution.ending import stop_at_once, take_back_signals
 from flows.execution.prefect_server import prefect_server
 from flows.execution.run import PRESETS as RUN_PRESETS
-from flows.execution.run import stop_at_once
+from flows.runs.alone import alone_in
 from flows.runs.mlflow_client import experiment_name, make_client, open_experiment, reason_of, tracking_uri
 from flows.runs.registry import register_end
 from flows.runs.tracking import run_name_of, source_tags
@@ -73,6 +74,7 @@ def train(settings: TrainSettings, out: Path, root: Path, console: Console, work
     """
     require_writable(root)
     require_writable(out)
+    take_back_signals()
     with stop_at_once(console), ExitStack() as stack:
         from reconx_core.training.checkpoints import find_checkpoint
         from reconx_core.training.processes import join_processes, share
@@ -81,6 +83,8 @@ def train(settings: TrainSettings, out: Path, root: Path, console: Console, work
         find_checkpoint(settings, out, processes.num_processes)  # one with other settings is told before all that takes time
         main = processes.is_main_process
         console = console if main else Console(quiet=True)
+        if main:
+            stack.enter_context(alone_in(out))
         # One server for the clips of all epochs: Prefect's events stay with the first of a process.
         wait_for_server = stack.enter_context(prefect_server(root) if main else nullcontext(lambda: None))
         from reconx_core.training import loop

@@ -32,6 +32,7 @@ from prefect.utilities.annotations import quote
 from pydantic import PrivateAttr
 
 from flows.execution.attempts import PAUSE, RETRIES, StageOverran, passes_by_itself, with_memory, within
+from flows.execution.ending import sigterm_undisturbed
 from flows.execution.failures import forget_failure, keep_failure, task_id
 from flows.execution.hooks import NO_HOOKS, Hooks
 from flows.execution.plan import ScenePlan, SceneRun
@@ -113,7 +114,8 @@ _work: ContextVar[Callable[[], None]] = ContextVar("work")
 
 
 def _run_work() -> None:
-    _work.get()()
+    with sigterm_undisturbed():
+        _work.get()()
 
 
 @flow(name="reconx", validate_parameters=False, persist_result=False)

@@ -218,7 +218,7 @@ def test_interrupt_ends_at_once_although_a_thread_computes():
     code = """
 import os, signal, threading, time
 from rich.console import Console
-from flows.execution.run import stop_at_once
+from flows.execution.ending import stop_at_once
 with stop_at_once(Console()):
     threading.Thread(target=time.sleep, args=(600,)).start()
     os.kill(os.getpid(), signal.SIGINT)
