@@ -17,7 +17,6 @@ from rich.console import Console
 
 from flows.execution.ending import INTERRUPTED, leave_stages_behind, stop_at_once
 from reconx_core.errors import UserError
-from reconx_core.names import shown
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
 console = Console(highlight=False, emoji=False)  # names may hold ':smile:'
@@ -61,7 +60,7 @@ def run_command() -> None:
         refuse_empty(sys.argv[1:])
         app()
     except UserError as error:
-        print(f"reconx: {shown(str(error))}", file=sys.stderr)
+        print(f"reconx: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print(INTERRUPTED, file=sys.stderr)

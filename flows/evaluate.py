@@ -22,7 +22,7 @@ from flows.execution.workers import ONE_THREAD, Workers
 from flows.runs.alone import alone_in
 from reconx_core.errors import UserError
 from reconx_core.io.files import explain_disk, short_name
-from reconx_core.names import abbreviate, shown
+from reconx_core.names import abbreviate, one_line
 from reconx_core.settings import Settings, parse_settings
 
 if TYPE_CHECKING:
@@ -57,9 +57,8 @@ def evaluate(request: EvaluationRequest, out: Path, root: Path, console: Console
 
 def _evaluate(request: EvaluationRequest, out: Path, root: Path, console: Console, workers: Workers) -> int:
     start, started = time.monotonic(), time.time()
-    console.print(
-        f"Evaluating {request.dataset} (geometry by {request.settings.pointcloud.backend})", soft_wrap=True, markup=False
-    )
+    dataset, geometry = one_line(request.dataset), request.settings.pointcloud.backend
+    console.print(f"Evaluating {dataset} (geometry by {geometry})", soft_wrap=True, markup=False)
 
     folders: dict[str, RunFolder] = {}
     live: dict[str, LiveRun] = {}
@@ -98,9 +97,10 @@ def write_rows(
 ) -> int:  # fmt: skip
     """Results of every row, from those of its scenes; returns how many scenes failed."""
     from flows.evaluation import score_tables as tables
-    from flows.runs.registry import register_end
+    from flows.runs.registry import end_run
 
-    register_end(root, out, [reference for run in runs for reference in run.references.values()])
+    say = lambda note: console.print(f"[yellow]{escape(note)}[/]", soft_wrap=True)  # noqa: E731
+    end_run(root, out, [reference for run in runs for reference in run.references.values()], say)
     put_rest_aside(request, folders, out, console)
     for row in rows_of(request):
         record = write_row(request, row, [run for run in runs if run.plan.row == row], folders[row], started)
@@ -125,7 +125,7 @@ def put_rest_aside(request: EvaluationRequest, folders: dict[str, RunFolder], ou
         more = (*earlier.RUN_FILES, earlier.SCORES) if request.ablation else ()
         told += [out.name] if earlier.put_results_aside(out, Path(), more) else []
     if told:
-        line = f"An earlier run into this folder made what is now in {out / earlier.EARLIER}: {abbreviate(told)}"
+        line = one_line(f"An earlier run into this folder made what is now in {out / earlier.EARLIER}: {abbreviate(told)}")
         console.print(f"[yellow]{escape(line)}[/]", soft_wrap=True)
 
 
@@ -234,7 +234,7 @@ def row_settings(request: EvaluationRequest, row: str) -> Settings:
 def title_of(out: Path, row: str) -> str:
     """The run's name in reports and MLflow."""
     folder = out.resolve()
-    return shown(f"{folder.parent.name} · {row}" if row else folder.name)
+    return one_line(f"{folder.parent.name} · {row}" if row else folder.name)
 
 
 def about(request: EvaluationRequest, row: str, started: float) -> dict[str, Any]:
@@ -251,7 +251,7 @@ def find_scenes(dataset: str, only: Iterable[str] = ()) -> list[tuple[str, str]]
     """
     from reconx_core.datasets import scene_names
 
-    scenes, wanted = [(name, place_of(path)) for name, path in scene_names(Path(dataset))], list(map(shown, only))
+    scenes, wanted = [(name, place_of(path)) for name, path in scene_names(Path(dataset))], list(map(one_line, only))
     known = [name for name, _ in scenes]
     for name in wanted:
         if name not in known:

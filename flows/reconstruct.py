@@ -15,7 +15,7 @@ from flows.execution.plan import ScenePlan, place_of
 from flows.execution.run import run_stages
 from flows.runs.alone import alone_in
 from reconx_core.errors import UserError
-from reconx_core.names import abbreviate
+from reconx_core.names import abbreviate, one_line
 from reconx_core.settings import Settings
 
 if TYPE_CHECKING:
@@ -37,7 +37,9 @@ def reconstruct(source: str, out: Path, settings: Settings, root: Path, console:
 
 def _reconstruct(source: str, out: Path, settings: Settings, root: Path, console: Console) -> None:
     start, started = time.monotonic(), time.time()
-    console.print(f"Reconstructing {source} (geometry by {settings.pointcloud.backend})", soft_wrap=True, markup=False)
+    console.print(
+        f"Reconstructing {one_line(source)} (geometry by {settings.pointcloud.backend})", soft_wrap=True, markup=False
+    )
 
     def on_start(plans: list[ScenePlan]) -> None:
         from flows.runs.request import record_request
@@ -55,7 +57,7 @@ def _reconstruct(source: str, out: Path, settings: Settings, root: Path, console
     from flows.evaluation import score_tables as tables
     from flows.runs import results
     from flows.runs.earlier import RUN_FILES, forget_earlier, put_results_aside
-    from flows.runs.registry import register_end
+    from flows.runs.registry import end_run
 
     if run.error is not None:
         with contextlib.suppress(UserError):  # that it cannot be written is not why the run failed
@@ -66,7 +68,7 @@ def _reconstruct(source: str, out: Path, settings: Settings, root: Path, console
     scene = results.lay_scene(run, root, out)
     forget_earlier(out, Path())
     record = results.write_run(out, run.name, [run], [scene], root, settings, {"started": started})
-    register_end(root, out, run.references.values())
+    end_run(root, out, run.references.values(), lambda note: console.print(note, soft_wrap=True, markup=False))
     tables.print_made(console, record, out, time.monotonic() - start)
 
 

@@ -25,7 +25,7 @@ from reconx_core.io import video as video_io
 from reconx_core.io.files import explain_disk, require_writable, require_writable_file
 from reconx_core.io.images import write_png
 from reconx_core.metrics.pictures import render_path
-from reconx_core.names import quoted
+from reconx_core.names import one_line, quoted
 from reconx_core.reporting.viewer import show_scene
 from reconx_core.types import Cameras, Gaussians
 from tasks.execute import route_warnings
@@ -108,7 +108,7 @@ def render(scene: Path, out: Path, cameras: Path | None, frames: int, console: C
         else:
             for i, image in enumerate(images):
                 write_png(out / f"{i:04d}.png", image)
-    console.print(f"{frames} frames of {path.width}x{path.height} in {out}", soft_wrap=True, markup=False)
+    console.print(f"{frames} frames of {path.width}x{path.height} in {one_line(str(out))}", soft_wrap=True, markup=False)
 
 
 def _is_clip(out: Path) -> bool:
@@ -144,7 +144,7 @@ def convert(scene: Path, out: Path, console: Console) -> None:
         else:
             export.write_splat(out, gaussians)
     note = f", relative to ({', '.join(map(str, origin))}) in the frame of the given cameras" if any(origin) else ""
-    console.print(f"{len(gaussians):,} Gaussians in {out}{note}", soft_wrap=True, markup=False)
+    console.print(f"{len(gaussians):,} Gaussians in {one_line(str(out))}{note}", soft_wrap=True, markup=False)
 
 
 def view(scene: Path, port: int, console: Console) -> None:
