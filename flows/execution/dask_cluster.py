@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from prefect_dask import DaskTaskRunner
 
 CONNECT_SECONDS, WORKER_SECONDS = 8, 60  # to wait for a scheduler, and for the first of its workers
-PREPARE_TRIES = 4  # of preparing all workers, of which one may die meanwhile
+PREPARE_TRIES = 4  # of starting and of preparing all workers, of which one may die meanwhile
 LOOK_SECONDS, AHEAD = 2.0, 2  # between two looks at the workers, and tasks for each of their threads
 LOST_SECONDS = 600  # without any worker on this machine, until the run ends
 RESTART_SECONDS = 30  # to wait for a worker that is started again; it may come later
@@ -178,14 +178,24 @@ def open_cluster(workers: Workers, root: Path, monitor: Monitor, stages: tuple[s
 
 
 def _local(workers: Workers) -> SpecCluster:
-    """A scheduler and processes on this machine: ``count``, and one for each GPU, which the others then do not see."""
+    """A scheduler and processes on this machine: ``count``, and one for each GPU, which the others then do not see.
+
+    Raises:
+        UserError: they do not start, again and again.
+    """
     without = {"resources": {"CPU": 1}, "env": {"CUDA_VISIBLE_DEVICES": ""}} if workers.gpus else {}
     specs = {f"cpu-{number}": _process(nthreads=1, **without) for number in range(workers.count)}
     for gpu in workers.gpus:
         slots = {"nthreads": workers.slots, "resources": {"GPU": workers.slots}}
         specs[f"gpu-{gpu}"] = _process(**slots, env={"CUDA_VISIBLE_DEVICES": gpu})
     here = {"protocol": "tcp://", "interface": None, "host": "127.0.0.1", "port": 0, "dashboard": False}
-    return SpecCluster(workers=specs, scheduler={"cls": Scheduler, "options": here}, silence_logs=logging.CRITICAL)
+    for left in reversed(range(PREPARE_TRIES)):
+        try:
+            return SpecCluster(workers=specs, scheduler={"cls": Scheduler, "options": here}, silence_logs=logging.CRITICAL)
+        except (RuntimeError, OSError) as error:  # one of them has died meanwhile
+            if not left:
+                raise UserError(f"Dask's workers on this machine do not start ({error}); run the same command again.") from None
+    raise AssertionError
 
 
 def _process(**options: Any) -> dict[str, Any]:

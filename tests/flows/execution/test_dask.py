@@ -285,6 +285,23 @@ def test_worker_that_dies_while_it_is_prepared_costs_another_try(monkeypatch):
         cluster._register(client, None)
 
 
+def test_workers_of_which_one_dies_while_they_start_are_started_again(monkeypatch):
+    from flows.execution import dask_cluster as cluster
+
+    answers = [RuntimeError("Nanny failed to start."), "started"]
+
+    def start(**_):
+        if isinstance(answer := answers.pop(0), Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(cluster, "SpecCluster", start)
+    assert cluster._local(crew.Workers(2, "local")) == "started"
+    answers[:] = 4 * [RuntimeError("Nanny failed to start.")]
+    with pytest.raises(UserError, match=r"do not start \(Nanny failed to start"):
+        cluster._local(crew.Workers(2, "local"))
+
+
 def test_dask_that_is_not_installed(reconx, data, tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     outcome = reconx("evaluate", data, "-o", tmp_path / "out", "--store", tmp_path / "store", "--dask", "local")
