@@ -177,7 +177,7 @@ def open_cluster(workers: Workers, root: Path, monitor: Monitor, stages: tuple[s
         yield Cluster(address, client, messenger, offered, crew)
 
 
-def _local(workers: Workers) -> SpecCluster:
+def _local(workers: Workers, tries: int = PREPARE_TRIES) -> SpecCluster:
     """A scheduler and processes on this machine: ``count``, and one for each GPU, which the others then do not see.
 
     Raises:
@@ -189,13 +189,12 @@ def _local(workers: Workers) -> SpecCluster:
         slots = {"nthreads": workers.slots, "resources": {"GPU": workers.slots}}
         specs[f"gpu-{gpu}"] = _process(**slots, env={"CUDA_VISIBLE_DEVICES": gpu})
     here = {"protocol": "tcp://", "interface": None, "host": "127.0.0.1", "port": 0, "dashboard": False}
-    for left in reversed(range(PREPARE_TRIES)):
-        try:
-            return SpecCluster(workers=specs, scheduler={"cls": Scheduler, "options": here}, silence_logs=logging.CRITICAL)
-        except (RuntimeError, OSError) as error:  # one of them has died meanwhile
-            if not left:
-                raise UserError(f"Dask's workers on this machine do not start ({error}); run the same command again.") from None
-    raise AssertionError
+    try:
+        return SpecCluster(workers=specs, scheduler={"cls": Scheduler, "options": here}, silence_logs=logging.CRITICAL)
+    except (RuntimeError, OSError) as error:  # one of them has died meanwhile
+        if tries == 1:
+            raise UserError(f"Dask's workers on this machine do not start ({error}); run the same command again.") from None
+    return _local(workers, tries - 1)
 
 
 def _process(**options: Any) -> dict[str, Any]:
