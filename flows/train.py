@@ -17,6 +17,7 @@ from rich.markup import escape
 from flows.execution.ending import stop_at_once, take_back_signals
 from flows.execution.prefect_server import prefect_server
 from flows.execution.run import PRESETS as RUN_PRESETS
+from flows.execution.workers import scheduler_place
 from flows.runs.alone import alone_in
 from flows.runs.mlflow_client import experiment_name, make_client, open_experiment, reason_of, tracking_uri
 from flows.runs.registry import register_end
@@ -72,6 +73,8 @@ def train(settings: TrainSettings, out: Path, root: Path, console: Console, work
         UserError: no data, no usable clip, a checkpoint with other settings, weights of the geometry that are missing, or
             folders that cannot be written.
     """
+    if dask is not None:
+        scheduler_place(dask)
     require_writable(root)
     require_writable(out)
     take_back_signals()

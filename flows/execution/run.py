@@ -98,8 +98,7 @@ def run_stages(
     """
     if workers.dask is not None:
         require_dask()
-        if workers.dask != "local":
-            require_scheduler(workers.dask)
+        require_scheduler(workers.dask)
     require_writable(root)
     with stop_at_once(console), prefect_server(root) as wait_for_server:
         take_back_signals()

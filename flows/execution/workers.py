@@ -61,18 +61,20 @@ def choose_workers(
             "--gpus is for processes on this machine; the workers of a scheduler say themselves what they have, by "
             "--resources GPU=1 (docs/scale.md)."
         )
-    if dask not in (None, "local"):
+    if dask is not None:
         scheduler_place(dask)
     chosen = take_gpus(gpus) if gpus is not None else visible_gpus() if dask == "local" else ()
     return Workers(count or max(1, len(chosen)), "local" if gpus is not None else dask, chosen, slots, seconds)
 
 
-def scheduler_place(address: str) -> tuple[str, int]:
-    """Host and port of a Dask scheduler's address.
+def scheduler_place(address: str) -> tuple[str, int] | None:
+    """Host and port of a Dask scheduler's address; None of one that is still to be started here.
 
     Raises:
         UserError: it has none.
     """
+    if address == "local":
+        return None
     try:
         parts = urlsplit(address if "://" in address else f"tcp://{address}")
         host, port = parts.hostname, parts.port
@@ -90,7 +92,7 @@ def require_scheduler(address: str) -> None:
         UserError: nothing does within seconds.
     """
     place = scheduler_place(address)
-    if not true_within(LISTEN_SECONDS, lambda: _listens(place)):
+    if place is not None and not true_within(LISTEN_SECONDS, lambda: _listens(place)):
         raise UserError(f"Nothing listens at {address}, where --dask says that a Dask scheduler is; see docs/scale.md.")
 
 

@@ -48,6 +48,7 @@ def why(
     """
     if stage not in STAGES:
         raise UserError(f"There is no stage '{stage}'; there are {', '.join(STAGES)}.")
+    scene = one_line(scene)  # as the run calls it
     request = newest_run(root or default_store(), scene) if out is None else read_request(out)
     where = root or request.store
     for line in explain(request, where, choose(request, where, scene, stage, row, seed), stage):
