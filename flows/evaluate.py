@@ -107,7 +107,7 @@ def write_rows(
         live[row].close(record)
         tables.print_made(console, record, out / row, time.monotonic() - start, told=len(runs) > 1)
     if request.ablation:
-        console.print(f"All rows as one table: reconx table ablation {out}", soft_wrap=True, markup=False)
+        console.print(f"All rows as one table: reconx table ablation {one_line(str(out))}", soft_wrap=True, markup=False)
     return sum(run.error is not None for run in runs)
 
 

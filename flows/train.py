@@ -27,6 +27,7 @@ from reconx_core.cache.store import Reference
 from reconx_core.errors import UserError
 from reconx_core.io.files import require_writable, temporary_beside
 from reconx_core.io.images import write_png
+from reconx_core.names import one_line
 from reconx_core.pointcloud import weights_of as geometry_weights
 from reconx_core.settings import Contents, PointcloudSettings, read_override
 from reconx_core.training.settings import RENAMED, TrainSettings, load_train_settings
@@ -106,7 +107,7 @@ def train(settings: TrainSettings, out: Path, root: Path, console: Console, work
             save_pipeline(pipeline, out / "model")
             log.finish()
         processes.destroy_process_group()
-    console.print(f"The model is in {out / 'model'}", soft_wrap=True, markup=False)
+    console.print(f"The model is in {one_line(str(out / 'model'))}", soft_wrap=True, markup=False)
 
 
 def contents_of(pipeline: Any, settings: TrainSettings) -> Contents:

@@ -35,14 +35,14 @@ def status(out: Path | None, root: Path | None, console: Console) -> None:
     tasks = states_of_run(request, where)
     measured = measurements(tasks, where)
     seconds = seconds_per_stage(measured)
-    console.print(opening(request, tasks), soft_wrap=True, markup=False)
+    console.print(one_line(opening(request, tasks)), soft_wrap=True, markup=False)
     console.print(_table(tasks, seconds))
     for task in tasks:
         if task.failure:
             line = f"{task.plan.label} failed in {task.stage}: {task.failure['error']}"
             console.print(f"[red]{escape(one_line(line))}[/red]", soft_wrap=True)
     for sentence in [*time_left(request, tasks, measured, expected_seconds(where)), *closing(request)]:
-        console.print(sentence, soft_wrap=True, markup=False)
+        console.print(one_line(sentence), soft_wrap=True, markup=False)
 
 
 def opening(request: RunRequest, tasks: list[TaskState]) -> str:
