@@ -32,11 +32,12 @@ def put_results_aside(out: Path, place: Path, more: Iterable[str] = ()) -> bool:
         UserError: they cannot be moved.
     """
     folder, aside = out / place, out / EARLIER / place
-    there = [name for name in (*SCENE_FILES, *more) if os.path.lexists(folder / name)]
+    # Elsewhere "cameras" may be anybody's, as in a dataset that is the run's folder, too.
+    made = SCENE_FILES if any((folder / name).is_file() for name in ("scene.ply", MADE)) else ()
+    there = [name for name in (*made, *more) if os.path.lexists(folder / name)]
     if not there:
         return False
-    record = find_object(folder / SCENE_RECORD)
-    if record and record.get("error") is None:
+    if made and find_object(folder / SCENE_RECORD).get("error", "none there") is None:
         there.append(SCENE_RECORD)
     try:
         _remove(aside, (*SCENE_FILES, SCENE_RECORD, *more))
@@ -48,17 +49,17 @@ def put_results_aside(out: Path, place: Path, more: Iterable[str] = ()) -> bool:
     return True
 
 
-def put_folder_aside(out: Path, place: Path) -> None:
-    """Move a whole folder.
+def put_row_aside(out: Path, row: str) -> None:
+    """Move the folder of a row of the ablation.
 
     Raises:
         UserError: it cannot be moved.
     """
-    aside = out / EARLIER / place
+    aside = out / EARLIER / row
     try:
         shutil.rmtree(aside, ignore_errors=True)
         aside.parent.mkdir(parents=True, exist_ok=True)
-        os.rename(out / place, aside)
+        os.rename(out / row, aside)
     except OSError as error:
         raise explain_disk(error, out) from error
 
@@ -82,26 +83,34 @@ def _remove(folder: Path, names: Iterable[str]) -> None:
 
 
 def put_seeds_aside(out: Path, name: Path, kept: Collection[Path]) -> bool:
-    """Of a scene of this run, at the places ``kept``, move results of seeds that it does not have; whether there were any."""
-    others = [name / seed.name for seed in _seeds(out / name) if name / seed.name not in kept]
-    for other in others:
-        put_folder_aside(out, other)
-    return (name not in kept and put_results_aside(out, name)) or bool(others)
+    """Of a scene, move results of seeds that are not ``kept``, or of none of several; whether there were any.
+
+    Folders go with what was in them, unless something else is there.
+    """
+    others = [place for place in (*(name / seed.name for seed in _seeds(out / name)), name) if place not in kept]
+    moved = False
+    for place in others:
+        moved |= put_results_aside(out, place)
+        if "failed_stage" in find_object(out / place / SCENE_RECORD):
+            (out / place / SCENE_RECORD).unlink()
+        with contextlib.suppress(OSError):
+            (out / place).rmdir()
+    return moved
 
 
 def put_others_aside(out: Path, places: Collection[Path], rows: Iterable[str] = ()) -> list[str]:
-    """Move the scenes in ``out`` that are not at ``places``, and folders of ``rows``; returns their names.
+    """Move results of scenes in ``out`` that are not at ``places``, and folders of ``rows``; returns the names of both.
 
-    Only what a run made: folders with a scene's record that are no run's own.
+    Only what a run made, and no folders that are a run's own.
     """
     moved = []
     for folder in sorted(out.iterdir()) if out.is_dir() else ():
         name = Path(folder.name)
         kept = [place for place in places if place.parts[0] == folder.name]
-        if (folder.name in rows and _is_row(folder)) or (not kept and _is_scene(folder)):
-            put_folder_aside(out, name)
+        if folder.name in rows and _is_row(folder):
+            put_row_aside(out, folder.name)
             moved.append(folder.name)
-        elif kept and put_seeds_aside(out, name, kept):
+        elif (kept or _is_scene(folder)) and put_seeds_aside(out, name, kept):
             moved.append(folder.name)
     return moved
 

@@ -103,7 +103,7 @@ def test_seeds_and_rows_of_an_earlier_run(tmp_path):
     # A run of one seed after one of several, and the reverse.
     assert put_others_aside(tmp_path, [Path("attic"), Path("den/seed-0")]) == ["attic", "den"]
     assert list((tmp_path / "attic").iterdir()) == []
-    assert not (tmp_path / "den" / "scene.ply").exists()
+    assert not (tmp_path / "den").exists()
     assert (tmp_path / EARLIER / "den" / "scene.ply").exists()
 
 
@@ -114,6 +114,17 @@ def test_what_no_run_made_and_runs_of_their_own_stay(tmp_path):
     (tmp_path / "link").symlink_to(scene(tmp_path.parent / f"{tmp_path.name}-elsewhere"))
     assert put_others_aside(tmp_path, []) == []
     assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "mine", "other"]
+
+
+def test_a_dataset_that_is_the_runs_folder_too_keeps_its_photos(tmp_path):
+    for name in ("attic", "den"):
+        (tmp_path / name / "cameras").mkdir(parents=True)
+    scene(tmp_path / "attic")
+    scene(tmp_path / "den", "Too dark.")
+    assert not put_results_aside(tmp_path, Path("den"))
+    assert put_others_aside(tmp_path, []) == ["attic"]
+    assert (tmp_path / "den" / "cameras").exists()
+    assert not (tmp_path / "den" / "scene.json").exists(), "of no scene of this run"
 
 
 def test_failed_record_does_not_take_the_place_of_the_last_good_one(tmp_path):
