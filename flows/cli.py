@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import io
+import signal
 import sys
 import time
 from dataclasses import replace
@@ -14,8 +15,8 @@ import typer
 from rich import control
 from rich.console import Console
 
+from flows.execution.ending import INTERRUPTED, leave_stages_behind, stop_at_once
 from reconx_core.errors import UserError
-from reconx_core.names import shown
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
 console = Console(highlight=False, emoji=False)  # names may hold ':smile:'
@@ -45,13 +46,24 @@ def main() -> None:
     """Entry point: a user's mistake ends with one sentence and exit code 2."""
     print_any_name()
     try:
+        with stop_at_once(console, signal.SIGTERM):
+            run_command()
+    except BaseException as error:
+        leave_stages_behind(error)
+        raise
+    leave_stages_behind(None)
+
+
+def run_command() -> None:
+    """Do what the command line asks for; ends in SystemExit."""
+    try:
         refuse_empty(sys.argv[1:])
         app()
     except UserError as error:
-        print(f"reconx: {shown(str(error))}", file=sys.stderr)
+        print(f"reconx: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("reconx: interrupted; run the same command again to go on from here.", file=sys.stderr)
+        print(INTERRUPTED, file=sys.stderr)
         sys.exit(130)
 
 

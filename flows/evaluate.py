@@ -19,9 +19,10 @@ from flows.execution.hooks import Hooks
 from flows.execution.plan import ScenePlan, SceneRun, place_of
 from flows.execution.run import load_params, resolve_auto, resolve_settings, run_stages
 from flows.execution.workers import ONE_THREAD, Workers
+from flows.runs.alone import alone_in
 from reconx_core.errors import UserError
-from reconx_core.io.files import explain_disk, require_writable, short_name
-from reconx_core.names import shown
+from reconx_core.io.files import explain_disk, short_name
+from reconx_core.names import abbreviate, one_line
 from reconx_core.settings import Settings, parse_settings
 
 if TYPE_CHECKING:
@@ -47,14 +48,17 @@ def evaluate(request: EvaluationRequest, out: Path, root: Path, console: Console
     """Run all stages on every scene, write results of each when it is done, and of the run; returns how many scenes failed.
 
     Raises:
-        UserError: no such dataset or scene, or ``out`` or the store cannot be written to.
+        UserError: no such dataset or scene, ``out`` or the store cannot be written to, or another run is writing into ``out``.
     """
-    start, started = time.monotonic(), time.time()
     check_dataset(request.dataset)
-    require_writable(out)
-    console.print(
-        f"Evaluating {request.dataset} (geometry by {request.settings.pointcloud.backend})", soft_wrap=True, markup=False
-    )
+    with alone_in(out):
+        return _evaluate(request, out, root, console, workers)
+
+
+def _evaluate(request: EvaluationRequest, out: Path, root: Path, console: Console, workers: Workers) -> int:
+    start, started = time.monotonic(), time.time()
+    dataset, geometry = one_line(request.dataset), request.settings.pointcloud.backend
+    console.print(f"Evaluating {dataset} (geometry by {geometry})", soft_wrap=True, markup=False)
 
     folders: dict[str, RunFolder] = {}
     live: dict[str, LiveRun] = {}
@@ -93,16 +97,36 @@ def write_rows(
 ) -> int:  # fmt: skip
     """Results of every row, from those of its scenes; returns how many scenes failed."""
     from flows.evaluation import score_tables as tables
-    from flows.runs.registry import register_end
+    from flows.runs.registry import end_run
 
-    register_end(root, out, [reference for run in runs for reference in run.references.values()])
+    say = lambda note: console.print(f"[yellow]{escape(note)}[/]", soft_wrap=True)  # noqa: E731
+    end_run(root, out, [reference for run in runs for reference in run.references.values()], say)
+    put_rest_aside(request, folders, out, console)
     for row in rows_of(request):
         record = write_row(request, row, [run for run in runs if run.plan.row == row], folders[row], started)
         live[row].close(record)
         tables.print_made(console, record, out / row, time.monotonic() - start, told=len(runs) > 1)
     if request.ablation:
-        console.print(f"All rows as one table: reconx table ablation {out}", soft_wrap=True, markup=False)
+        console.print(f"All rows as one table: reconx table ablation {one_line(str(out))}", soft_wrap=True, markup=False)
     return sum(run.error is not None for run in runs)
+
+
+def put_rest_aside(request: EvaluationRequest, folders: dict[str, RunFolder], out: Path, console: Console) -> None:
+    """Put aside what an earlier run into ``out`` left and this one has not made, and say so."""
+    from flows.runs import earlier
+
+    rows = {row.name for row in load_ablation()} - folders.keys()
+    for row, folder in folders.items():
+        folder.put_others_aside(() if row else rows)
+    told = [" · ".join(filter(None, (name, row))) for row, folder in folders.items() for name in folder.aside]
+    if request.ablation:
+        told += earlier.put_others_aside(out, [], rows)
+    if request.ablation or (out / earlier.MADE).is_file():  # of a run with other rows, or of `reconx reconstruct`
+        more = (*earlier.RUN_FILES, earlier.SCORES) if request.ablation else ()
+        told += [out.name] if earlier.put_results_aside(out, Path(), more) else []
+    if told:
+        line = one_line(f"An earlier run into this folder made what is now in {out / earlier.EARLIER}: {abbreviate(told)}")
+        console.print(f"[yellow]{escape(line)}[/]", soft_wrap=True)
 
 
 def make_request(
@@ -210,7 +234,7 @@ def row_settings(request: EvaluationRequest, row: str) -> Settings:
 def title_of(out: Path, row: str) -> str:
     """The run's name in reports and MLflow."""
     folder = out.resolve()
-    return shown(f"{folder.parent.name} · {row}" if row else folder.name)
+    return one_line(f"{folder.parent.name} · {row}" if row else folder.name)
 
 
 def about(request: EvaluationRequest, row: str, started: float) -> dict[str, Any]:
@@ -227,7 +251,7 @@ def find_scenes(dataset: str, only: Iterable[str] = ()) -> list[tuple[str, str]]
     """
     from reconx_core.datasets import scene_names
 
-    scenes, wanted = [(name, place_of(path)) for name, path in scene_names(Path(dataset))], list(map(shown, only))
+    scenes, wanted = [(name, place_of(path)) for name, path in scene_names(Path(dataset))], list(map(one_line, only))
     known = [name for name, _ in scenes]
     for name in wanted:
         if name not in known:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 import warnings
 from pathlib import Path
@@ -12,9 +13,9 @@ from rich.console import Console
 from flows.execution.hooks import Hooks
 from flows.execution.plan import ScenePlan, place_of
 from flows.execution.run import run_stages
+from flows.runs.alone import alone_in
 from reconx_core.errors import UserError
-from reconx_core.io.files import require_writable
-from reconx_core.names import abbreviate
+from reconx_core.names import abbreviate, one_line
 from reconx_core.settings import Settings
 
 if TYPE_CHECKING:
@@ -25,13 +26,20 @@ def reconstruct(source: str, out: Path, settings: Settings, root: Path, console:
     """Run all stages on ``source`` and write scene, clip, cameras, report and settings into ``out``.
 
     Raises:
-        UserError: nothing usable at ``source``, or ``out`` or the store cannot be written to.
+        UserError: nothing usable at ``source``, ``out`` or the store cannot be written to, or another run is writing into
+            ``out``.
     """
-    start, started = time.monotonic(), time.time()
     if not source.startswith("procedural:") and not Path(source).exists():
         raise UserError(f"There is no '{source}'; give a folder of photos, a video or a dataset.")
-    require_writable(out)
-    console.print(f"Reconstructing {source} (geometry by {settings.pointcloud.backend})", soft_wrap=True, markup=False)
+    with alone_in(out):
+        _reconstruct(source, out, settings, root, console)
+
+
+def _reconstruct(source: str, out: Path, settings: Settings, root: Path, console: Console) -> None:
+    start, started = time.monotonic(), time.time()
+    console.print(
+        f"Reconstructing {one_line(source)} (geometry by {settings.pointcloud.backend})", soft_wrap=True, markup=False
+    )
 
     def on_start(plans: list[ScenePlan]) -> None:
         from flows.runs.request import record_request
@@ -45,16 +53,22 @@ def reconstruct(source: str, out: Path, settings: Settings, root: Path, console:
 
     hooks = Hooks(on_start, on_sources)
     (run,) = run_stages(lambda: [ScenePlan(*find_scene(source), settings)], root, console, hooks=hooks)
-    if run.error is not None:
-        raise run.error
 
     from flows.evaluation import score_tables as tables
     from flows.runs import results
-    from flows.runs.registry import register_end
+    from flows.runs.earlier import RUN_FILES, forget_earlier, put_results_aside
+    from flows.runs.registry import end_run
+
+    if run.error is not None:
+        with contextlib.suppress(UserError):  # that it cannot be written is not why the run failed
+            put_results_aside(out, Path(), RUN_FILES)
+            results.lay_scene(run, root, out)
+        raise run.error
 
     scene = results.lay_scene(run, root, out)
+    forget_earlier(out, Path())
     record = results.write_run(out, run.name, [run], [scene], root, settings, {"started": started})
-    register_end(root, out, run.references.values())
+    end_run(root, out, run.references.values(), lambda note: console.print(note, soft_wrap=True, markup=False))
     tables.print_made(console, record, out, time.monotonic() - start)
 
 

@@ -14,6 +14,8 @@ import torch
 from rich.console import Console
 from rich.markup import escape
 
+from flows.execution.ending import take_back_signals
+from flows.runs.earlier import require_done
 from reconx_core import export
 from reconx_core.datasets import nerfstudio
 from reconx_core.datasets.poses import relative_to
@@ -23,7 +25,7 @@ from reconx_core.io import video as video_io
 from reconx_core.io.files import explain_disk, require_writable, require_writable_file
 from reconx_core.io.images import write_png
 from reconx_core.metrics.pictures import render_path
-from reconx_core.names import quoted
+from reconx_core.names import one_line, quoted
 from reconx_core.reporting.viewer import show_scene
 from reconx_core.types import Cameras, Gaussians
 from tasks.execute import route_warnings
@@ -34,6 +36,7 @@ FORMATS = (".ply", ".splat")
 @contextmanager
 def notes(console: Console) -> Iterator[None]:
     """Print reconx's own warnings as notes for the user."""
+    take_back_signals()
     with warnings.catch_warnings():
         route_warnings(lambda note: console.print(f"[yellow]{escape(note)}[/]", highlight=False, soft_wrap=True))
         yield
@@ -43,8 +46,9 @@ def load_scene(path: Path) -> Gaussians:
     """Gaussians of a PLY or `.splat` file, or of the ``scene.ply`` in a folder.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none, or the run that was to make it failed.
     """
+    require_done(path)
     path = path / "scene.ply" if path.is_dir() else path
     if not path.is_file():
         raise UserError(f"There is no scene at '{path}'; give the scene.ply that reconx reconstruct wrote.")
@@ -104,7 +108,7 @@ def render(scene: Path, out: Path, cameras: Path | None, frames: int, console: C
         else:
             for i, image in enumerate(images):
                 write_png(out / f"{i:04d}.png", image)
-    console.print(f"{frames} frames of {path.width}x{path.height} in {out}", soft_wrap=True, markup=False)
+    console.print(f"{frames} frames of {path.width}x{path.height} in {one_line(str(out))}", soft_wrap=True, markup=False)
 
 
 def _is_clip(out: Path) -> bool:
@@ -140,7 +144,7 @@ def convert(scene: Path, out: Path, console: Console) -> None:
         else:
             export.write_splat(out, gaussians)
     note = f", relative to ({', '.join(map(str, origin))}) in the frame of the given cameras" if any(origin) else ""
-    console.print(f"{len(gaussians):,} Gaussians in {out}{note}", soft_wrap=True, markup=False)
+    console.print(f"{len(gaussians):,} Gaussians in {one_line(str(out))}{note}", soft_wrap=True, markup=False)
 
 
 def view(scene: Path, port: int, console: Console) -> None:

@@ -27,7 +27,7 @@ from reconx_core.condition.camera_files import files_of_path, read_path
 from reconx_core.datasets import files_of
 from reconx_core.errors import UserError
 from reconx_core.losses.lpips import LAYOUTS, Net, lpips_files
-from reconx_core.names import shown
+from reconx_core.names import one_line
 from reconx_core.pointcloud import BACKENDS as GEOMETRY
 from reconx_core.pointcloud import weights_of as geometry_weights
 from reconx_core.settings import STAGES, ClipSettings, Settings
@@ -235,7 +235,7 @@ def route_warnings(say: Callable[[str], None]) -> None:
 
     def show(message: Warning | str, category: type[Warning], filename: str, *_: Any) -> None:
         if is_own_warning(category, filename):
-            (_collect_note.get() or say)(shown(str(message)))
+            (_collect_note.get() or say)(one_line(str(message)))
 
     warnings.filterwarnings("always", module=r"reconx_core\.")
     warnings.showwarning = show  # type: ignore[assignment]

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from reconx_core.names import abbreviate
+from reconx_core.names import abbreviate, one_line
 from reconx_core.reporting.numbers import format_duration, mean_or_none, pooled_spread
 from reconx_core.reporting.report import COLUMNS, format_score
 
@@ -27,9 +27,10 @@ def print_made(console: Console, record: dict[str, Any], out: Path, seconds: flo
     for folder in dict.fromkeys([*folders, out]):
         for name, what in _FILES.items():
             if (folder / name).exists():
-                console.print(f"  {escape(str(folder / name))}  [dim]{what}[/dim]", soft_wrap=True)
+                console.print(f"  {escape(one_line(str(folder / name)))}  [dim]{what}[/dim]", soft_wrap=True)
     if len(done) > len(folders) > 1:
-        console.print(f"  and the same for the other {len(done) - len(folders)} scenes in {out}", soft_wrap=True, markup=False)
+        others = f"{len(done) - len(folders)} scenes in {one_line(str(out))}"
+        console.print(f"  and the same for the other {others}", soft_wrap=True, markup=False)
 
 
 _TITLES = {"photo_psnr": "photos", "photo_ssim": "SSIM", "rotation_error": "pose °", "auc_30": "AUC@30°"}

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import signal
-import sys
-import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import yaml
 from rich.console import Console
 
+from flows.execution.ending import stop_at_once, take_back_signals
 from flows.execution.hooks import NO_HOOKS, Hooks
 from flows.execution.prefect_server import prefect_server
-from flows.execution.workers import ONE_THREAD, Workers
+from flows.execution.workers import ONE_THREAD, Workers, require_scheduler
 from reconx_core.errors import UserError
 from reconx_core.io.files import require_writable
 from reconx_core.settings import STAGES, Settings, load_settings, parse_settings, read_yaml
@@ -88,26 +86,6 @@ def _can_be_made(folder: Path) -> bool:
     return os.access(existing, os.W_OK)
 
 
-@contextmanager
-def stop_at_once(console: Console) -> Iterator[None]:
-    """End the process on Ctrl-C without waiting for threads that compute; what is published is whole, the rest is repeated."""
-
-    def stop(*_: object) -> None:
-        if console.is_terminal:
-            console.show_cursor()
-        os.write(sys.stderr.fileno(), b"\nreconx: interrupted; run the same command again to go on from here.\n")
-        os._exit(130)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
 def run_stages(
     make_plans: Callable[[], list[ScenePlan]], root: Path, console: Console, stages: tuple[str, ...] = STAGES,
     workers: Workers = ONE_THREAD, quiet: bool = False, hooks: Hooks = NO_HOOKS,
@@ -120,8 +98,10 @@ def run_stages(
     """
     if workers.dask is not None:
         require_dask()
+        require_scheduler(workers.dask)
     require_writable(root)
     with stop_at_once(console), prefect_server(root) as wait_for_server:
+        take_back_signals()
         # Heavy: torch and Prefect load while the server starts.
         from flows.execution.flow import run_scenes
         from flows.execution.progress import Display

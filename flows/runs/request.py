@@ -23,6 +23,7 @@ from reconx_core.cache import store
 from reconx_core.errors import UserError
 from reconx_core.io.checked import check_shape, find_object, read_object
 from reconx_core.io.files import explain_disk, write_json
+from reconx_core.names import one_line
 from reconx_core.settings import STAGES, Settings, parse_settings
 from tasks.execute import environment_of, parts_of
 
@@ -189,7 +190,7 @@ def newest_run(root: Path, scene: str | None = None) -> RunRequest:
 def shown(folder: Path) -> str:
     """A folder as seen from here, where it is below, else by its whole path."""
     folder = folder.absolute()
-    return str(folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder)
+    return one_line(str(folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder))
 
 
 def near(name: str, known: Iterable[str]) -> str:

@@ -19,6 +19,7 @@ import yaml
 from flows.execution.failures import failure_of, task_id
 from flows.execution.flow import describe_error
 from flows.execution.plan import ScenePlan, SceneRun
+from flows.runs.earlier import COPIED, MADE, SCENE_FILES, SCENE_RECORD
 from reconx_core import export
 from reconx_core.cache import store
 from reconx_core.cache.code_version import code_version
@@ -38,10 +39,7 @@ from reconx_core.version import __version__
 from tasks.machine import machine
 
 RECORD = "run.json"
-SCENE_RECORD = "scene.json"  # in a scene's folder
-MADE = ".made.json"  # in a scene's folder: what its files were made of, and how they were left
 ABOVE = "path/above.png"  # in a scene's folder: photos and path from above
-COPIED = ("video.mp4", "scores.parquet", "metrics.json")
 
 
 def write_scene(run: SceneRun, root: Path, out: Path) -> None:
@@ -54,6 +52,7 @@ def write_scene(run: SceneRun, root: Path, out: Path) -> None:
     if _is_made(out, made_of):
         return
     folder, geometry = run.references["metrics"].folder(root), run.references["pointcloud"].folder(root)
+    before = {file: file.stat().st_ino for file in _files(out)}
     try:
         origin = _origin_of(run.references["views"].folder(root))
         export.write_ply(out / "scene.ply", store.load(run.references["splats"].folder(root), "gaussians"), origin)
@@ -66,6 +65,9 @@ def write_scene(run: SceneRun, root: Path, out: Path) -> None:
             _copy(folder / name, out / name)
         for picture in (folder / "pictures").iterdir():
             _copy(picture, out / "pictures" / picture.name)
+        for file in _files(out):
+            if before.get(file) == file.stat().st_ino:  # not written anew: of an earlier run with other photos
+                file.unlink()
         write_json(out / MADE, {"of": made_of, "files": _stamps(out)})
     except OSError as error:
         raise explain_disk(error, out) from error
@@ -127,9 +129,13 @@ def _is_made(out: Path, made_of: dict[str, str]) -> bool:
 
 def _stamps(out: Path) -> dict[str, list[int]]:
     """Size and time of change of every file of a scene."""
-    places = (out / name for name in ("scene.ply", "cameras", "path", "pictures", *COPIED))
-    files = (file for place in places for file in (place, *place.rglob("*")) if file.is_file())
-    return {file.relative_to(out).as_posix(): [file.stat().st_size, file.stat().st_mtime_ns] for file in files}
+    return {file.relative_to(out).as_posix(): [file.stat().st_size, file.stat().st_mtime_ns] for file in _files(out)}
+
+
+def _files(out: Path) -> list[Path]:
+    """The files of a scene, but for those that tell of them."""
+    places = (out / name for name in SCENE_FILES if name != MADE)
+    return [file for place in places for file in (place, *place.rglob("*")) if file.is_file()]
 
 
 def scene_folder(plan: ScenePlan) -> Path:

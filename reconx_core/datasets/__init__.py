@@ -25,7 +25,7 @@ from reconx_core.datasets.capture import Capture, Photo, Split, every_eighth, fi
 from reconx_core.errors import UserError
 from reconx_core.io.images import is_image, is_unread_picture
 from reconx_core.io.video import is_video
-from reconx_core.names import abbreviate, shown, unique_shown
+from reconx_core.names import abbreviate, one_line, unique_shown
 
 __all__ = [
     "FORMATS",
@@ -128,7 +128,7 @@ def scene_names(dataset: Path) -> list[tuple[str, Path]]:
         return realestate.scenes(dataset)
     found = _format_of(dataset)
     if found is not None and not (found.name == "photos" and _is_cover_of_scenes(dataset)):
-        return [(shown(dataset.resolve().stem if dataset.is_file() else dataset.resolve().name), dataset)]
+        return [(one_line(dataset.resolve().stem if dataset.is_file() else dataset.resolve().name), dataset)]
     realestate.warn_of_missing_frames(dataset)
     scenes, problems = _check_scenes(_folders(dataset))
     if not scenes and problems:
