@@ -96,7 +96,9 @@ def about() -> None:
 
 @app.command()
 def reconstruct(
-    source: Annotated[str, typer.Argument(metavar="PHOTOS_OR_VIDEO", help="A folder of 2 or more photos, or a video.")],
+    photos: Annotated[
+        list[str], typer.Argument(metavar="PHOTOS...", help="A folder of 2 or more photos, the photos themselves, or a video.")
+    ],
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the results.")] = Path("outputs"),
     preset: PresetOption = None,
     set_: SetOption = None,
@@ -108,10 +110,11 @@ def reconstruct(
     from flows.execution.memory import apply_vram
     from flows.execution.run import default_store, resolve_settings
     from flows.reconstruct import reconstruct as run
+    from flows.reconstruct import source_of
 
     read_anew(verify)
     settings = apply_vram(resolve_settings(preset, set_), vram, set_ or [], console)
-    run(source, out, settings, store or default_store(), console)
+    run(source_of(photos), out, settings, store or default_store(), console)
 
 
 @app.command()

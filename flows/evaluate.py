@@ -14,13 +14,13 @@ from rich.console import Console
 from rich.markup import escape
 
 from flows.evaluation.ablation import load_ablation
-from flows.evaluation.protocols import Protocol, load_protocol, plan_protocol
+from flows.evaluation.protocols import INDEX, Protocol, load_protocol, plan_protocol
 from flows.execution.hooks import Hooks
-from flows.execution.plan import ScenePlan, SceneRun, place_of
-from flows.execution.run import load_params, resolve_auto, resolve_settings, run_stages
+from flows.execution.plan import REQUEST, ScenePlan, SceneRun, place_of
+from flows.execution.run import load_params, look_up, resolve_auto, resolve_settings, run_stages
 from flows.execution.workers import ONE_THREAD, Workers
 from reconx_core.errors import UserError
-from reconx_core.io.files import explain_disk, require_writable, short_name
+from reconx_core.io.files import as_it_was, explain_disk, require_writable, short_name
 from reconx_core.names import shown
 from reconx_core.settings import Settings, parse_settings
 
@@ -51,11 +51,6 @@ def evaluate(request: EvaluationRequest, out: Path, root: Path, console: Console
     """
     start, started = time.monotonic(), time.time()
     check_dataset(request.dataset)
-    require_writable(out)
-    console.print(
-        f"Evaluating {request.dataset} (geometry by {request.settings.pointcloud.backend})", soft_wrap=True, markup=False
-    )
-
     folders: dict[str, RunFolder] = {}
     live: dict[str, LiveRun] = {}
 
@@ -72,6 +67,7 @@ def evaluate(request: EvaluationRequest, out: Path, root: Path, console: Console
             beginning = known | opening(request, row, out / row, started)
             live[row] = opened.enter_context(open_run(beginning, out / row, console))
             folders[row] = open_folder([plan for plan in plans if plan.row == row], out / row, root, live[row])
+        keep()
 
     def on_sources(read: Digests) -> None:
         from flows.runs.request import record_sources
@@ -81,9 +77,12 @@ def evaluate(request: EvaluationRequest, out: Path, root: Path, console: Console
     def on_scene(run: SceneRun) -> None:
         folders[run.plan.row].lay(run, lambda note: console.print(f"[yellow]{escape(note)}[/]", soft_wrap=True))
 
-    with ExitStack() as opened:
-        hooks = Hooks(on_start, on_sources, on_scene)
-        runs = run_stages(lambda: make_plans(request, out), root, console, workers=workers, hooks=hooks)
+    with as_it_was(out, (REQUEST, INDEX)) as keep, ExitStack() as opened:
+        require_writable(out)
+        plans = look_up(lambda: make_plans(request, out))
+        geometry = request.settings.pointcloud.backend
+        console.print(f"Evaluating {request.dataset} (geometry by {geometry})", soft_wrap=True, markup=False)
+        runs = run_stages(plans, root, console, workers=workers, hooks=Hooks(on_start, on_sources, on_scene))
         return write_rows(request, runs, folders, live, out, root, console, start, started)
 
 
@@ -245,12 +244,13 @@ def results_folder(out: Path | None, dataset: str) -> Iterator[Path]:
         yield out
         return
     name = dataset.split("?")[0].replace("procedural:", "")
-    folder = make_next(Path("runs"), Path(name).name or Path(name).resolve().name or "run")
-    try:
-        yield folder
-    finally:
-        with contextlib.suppress(OSError):
-            folder.rmdir()
+    with as_it_was(Path("runs"), ()):
+        folder = make_next(Path("runs"), Path(name).name or Path(name).resolve().name or "run")
+        try:
+            yield folder
+        finally:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
 
 
 def make_next(parent: Path, name: str) -> Path:

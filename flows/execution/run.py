@@ -88,6 +88,20 @@ def _can_be_made(folder: Path) -> bool:
     return os.access(existing, os.W_OK)
 
 
+def look_up(make_plans: Callable[[], list[ScenePlan]]) -> Callable[[], list[ScenePlan]]:
+    """``make_plans`` called now, before anything heavy is loaded; its warnings come when the plans are asked for."""
+    with warnings.catch_warnings(record=True) as noticed:
+        warnings.simplefilter("always")
+        plans = make_plans()
+
+    def give() -> list[ScenePlan]:
+        for notice in noticed:
+            warnings.warn_explicit(notice.message, notice.category, notice.filename, notice.lineno)
+        return plans
+
+    return give
+
+
 @contextmanager
 def stop_at_once(console: Console) -> Iterator[None]:
     """End the process on Ctrl-C without waiting for threads that compute; what is published is whole, the rest is repeated."""
