@@ -8,7 +8,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, NoReturn, cast
 
 import typer
 from rich import control
@@ -19,6 +19,14 @@ from reconx_core.names import shown
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
 console = Console(highlight=False, emoji=False)  # names may hold ':smile:'
+
+USAGE = cast("type[Exception]", typer.BadParameter.__base__)  # of click, which typer brings along
+INTERRUPTED = 130  # exit code, as of shells
+WORDS = {  # of pydantic, by which typer reads values
+    "Input should be a valid integer, unable to parse string as an integer": "it should be a whole number",
+    "Input should be greater than or equal to": "it should be at least",
+    "Input should be less than or equal to": "it should be at most",
+}
 
 PresetOption = Annotated[str | None, typer.Option("--preset", "-p", help="default, permissive, paper, or a YAML file.")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", "-S", metavar="STAGE.KEY=VALUE", help="Change one setting.")]
@@ -46,13 +54,34 @@ def main() -> None:
     print_any_name()
     try:
         refuse_empty(sys.argv[1:])
-        app()
+        code = app(prog_name="reconx", standalone_mode=False)
     except UserError as error:
-        print(f"reconx: {shown(str(error))}", file=sys.stderr)
-        sys.exit(2)
+        end_with(str(error))
+    except USAGE as error:
+        end_with(usage_sentence(error))
     except KeyboardInterrupt:
+        code = INTERRUPTED
+    if code == INTERRUPTED:
         print("reconx: interrupted; run the same command again to go on from here.", file=sys.stderr)
-        sys.exit(130)
+    sys.exit(code or 0)
+
+
+def end_with(sentence: str) -> NoReturn:
+    """End as on a mistake of the user: with one line, or without where all has been said."""
+    if sentence:
+        print(f"reconx: {shown(sentence)}", file=sys.stderr)
+    sys.exit(2)
+
+
+def usage_sentence(error: Any) -> str:
+    """A wrong command line in one sentence; empty where typer has printed the help, as it does without arguments."""
+    said = " ".join(error.format_message().split())
+    if not said:
+        return ""
+    for text, short in WORDS.items():
+        said = said.replace(text, short)
+    command = error.ctx.command_path if error.ctx else " ".join(["reconx", *sys.argv[1:2]])
+    return f"{said} See: {command} --help" if said.endswith("?") else f"{said.removesuffix('.')}; see: {command} --help"
 
 
 def refuse_empty(arguments: list[str]) -> None:
