@@ -30,7 +30,14 @@ WORDS = {  # of pydantic, by which typer reads values
 
 PresetOption = Annotated[str | None, typer.Option("--preset", "-p", help="default, permissive, paper, or a YAML file.")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", "-S", metavar="STAGE.KEY=VALUE", help="Change one setting.")]
-StoreOption = Annotated[Path | None, typer.Option("--store", help="Where results of stages are kept and looked up.")]
+StoreOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--store",
+        help="Where results of stages are kept and looked up; default: $RECONX_STORE, else ~/.cache/reconx/store.",
+        show_default=False,
+    ),
+]
 VramOption = Annotated[
     int | None,
     typer.Option("--vram", min=1, metavar="8|12|24|48", help="GB of GPU memory to fit into; -S wins over what it chooses."),
@@ -252,7 +259,10 @@ def table(
 @app.command()
 def render(
     scene: Annotated[Path, typer.Argument(help="scene.ply, or the folder it is in.")],
-    out: Annotated[Path, typer.Option("-o", "--out", help="A clip (.mp4), or a folder for PNGs.")] = Path("render.mp4"),
+    out: Annotated[
+        Path | None,
+        typer.Option("-o", "--out", help="A clip (.mp4), or a folder for PNGs; default: render.mp4 beside the scene."),
+    ] = None,
     cameras: Annotated[Path | None, typer.Option(help="transforms.json; default: cameras/ beside the scene.")] = None,
     frames: Annotated[int, typer.Option(min=1)] = 120,
 ) -> None:

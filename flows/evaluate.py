@@ -22,7 +22,7 @@ from flows.execution.workers import ONE_THREAD, Workers
 from reconx_core.errors import UserError
 from reconx_core.io.files import as_it_was, explain_disk, require_writable, short_name
 from reconx_core.names import shown
-from reconx_core.settings import Settings, parse_settings
+from reconx_core.settings import STAGES, Settings, parse_settings
 
 if TYPE_CHECKING:
     from flows.execution.sources import Digests
@@ -90,18 +90,37 @@ def write_rows(
     request: EvaluationRequest, runs: list[SceneRun], folders: dict[str, RunFolder], live: dict[str, LiveRun], out: Path,
     root: Path, console: Console, start: float, started: float,
 ) -> int:  # fmt: skip
-    """Results of every row, from those of its scenes; returns how many scenes failed."""
+    """Results of every row, from those of its scenes; returns how many scenes failed.
+
+    Raises:
+        UserError: of no scene there are photos that can be used.
+    """
     from flows.evaluation import score_tables as tables
     from flows.runs.registry import register_end
 
     register_end(root, out, [reference for run in runs for reference in run.references.values()])
+    unreadable = all(run.failed_stage == STAGES[0] for run in runs)
     for row in rows_of(request):
         record = write_row(request, row, [run for run in runs if run.plan.row == row], folders[row], started)
         live[row].close(record)
-        tables.print_made(console, record, out / row, time.monotonic() - start, told=len(runs) > 1)
+        if not unreadable:
+            tables.print_made(console, record, out / row, time.monotonic() - start, told=len(runs) > 1)
+    if unreadable:
+        raise _nothing_to_do(runs, out)
     if request.ablation:
         console.print(f"All rows as one table: reconx table ablation {out}", soft_wrap=True, markup=False)
     return sum(run.error is not None for run in runs)
+
+
+def _nothing_to_do(runs: list[SceneRun], out: Path) -> UserError:
+    """Of scenes all of which failed at their photos; of several the display has told why, of a single one it has not."""
+    from flows.execution.flow import describe_error
+
+    (first, *others) = runs
+    if not others and first.error is not None:
+        return UserError(f"{first.plan.label} failed in {first.failed_stage}: {describe_error(first.error)}")
+    count, report = len({run.name for run in runs}), out / "report.html"
+    return UserError(f"Nothing was made: none of the {count} scenes can be used (why is said above and in {report}).")
 
 
 def make_request(

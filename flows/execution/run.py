@@ -19,7 +19,7 @@ from rich.console import Console
 from flows.execution.hooks import NO_HOOKS, Hooks
 from flows.execution.prefect_server import prefect_server
 from flows.execution.workers import ONE_THREAD, Workers
-from reconx_core.errors import UserError
+from reconx_core.errors import UserError, pip_install
 from reconx_core.io.files import require_writable
 from reconx_core.settings import STAGES, Settings, load_settings, parse_settings, read_yaml
 from reconx_core.weights.choice import resolve_geometry
@@ -181,4 +181,4 @@ def distinct_files(plans: Iterable[ScenePlan]) -> Iterable[Settings]:
 def require_dask() -> None:
     """Raise UserError where Dask is not installed."""
     if importlib.util.find_spec("prefect_dask") is None:
-        raise UserError("--dask needs prefect-dask, which is not installed; install it by: pip install 'reconx[dask]'")
+        raise UserError(f"--dask needs prefect-dask, which is not installed; install it by: {pip_install('dask')}")
