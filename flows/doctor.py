@@ -17,7 +17,7 @@ from rich.table import Table
 from flows.execution.memory import SIZES, choose_ways, describe
 from flows.execution.run import resolve_settings
 from reconx_core import condition, confidence, pointcloud, rasterize, video
-from reconx_core.errors import UserError
+from reconx_core.errors import UserError, pip_install
 from reconx_core.losses.lpips import LAYOUTS, lpips_files, lpips_missing_reason
 from reconx_core.settings import PointcloudSettings, Settings
 from reconx_core.weights.choice import resolve_geometry
@@ -87,7 +87,7 @@ def _version(name: str) -> str:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         extra = {"gsplat": "cuda", "viser": "view"}.get(name)
-        return f"not installed; pip install 'reconx[{extra}]'" if extra else "not installed"
+        return f"not installed; {pip_install(extra)}" if extra else "not installed"
 
 
 def _weights() -> list[tuple[str, str]]:

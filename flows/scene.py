@@ -19,7 +19,7 @@ from flows.runs.earlier import require_done
 from reconx_core import export
 from reconx_core.datasets import nerfstudio
 from reconx_core.datasets.poses import relative_to
-from reconx_core.errors import UserError
+from reconx_core.errors import UserError, pip_install
 from reconx_core.export.origin import NO_ORIGIN, Origin, parse_origin
 from reconx_core.io import video as video_io
 from reconx_core.io.files import explain_disk, require_writable, require_writable_file
@@ -90,14 +90,15 @@ def _noted_origin(file: Path) -> Origin:
     return origin
 
 
-def render(scene: Path, out: Path, cameras: Path | None, frames: int, console: Console) -> None:
-    """A clip (``out`` ends in .mp4) or a folder of PNGs along a smooth path through the cameras.
+def render(scene: Path, out: Path | None, cameras: Path | None, frames: int, console: Console) -> None:
+    """A clip (``out`` ends in .mp4) or a folder of PNGs along a smooth path through the cameras; None: a clip beside the scene.
 
     Raises:
         UserError: no scene or cameras, ``out`` ends in something else, or it cannot be written.
     """
+    folder = scene if scene.is_dir() else scene.parent
+    out, beside = out or folder / "render.mp4", folder / "cameras" / "transforms.json"
     clip = _is_clip(out)
-    beside = (scene if scene.is_dir() else scene.parent) / "cameras" / "transforms.json"
     with notes(console):
         gaussians, path = load_scene(scene), load_cameras(cameras or beside, scene_origin(scene))
     (require_writable_file if clip else require_writable)(out)
@@ -166,4 +167,4 @@ def view(scene: Path, port: int, console: Console) -> None:
 def require_viser() -> None:
     """Raise UserError before anything is loaded where the viewer cannot be shown."""
     if importlib.util.find_spec("viser") is None:
-        raise UserError("The viewer needs viser; install it with: pip install 'reconx[view]'")
+        raise UserError(f"The viewer needs viser; install it with: {pip_install('view')}")

@@ -17,6 +17,7 @@ from reconx_core.io.files import write_json
 from reconx_core.settings import Settings, parse_settings, read_yaml
 
 PROTOCOLS = Path(__file__).with_name("protocols")
+INDEX = "index.json"  # in a run's folder, where its protocol makes one
 TERMS = ("views", "metrics")  # sections of settings that belong to a protocol
 Chosen = list[tuple[str, str, Settings]]  # name, source, settings
 
@@ -181,5 +182,5 @@ def _made(protocol: Protocol, scenes: list[tuple[str, str]], settings: Settings,
         chosen.append((name, source, with_split(settings, explicit(split))))
     if not chosen:
         raise UserError(f"None of the {len(scenes)} scenes is long enough for {rule}.")
-    write_json(out / "index.json", index)
+    write_json(out / INDEX, index)
     return chosen
