@@ -49,10 +49,12 @@ def reconstruct(source: str, out: Path, settings: Settings, root: Path, console:
         raise run.error
 
     from flows.evaluation import score_tables as tables
+    from flows.execution.notes import notes
     from flows.runs import results
     from flows.runs.registry import register_end
 
-    scene = results.lay_scene(run, root, out)
+    with notes(console):
+        scene = results.lay_scene(run, root, out)
     record = results.write_run(out, run.name, [run], [scene], root, settings, {"started": started})
     register_end(root, out, run.references.values())
     tables.print_made(console, record, out, time.monotonic() - start)

@@ -13,10 +13,10 @@ import torch
 from PIL import Image
 
 from flows import cli
-from reconx_core import export
 from reconx_core.cache import store
 from reconx_core.datasets import read
 from reconx_core.export import dataset as write
+from reconx_core.export.formats import read_gaussians
 from reconx_core.io import video as video_io
 
 QUICK = [
@@ -77,7 +77,7 @@ def test_exports_hold_what_the_store_holds(made):
     folder, _ = made
     (scene,) = json.loads((folder / "out" / "run.json").read_text())["scenes"].values()
     entry = store.Reference(**scene["artifacts"]["splats"]).folder(folder / "store")
-    kept, exported = store.load(entry, "gaussians"), export.read_ply(folder / "out" / "scene.ply")
+    kept, exported = store.load(entry, "gaussians"), read_gaussians(folder / "out" / "scene.ply")
     assert torch.equal(kept.means, exported.means)
     assert torch.equal(kept.sh, exported.sh)
     assert len(list(video_io.read_frames(folder / "out" / "video.mp4"))) == 4
@@ -89,7 +89,7 @@ def test_render_and_export_take_the_scene_up_again(reconx, made):
     assert reconx("render", folder / "out", "-o", folder / "again.mp4", "--frames", 2).code == 0
     assert len(list(video_io.read_frames(folder / "again.mp4"))) == 2
     assert reconx("export", folder / "out" / "scene.ply", folder / "scene.splat").code == 0
-    assert len(export.read_splat(folder / "scene.splat")) == len(export.read_ply(folder / "out" / "scene.ply"))
+    assert len(read_gaussians(folder / "scene.splat")) == len(read_gaussians(folder / "out" / "scene.ply"))
 
 
 @pytest.mark.slow
