@@ -71,7 +71,7 @@ def extract_mesh(gaussians: Gaussians, cameras: Cameras, detail: int = DETAIL) -
     distance, known = integrate(seen, box)
     if not (known.any() and distance[known].min() < 0 < distance[known].max()):
         raise UserError("No surface is seen in the scene: it is too thin, or its cameras look elsewhere.")
-    vertices, faces, _, _ = marching_cubes(distance.numpy(), 0.0, mask=known.numpy(), gradient_direction="ascent")
+    vertices, faces, _, _ = marching_cubes(distance.numpy(), 0.0, mask=known.numpy(), gradient_direction="descent")
     kept, faces = _without_crumbs(faces.astype(np.int64), len(vertices))
     points = box.low + box.cell * torch.from_numpy(np.ascontiguousarray(vertices[kept])).float()
     return Mesh(points, torch.from_numpy(faces), _colours(points, seen, TRUNCATION * box.cell))
@@ -109,31 +109,33 @@ def _agreement(
     for other in range(len(cameras)):
         if other == view:
             continue
-        there, z = _sampled(points.reshape(-1, 3), depth, solid, cameras, other)
-        known = there > 0
-        close = known & ((there / z - 1).abs() < AGREE)
-        same += close.reshape(same.shape)
-        behind += (known & (there > z * (1 + AGREE))).reshape(same.shape)  # it sees through the point
+        look = _look(points.reshape(-1, 3), depth, cameras, other)
+        known, ratio = look.inside & solid[other].flatten()[look.pixel], look.depth / look.z
+        same += (known & ((ratio - 1).abs() < AGREE)).reshape(same.shape)
+        behind += (known & (ratio > 1 + AGREE)).reshape(same.shape)  # it sees through the point
     return torch.where(same + behind > 0, same / (same + behind).clamp(min=1), 1.0)
 
 
-def _sampled(
-    points: Float[Tensor, "p 3"], depth: Float[Tensor, "n h w"], solid: Tensor, cameras: Cameras, view: int
-) -> tuple[Float[Tensor, " p"], Float[Tensor, " p"]]:
-    """A camera's depth at the pixel onto which each point falls, 0 where it has none; and the points' own depth."""
-    inside, index, z = _pixels(points, cameras, view)
-    return torch.where(inside & solid[view].flatten()[index], depth[view].flatten()[index], 0.0), z
+@dataclass(frozen=True)
+class Look:
+    """Points in a camera."""
+
+    inside: Bool[Tensor, " p"]  # whether each falls into the picture
+    pixel: Int[Tensor, " p"]  # its pixel's index there, any where it does not
+    z: Float[Tensor, " p"]
+    depth: Float[Tensor, " p"]  # what the camera sees there
 
 
-def _pixels(
-    points: Float[Tensor, "p 3"], cameras: Cameras, view: int
-) -> tuple[Bool[Tensor, " p"], Int[Tensor, " p"], Float[Tensor, " p"]]:
-    """Whether each point falls into the picture, its pixel's index there (any where it does not), and its depth."""
+def _look(points: Float[Tensor, "p 3"], depth: Float[Tensor, "n h w"], cameras: Cameras, view: int) -> Look:
     pixels, z = project(points, cameras.intrinsics[view], cameras.world_to_cam[view])
     size = pixels.new_tensor([cameras.width, cameras.height])
     inside = (z > 0) & (pixels >= 0).all(-1) & (pixels < size).all(-1)
-    x, y = torch.where(inside[:, None], pixels, 0.0).long().unbind(-1)
-    return inside, y * cameras.width + x, z.clamp(min=1e-9)
+    pixels = torch.where(inside[:, None], pixels, 0.5)
+    x, y = pixels.long().unbind(-1)
+    # Inverse depth is linear on planes: nearest pixels would make steps of slanted ones.
+    grid = (pixels / size * 2 - 1)[None, None]
+    inverse = F.grid_sample(1 / depth[view][None, None].clamp(min=1e-6), grid, padding_mode="border", align_corners=False)
+    return Look(inside, y * cameras.width + x, z.clamp(min=1e-9), 1 / inverse[0, 0, 0])
 
 
 def _box(points: Float[Tensor, "p 3"], detail: int) -> Box:
@@ -158,9 +160,9 @@ def integrate(seen: Depths, box: Box) -> tuple[Float[Tensor, "x y z"], Bool[Tens
     for part, points in _slabs(box):
         total, weights = torch.zeros(len(points)), torch.zeros(len(points))
         for view in range(len(seen.cameras)):
-            inside, index, z = _pixels(points, seen.cameras, view)
-            ahead = seen.depth[view].flatten()[index] - z
-            w = torch.where(inside & (ahead > -limit), seen.confidence[view].flatten()[index], 0.0)
+            look = _look(points, seen.depth, seen.cameras, view)
+            ahead = look.depth - look.z
+            w = torch.where(look.inside & (ahead > -limit), seen.confidence[view].flatten()[look.pixel], 0.0)
             total += w * (ahead / limit).clamp(-1, 1)
             weights += w
         shape = distance[part].shape
@@ -201,10 +203,10 @@ def _colours(points: Float[Tensor, "v 3"], seen: Depths, limit: float) -> Float[
     """Means of the pictures' colours at each vertex, over the cameras that see it, near ones first; grey where none does."""
     total, weights = torch.zeros(len(points), 3), torch.zeros(len(points))
     for view in range(len(seen.cameras)):
-        inside, index, z = _pixels(points, seen.cameras, view)
-        visible = inside & ((seen.depth[view].flatten()[index] - z).abs() < limit)
-        w = torch.where(visible, seen.confidence[view].flatten()[index] / z**2, 0.0)
-        total += w[:, None] * seen.rgb[view].reshape(-1, 3)[index]
+        look = _look(points, seen.depth, seen.cameras, view)
+        visible = look.inside & ((look.depth - look.z).abs() < limit)
+        w = torch.where(visible, seen.confidence[view].flatten()[look.pixel] / look.z**2, 0.0)
+        total += w[:, None] * seen.rgb[view].reshape(-1, 3)[look.pixel]
         weights += w
     return torch.where(weights[:, None] > 0, total / weights.clamp(min=1e-12)[:, None], 0.5)
 

@@ -8,6 +8,7 @@ import sys
 from contextlib import redirect_stdout
 from pathlib import Path
 
+import pycolmap
 import pytest
 import torch
 from PIL import Image
@@ -82,6 +83,18 @@ def test_exports_hold_what_the_store_holds(made):
     assert torch.equal(kept.sh, exported.sh)
     assert len(list(video_io.read_frames(folder / "out" / "video.mp4"))) == 4
     assert len(json.loads((folder / "out" / "cameras" / "transforms.json").read_text())["frames"]) == 3
+
+
+def test_colmap_goes_on_from_the_cameras(made):
+    """Tracks of the features that the cameras were found by, and one lens, for the photos are one camera's."""
+    model = pycolmap.Reconstruction(str(made[0] / "out" / "cameras" / "sparse" / "0"))
+    assert model.num_points3D() > 20
+    assert all(point.track.length() > 1 for point in model.points3D.values())
+    before = model.compute_mean_reprojection_error()
+    assert before < 1.5
+    pycolmap.bundle_adjustment(model)
+    model.update_point_3d_errors()
+    assert model.compute_mean_reprojection_error() < 1.02 * before
 
 
 def test_render_and_export_take_the_scene_up_again(reconx, made):
