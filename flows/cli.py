@@ -287,12 +287,34 @@ def render(
 @app.command()
 def export(
     scene: Annotated[Path, typer.Argument(help="scene.ply, or the folder it is in.")],
-    out: Annotated[Path, typer.Argument(help="Where to; the ending (.splat or .ply) says which format.")],
+    out: Annotated[
+        Path, typer.Argument(help="Where to; the ending says which format: .ply, .compressed.ply, .spz, .glb or .splat.")
+    ],
+    max_gaussians: Annotated[
+        int | None, typer.Option("--max-gaussians", min=1, metavar="N", help="Only those that add most to the pictures.")
+    ] = None,
+    min_opacity: Annotated[
+        float | None, typer.Option("--min-opacity", min=0, max=1, metavar="X", help="Only those at least this opaque.")
+    ] = None,
+    mesh: Annotated[bool, typer.Option("--mesh", help="A coloured mesh of the surfaces (.ply or .glb) instead.")] = False,
+    detail: Annotated[
+        int | None, typer.Option(min=16, max=1024, help="Of a mesh: cells along the scene's longest side; default 256.")
+    ] = None,
+    cameras: Annotated[
+        Path | None, typer.Option(help="transforms.json to choose and to look from; default: cameras/ beside the scene.")
+    ] = None,
 ) -> None:
-    """The Gaussians in another format."""
-    from flows.scene import convert
+    """The scene in another format, with fewer Gaussians, or as a mesh (docs/export.md)."""
+    if mesh and (max_gaussians, min_opacity) != (None, None):
+        raise UserError("--max-gaussians and --min-opacity choose Gaussians, of which a mesh has none: leave out one of them.")
+    if detail is not None and not mesh:
+        raise UserError("--detail is of a mesh: add --mesh, or leave it out.")
+    from flows import export as run
 
-    convert(scene, out, console)
+    if mesh:
+        run.mesh(scene, out, console, detail, cameras)
+    else:
+        run.convert(scene, out, console, max_gaussians, min_opacity, cameras)
 
 
 @app.command()

@@ -63,11 +63,13 @@ def _put_failure(run: SceneRun, out: Path, root: Path) -> None:
 def _lay(run: SceneRun, out: Path, settings: Settings, root: Path, console: Console, start: float, started: float) -> None:
     """The scene's results in ``out``, and what was made told."""
     from flows.evaluation import score_tables as tables
+    from flows.execution.notes import notes
     from flows.runs import results
     from flows.runs.earlier import forget_earlier
     from flows.runs.registry import end_run
 
-    scene = results.lay_scene(run, root, out)
+    with notes(console):
+        scene = results.lay_scene(run, root, out)
     forget_earlier(out, Path())
     record = results.write_run(out, run.name, [run], [scene], root, settings, {"started": started})
     end_run(root, out, run.references.values(), lambda note: console.print(note, soft_wrap=True, markup=False))

@@ -175,7 +175,7 @@ def test_scores_of_several_seeds_are_whole_on_any_screen(width):
     """Columns that do not fit stand in a table below; no cell is cut or broken."""
     from flows.evaluation.score_tables import print_scores
 
-    terms = {
+    summary = {
         "psnr": 20.07,
         "ssim": 0.673,
         "photo_psnr": 30.1,
