@@ -28,6 +28,7 @@ class RunFolder:
     root: Path  # of the store
     plans: list[ScenePlan]
     scene_done: Callable[[str, dict[str, Any]], None] = lambda name, record: None
+    pages: bool = True  # a `scene.html` of every scene
     lines: dict[str, str] = field(default_factory=dict)  # of `scores.csv` by the scene's folder, in the order of the plans
     seeds: dict[str, list[ScenePlan]] = field(default_factory=dict)  # by scene, those that are not done
     complaint: str = ""  # why results of a scene could not be written
@@ -57,7 +58,7 @@ class RunFolder:
 
     def _lay(self, run: SceneRun) -> dict[str, Any]:
         plan = run.plan
-        record = lay_scene(run, self.root, self.out / scene_folder(plan))
+        record = lay_scene(run, self.root, self.out / scene_folder(plan), self.pages)
         self.lines[str(scene_folder(plan))] = score_line(plan, record)
         self._write_scores()
         waiting = self.seeds[plan.name]

@@ -303,6 +303,7 @@ async function start() {
   const marks = $("marks"), ink = marks.getContext("2d"), frames = [], held = new Set();
   let pose = cameras[0] ?? about.start, sorted = new Uint32Array(0), dirty = true, busy = false, moving = null, beside = -1, at = -1;
   const embedded = window.parent !== window;
+  document.body.classList.toggle("bare", location.hash === "#bare");  // the picture alone
 
   // Sorting, beside the page's own thread.
   const code = `${order}; let places; onmessage = ({data}) => { if (data.places) { places = data.places; return; }
@@ -558,6 +559,7 @@ async function start() {
   sorted = order(splats.places, pose.eye, pose.turn[2], NEAR);
   requestAnimationFrame(tick);
   $("wait").hidden = true;
+  set(pose);  // a page beside this one follows
   return {cameras, frames, picture, go, keep, adopt, relative, pathFile: seconds => pathFile(frames, seconds), pose: () => pose, set};
 }
 
