@@ -57,7 +57,7 @@ def pack(gaussians: Gaussians) -> Packed:
         *(np.rint(quats * 127) + 128).astype(np.uint8).T,
         np.rint(opacity[order] * 255).astype(np.uint8),
         *_bytes(sh[:, 0], base).T,
-        *_bytes(sh[:, 1:], rest).reshape(len(order), -1).T,
+        *_bytes(sh[:, 1:], rest).reshape(len(order), 3 * (sh.shape[1] - 1)).T,
     ]
     content = bounds.astype("<f4").tobytes() + b"".join(np.ascontiguousarray(plane).tobytes() for plane in planes)
     return Packed(zlib.compress(content, 6), len(order), g.sh_degree, scales, base, rest)

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from markupsafe import Markup
 from torch import Tensor
 
+from reconx_core.export.finite import finite_gaussians
 from reconx_core.export.origin import NO_ORIGIN, Origin
 from reconx_core.io.images import encode, resize
 from reconx_core.rasterize.contribution import most_seen
@@ -49,7 +50,8 @@ def render_scene_page(
     ``names`` and ``photos``, of the cameras' size: one per camera, or none. ``origin``: where the scene's zero lies in the
     frame of the given cameras, in which the page saves camera paths.
     """
-    shown = most_seen(gaussians.detach(), cameras, MOST_GAUSSIANS)
+    finite = finite_gaussians(gaussians.detach(), f"the page of {title}")
+    shown = most_seen(finite, cameras, MOST_GAUSSIANS)
     packed = pack(shown)
     lost = f" of {len(gaussians):,}, those that the cameras see most of" if len(shown) < len(gaussians) else ""
     about = packed.header() | _world(shown, cameras) | {
