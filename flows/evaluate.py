@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,15 +14,16 @@ from rich.console import Console
 from rich.markup import escape
 
 from flows.evaluation.ablation import load_ablation
-from flows.evaluation.protocols import Protocol, load_protocol, plan_protocol
+from flows.evaluation.protocols import INDEX, Protocol, load_protocol, plan_protocol
 from flows.execution.hooks import Hooks
-from flows.execution.plan import ScenePlan, SceneRun, place_of
-from flows.execution.run import load_params, resolve_auto, resolve_settings, run_stages
+from flows.execution.plan import REQUEST, ScenePlan, SceneRun, place_of
+from flows.execution.run import load_params, look_up, resolve_auto, resolve_settings, run_stages
 from flows.execution.workers import ONE_THREAD, Workers
+from flows.runs.alone import alone_in
 from reconx_core.errors import UserError
-from reconx_core.io.files import explain_disk, require_writable, short_name
-from reconx_core.names import shown
-from reconx_core.settings import Settings, parse_settings
+from reconx_core.io.files import as_it_was, explain_disk, short_name
+from reconx_core.names import abbreviate, one_line
+from reconx_core.settings import STAGES, Settings, parse_settings
 
 if TYPE_CHECKING:
     from flows.execution.sources import Digests
@@ -51,14 +52,20 @@ def evaluate(request: EvaluationRequest, out: Path, root: Path, console: Console
     """Run all stages on every scene, write results of each when it is done, and of the run; returns how many scenes failed.
 
     Raises:
-        UserError: no such dataset or scene, or ``out`` or the store cannot be written to.
+        UserError: no such dataset or scene, ``out`` or the store cannot be written to, or another run is writing into ``out``.
     """
-    start, started = time.monotonic(), time.time()
     check_dataset(request.dataset)
-    require_writable(out)
-    console.print(
-        f"Evaluating {request.dataset} (geometry by {request.settings.pointcloud.backend})", soft_wrap=True, markup=False
-    )
+    with alone_in(out), as_it_was(out, (REQUEST, INDEX)) as keep:
+        return _evaluate(request, out, root, console, workers, keep)
+
+
+def _evaluate(
+    request: EvaluationRequest, out: Path, root: Path, console: Console, workers: Workers, keep: Callable[[], None]
+) -> int:
+    start, started = time.monotonic(), time.time()
+    plans = look_up(lambda: make_plans(request, out))
+    dataset, geometry = one_line(request.dataset), request.settings.pointcloud.backend
+    console.print(f"Evaluating {dataset} (geometry by {geometry})", soft_wrap=True, markup=False)
 
     folders: dict[str, RunFolder] = {}
     live: dict[str, LiveRun] = {}
@@ -77,6 +84,7 @@ def evaluate(request: EvaluationRequest, out: Path, root: Path, console: Console
             live[row] = opened.enter_context(open_run(beginning, out / row, console))
             of_row = [plan for plan in plans if plan.row == row]
             folders[row] = open_folder(of_row, out / row, root, live[row], wants_pages(request, len(plans)))
+        keep()
 
     def on_sources(read: Digests) -> None:
         from flows.runs.request import record_sources
@@ -87,8 +95,7 @@ def evaluate(request: EvaluationRequest, out: Path, root: Path, console: Console
         folders[run.plan.row].lay(run, lambda note: console.print(f"[yellow]{escape(note)}[/]", soft_wrap=True))
 
     with ExitStack() as opened:
-        hooks = Hooks(on_start, on_sources, on_scene)
-        runs = run_stages(lambda: make_plans(request, out), root, console, workers=workers, hooks=hooks)
+        runs = run_stages(plans, root, console, workers=workers, hooks=Hooks(on_start, on_sources, on_scene))
         return write_rows(request, runs, folders, live, out, root, console, start, started)
 
 
@@ -96,18 +103,57 @@ def write_rows(
     request: EvaluationRequest, runs: list[SceneRun], folders: dict[str, RunFolder], live: dict[str, LiveRun], out: Path,
     root: Path, console: Console, start: float, started: float,
 ) -> int:  # fmt: skip
-    """Results of every row, from those of its scenes; returns how many scenes failed."""
-    from flows.evaluation import score_tables as tables
-    from flows.runs.registry import register_end
+    """Results of every row, from those of its scenes; returns how many scenes failed.
 
-    register_end(root, out, [reference for run in runs for reference in run.references.values()])
+    Raises:
+        UserError: of no scene there are photos that can be used.
+    """
+    from flows.evaluation import score_tables as tables
+    from flows.runs.registry import end_run
+
+    say = lambda note: console.print(f"[yellow]{escape(note)}[/]", soft_wrap=True)  # noqa: E731
+    end_run(root, out, [reference for run in runs for reference in run.references.values()], say)
+    put_rest_aside(request, folders, out, console)
+    unreadable = all(run.failed_stage == STAGES[0] for run in runs)
     for row in rows_of(request):
         record = write_row(request, row, [run for run in runs if run.plan.row == row], folders[row], started)
         live[row].close(record)
-        tables.print_made(console, record, out / row, time.monotonic() - start, told=len(runs) > 1)
+        if not unreadable:
+            tables.print_made(console, record, out / row, time.monotonic() - start, told=len(runs) > 1)
+    if unreadable:
+        raise _nothing_to_do(runs, out)
     if request.ablation:
-        console.print(f"All rows as one table: reconx table ablation {out}", soft_wrap=True, markup=False)
+        console.print(f"All rows as one table: reconx table ablation {one_line(str(out))}", soft_wrap=True, markup=False)
     return sum(run.error is not None for run in runs)
+
+
+def put_rest_aside(request: EvaluationRequest, folders: dict[str, RunFolder], out: Path, console: Console) -> None:
+    """Put aside what an earlier run into ``out`` left and this one has not made, and say so."""
+    from flows.runs import earlier
+
+    rows = {row.name for row in load_ablation()} - folders.keys()
+    for row, folder in folders.items():
+        folder.put_others_aside(() if row else rows)
+    told = [" · ".join(filter(None, (name, row))) for row, folder in folders.items() for name in folder.aside]
+    if request.ablation:
+        told += earlier.put_others_aside(out, [], rows)
+    if request.ablation or (out / earlier.MADE).is_file():  # of a run with other rows, or of `reconx reconstruct`
+        more = (*earlier.RUN_FILES, earlier.SCORES) if request.ablation else ()
+        told += [out.name] if earlier.put_results_aside(out, Path(), more) else []
+    if told:
+        line = one_line(f"An earlier run into this folder made what is now in {out / earlier.EARLIER}: {abbreviate(told)}")
+        console.print(f"[yellow]{escape(line)}[/]", soft_wrap=True)
+
+
+def _nothing_to_do(runs: list[SceneRun], out: Path) -> UserError:
+    """Of scenes all of which failed at their photos; of several the display has told why, of a single one it has not."""
+    from flows.execution.flow import describe_error
+
+    (first, *others) = runs
+    if not others and first.error is not None:
+        return UserError(f"{first.plan.label} failed in {first.failed_stage}: {describe_error(first.error)}")
+    count, report = len({run.name for run in runs}), out / "report.html"
+    return UserError(f"Nothing was made: none of the {count} scenes can be used (why is said above and in {report}).")
 
 
 def make_request(
@@ -220,7 +266,7 @@ def row_settings(request: EvaluationRequest, row: str) -> Settings:
 def title_of(out: Path, row: str) -> str:
     """The run's name in reports and MLflow."""
     folder = out.resolve()
-    return shown(f"{folder.parent.name} · {row}" if row else folder.name)
+    return one_line(f"{folder.parent.name} · {row}" if row else folder.name)
 
 
 def about(request: EvaluationRequest, row: str, started: float) -> dict[str, Any]:
@@ -237,7 +283,7 @@ def find_scenes(dataset: str, only: Iterable[str] = ()) -> list[tuple[str, str]]
     """
     from reconx_core.datasets import scene_names
 
-    scenes, wanted = [(name, place_of(path)) for name, path in scene_names(Path(dataset))], list(map(shown, only))
+    scenes, wanted = [(name, place_of(path)) for name, path in scene_names(Path(dataset))], list(map(one_line, only))
     known = [name for name, _ in scenes]
     for name in wanted:
         if name not in known:
@@ -255,12 +301,13 @@ def results_folder(out: Path | None, dataset: str) -> Iterator[Path]:
         yield out
         return
     name = dataset.split("?")[0].replace("procedural:", "")
-    folder = make_next(Path("runs"), Path(name).name or Path(name).resolve().name or "run")
-    try:
-        yield folder
-    finally:
-        with contextlib.suppress(OSError):
-            folder.rmdir()
+    with as_it_was(Path("runs"), ()):
+        folder = make_next(Path("runs"), Path(name).name or Path(name).resolve().name or "run")
+        try:
+            yield folder
+        finally:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
 
 
 def make_next(parent: Path, name: str) -> Path:

@@ -1,8 +1,7 @@
-"""The commands around a finished scene: render, export."""
+"""The command `render`; and what `export` and `view` share with it."""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,52 +9,44 @@ from pathlib import Path
 import torch
 from jaxtyping import Float
 from rich.console import Console
-from rich.markup import escape
 from torch import Tensor
 
-from reconx_core import export
+from flows.execution.notes import notes
+from flows.runs.earlier import require_done
 from reconx_core.condition.camera_files import COLMAP_SUFFIXES, cameras_on_path, read_path
 from reconx_core.datasets import nerfstudio
 from reconx_core.datasets.poses import relative_to
 from reconx_core.errors import UserError
+from reconx_core.export.formats import read_gaussians, read_gaussians_origin
 from reconx_core.export.origin import NO_ORIGIN, Origin, parse_origin
 from reconx_core.io import video as video_io
 from reconx_core.io.files import explain_disk, require_writable, require_writable_file
 from reconx_core.io.images import write_png
 from reconx_core.metrics.pictures import render_path
-from reconx_core.names import quoted
+from reconx_core.names import one_line, quoted
 from reconx_core.rasterize import rasterize
 from reconx_core.types import Cameras, Gaussians
-from tasks.execute import route_warnings
 
-FORMATS = (".ply", ".splat")
 FPS = 30  # of a clip whose path names no frame rate
 
 
-@contextmanager
-def notes(console: Console) -> Iterator[None]:
-    """Print reconx's own warnings as notes for the user."""
-    with warnings.catch_warnings():
-        route_warnings(lambda note: console.print(f"[yellow]{escape(note)}[/]", highlight=False, soft_wrap=True))
-        yield
-
-
 def load_scene(path: Path) -> Gaussians:
-    """Gaussians of a PLY or `.splat` file, or of the ``scene.ply`` in a folder.
+    """Gaussians of a file of any of our formats, or of the ``scene.ply`` in a folder.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none, or the run that was to make it failed.
     """
+    require_done(path)
     path = path / "scene.ply" if path.is_dir() else path
     if not path.is_file():
         raise UserError(f"There is no scene at '{path}'; give the scene.ply that reconx reconstruct wrote.")
-    return export.read_splat(path) if path.suffix == ".splat" else export.read_ply(path)
+    return read_gaussians(path)
 
 
 def scene_origin(path: Path) -> Origin | None:
     """Where a scene's zero lies in its dataset's frame; None if that is not known, as in formats that cannot note it."""
     path = path / "scene.ply" if path.is_dir() else path
-    return None if path.suffix == ".splat" else export.read_origin(path)
+    return read_gaussians_origin(path)
 
 
 def load_cameras(path: Path, origin: Origin | None = NO_ORIGIN) -> Cameras:
@@ -114,12 +105,13 @@ def _noted_origin(file: Path) -> Origin:
     return origin
 
 
-def render(scene: Path, out: Path, cameras: Path | None, frames: int, console: Console) -> None:
-    """A clip (``out`` ends in .mp4) or a folder of PNGs along a smooth path through the cameras.
+def render(scene: Path, out: Path | None, cameras: Path | None, frames: int, console: Console) -> None:
+    """A clip (``out`` ends in .mp4) or a folder of PNGs along a smooth path through the cameras; None: a clip beside the scene.
 
     Raises:
         UserError: no scene or cameras, ``out`` ends in something else, or it cannot be written.
     """
+    out = out or clip_beside(scene)
     _is_clip(out)
     with notes(console):
         gaussians, through = load_scene(scene), load_cameras(cameras or cameras_beside(scene), scene_origin(scene))
@@ -129,12 +121,13 @@ def render(scene: Path, out: Path, cameras: Path | None, frames: int, console: C
     _say_made(frames, through, out, console)
 
 
-def render_file(scene: Path, out: Path, path: Path, console: Console) -> None:
-    """A clip or a folder of PNGs with a frame for each camera of the file ``path``, in its size and at its frame rate.
+def render_file(scene: Path, out: Path | None, path: Path, console: Console) -> None:
+    """As :func:`render`, with a frame for each camera of the file ``path``, in its size and at its frame rate.
 
     Raises:
         UserError: as :func:`render`, or there is no such path.
     """
+    out = out or clip_beside(scene)
     _is_clip(out)
     beside = cameras_beside(scene)
     with notes(console):
@@ -146,6 +139,11 @@ def render_file(scene: Path, out: Path, path: Path, console: Console) -> None:
     with console.status(f"Rendering {len(cameras)} frames"), torch.no_grad():
         _write_frames((rasterize(gaussians, cameras[[i]]).rgb[0].clamp(0, 1) for i in range(len(cameras))), out, fps)
     _say_made(len(cameras), cameras, out, console)
+
+
+def clip_beside(scene: Path) -> Path:
+    """Where frames go if nothing is said."""
+    return (scene if scene.is_dir() else scene.parent) / "render.mp4"
 
 
 def cameras_beside(scene: Path) -> Path:
@@ -168,7 +166,7 @@ def _require_place(out: Path) -> None:
 
 def _write_frames(frames: Iterable[Float[Tensor, "h w 3"]], out: Path, fps: int) -> None:
     """A clip, or PNGs in a folder."""
-    with _explained(out):
+    with explained(out):
         if _is_clip(out):
             video_io.write_mp4(out, frames, fps)
         else:
@@ -177,7 +175,8 @@ def _write_frames(frames: Iterable[Float[Tensor, "h w 3"]], out: Path, fps: int)
 
 
 def _say_made(frames: int, cameras: Cameras, out: Path, console: Console) -> None:
-    console.print(f"{frames} frames of {cameras.width}x{cameras.height} in {out}", soft_wrap=True, markup=False)
+    made = f"{frames} frames of {cameras.width}x{cameras.height} in {one_line(str(out))}"
+    console.print(made, soft_wrap=True, markup=False)
 
 
 def _is_clip(out: Path) -> bool:
@@ -188,29 +187,9 @@ def _is_clip(out: Path) -> bool:
 
 
 @contextmanager
-def _explained(out: Path) -> Iterator[None]:
+def explained(out: Path) -> Iterator[None]:
     """Errors of the file system, on writing ``out``, as a UserError."""
     try:
         yield
     except OSError as error:
         raise explain_disk(error, out.parent) from error
-
-
-def convert(scene: Path, out: Path, console: Console) -> None:
-    """Gaussians to the format that ``out`` ends in.
-
-    Raises:
-        UserError: no scene, ``out`` ends in something else, or it cannot be written.
-    """
-    if out.suffix not in FORMATS:
-        raise UserError(f"'{out}' should end in {' or '.join(FORMATS)}.")
-    with notes(console):
-        gaussians, origin = load_scene(scene), scene_origin(scene) or NO_ORIGIN
-    require_writable_file(out)
-    with _explained(out):
-        if out.suffix == ".ply":
-            export.write_ply(out, gaussians, origin)
-        else:
-            export.write_splat(out, gaussians)
-    note = f", relative to ({', '.join(map(str, origin))}) in the frame of the given cameras" if any(origin) else ""
-    console.print(f"{len(gaussians):,} Gaussians in {out}{note}", soft_wrap=True, markup=False)

@@ -20,6 +20,7 @@ from rich.markup import escape
 from flows.evaluate import find_scenes
 from flows.execution.plan import ScenePlan, SceneRun
 from flows.execution.run import load_params, run_stages
+from flows.runs import registry
 from reconx_core.errors import UserError
 from reconx_core.io.checked import find_object
 from reconx_core.io.files import write_json
@@ -27,10 +28,9 @@ from reconx_core.names import quoted, shown
 from reconx_core.reporting.numbers import mean_scores
 from reconx_core.settings import STAGES, Settings
 
-ARTIFACTS = Path("artifacts")
+ARTIFACTS = Path(registry.ARTIFACTS)
 INPUTS = "inputs"  # the stage before the first, and its folder
 REPORT = "report"
-INDEX = "index.json"
 SCORES = "scores.json"  # of the whole dataset, in the folder of `metrics`
 
 
@@ -56,19 +56,18 @@ def run_stage(stage: str, root: Path, console: Console, artifacts: Path = ARTIFA
     runs = run_stages(plans, root, console, stages_before(stage))
 
     from flows.execution.flow import describe_error
-    from flows.runs.registry import register_end, register_project
 
     # First of all: what is laid out below must not be removed meanwhile.
     references = [reference for run in runs for reference in run.references.values()]
-    register_project(root, project_folder(), references)
-    register_end(root, artifacts / stage, references)  # the artifacts of the other stages are other runs' to keep
+    registry.register_project(root, project_folder(), references)
+    registry.register_stage(root, artifacts / stage, references)  # the artifacts of the other stages are other runs' to keep
     folder = artifacts / stage
     shutil.rmtree(folder, ignore_errors=True)
     done = {run.name: run.references[stage] for run in runs if run.error is None}
     for name, reference in done.items():
         lay(reference.folder(root), folder / name)
     failed = {run.name: f"{run.failed_stage}: {describe_error(run.error)}" for run in runs if run.error is not None}
-    write_json(folder / INDEX, {"scenes": {name: ref.digest for name, ref in done.items()}, "failed": failed})
+    write_json(folder / registry.INDEX, {"scenes": {name: ref.digest for name, ref in done.items()}, "failed": failed})
     if stage == "metrics":
         write_json(folder / SCORES, dataset_scores([folder / name for name in done]))
         report(runs, root, settings, {"dataset": dataset, "started": started}, artifacts / REPORT, console)

@@ -14,9 +14,11 @@ import torch
 from rich.console import Console
 from rich.markup import escape
 
+from flows.execution.ending import stop_at_once, take_back_signals
 from flows.execution.prefect_server import prefect_server
 from flows.execution.run import PRESETS as RUN_PRESETS
-from flows.execution.run import stop_at_once
+from flows.execution.workers import scheduler_place
+from flows.runs.alone import alone_in
 from flows.runs.mlflow_client import experiment_name, make_client, open_experiment, reason_of, tracking_uri
 from flows.runs.registry import register_end
 from flows.runs.tracking import run_name_of, source_tags
@@ -25,6 +27,7 @@ from reconx_core.cache.store import Reference
 from reconx_core.errors import UserError
 from reconx_core.io.files import require_writable, temporary_beside
 from reconx_core.io.images import write_png
+from reconx_core.names import one_line
 from reconx_core.pointcloud import weights_of as geometry_weights
 from reconx_core.settings import Contents, PointcloudSettings, read_override
 from reconx_core.training.settings import RENAMED, TrainSettings, load_train_settings
@@ -71,8 +74,11 @@ def train(settings: TrainSettings, out: Path, root: Path, console: Console, work
         UserError: no data, no usable clip, a checkpoint with other settings, weights of the geometry that are missing, or
             folders that cannot be written.
     """
+    if dask is not None:
+        scheduler_place(dask)
     require_writable(root)
     require_writable(out)
+    take_back_signals()
     with stop_at_once(console), ExitStack() as stack:
         from reconx_core.training.checkpoints import find_checkpoint
         from reconx_core.training.processes import join_processes, share
@@ -81,6 +87,8 @@ def train(settings: TrainSettings, out: Path, root: Path, console: Console, work
         find_checkpoint(settings, out, processes.num_processes)  # one with other settings is told before all that takes time
         main = processes.is_main_process
         console = console if main else Console(quiet=True)
+        if main:
+            stack.enter_context(alone_in(out))
         # One server for the clips of all epochs: Prefect's events stay with the first of a process.
         wait_for_server = stack.enter_context(prefect_server(root) if main else nullcontext(lambda: None))
         from reconx_core.training import loop
@@ -99,7 +107,7 @@ def train(settings: TrainSettings, out: Path, root: Path, console: Console, work
             save_pipeline(pipeline, out / "model")
             log.finish()
         processes.destroy_process_group()
-    console.print(f"The model is in {out / 'model'}", soft_wrap=True, markup=False)
+    console.print(f"The model is in {one_line(str(out / 'model'))}", soft_wrap=True, markup=False)
 
 
 def contents_of(pipeline: Any, settings: TrainSettings) -> Contents:

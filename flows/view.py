@@ -11,7 +11,8 @@ from jaxtyping import Float
 from rich.console import Console
 from torch import Tensor
 
-from flows.scene import cameras_beside, load_cameras, load_scene, notes, scene_origin
+from flows.execution.notes import notes
+from flows.scene import cameras_beside, load_cameras, load_scene, scene_origin
 from reconx_core.datasets import nerfstudio
 from reconx_core.errors import UserError
 from reconx_core.export.origin import NO_ORIGIN

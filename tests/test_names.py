@@ -14,7 +14,7 @@ from flows.cli import print_any_name
 from reconx_core import datasets
 from reconx_core.cache import store
 from reconx_core.errors import UserError
-from reconx_core.names import quoted, shown, unique_shown
+from reconx_core.names import one_line, quoted, shown, unique_shown
 from reconx_core.reporting.pages import write_page
 from reconx_core.types import PointCloud
 from tasks.execute import measure, route_warnings
@@ -25,6 +25,16 @@ CAFE = os.fsdecode(b"caf\xe9")
 def write_photo(path, level):
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.full((8, 8, 3), level, dtype=np.uint8)).save(path)
+
+
+def test_a_name_stays_within_its_line(tmp_path):
+    assert one_line("a\nb\tc\u2028d\u202ee\x1b[2J") == "a\ufffdb\ufffdc\ufffdd\ufffde\ufffd[2J"
+    assert unique_shown(["a\nb", "a\tb"]) == ["a\ufffdb", "a\ufffdb_2"]
+    assert str(UserError("Cannot read 'a\n b';\ntry \x1b[2Jagain.")) == "Cannot read 'a b'; try \ufffd[2Jagain."
+    for name in ("a\nb", "c"):
+        for i in range(2):
+            write_photo(tmp_path / name / f"{i}.png", i)
+    assert [name for name, _ in datasets.scene_names(tmp_path)] == ["a\ufffdb", "c"]
 
 
 def test_brackets_without_end_are_quoted():

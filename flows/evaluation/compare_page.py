@@ -15,9 +15,9 @@ from PIL import Image
 
 from flows.evaluation import comparison
 from flows.evaluation.comparison import Pair
+from flows.runs.earlier import PAGE
 from flows.runs.mlflow_client import make_client
 from flows.runs.records import Run, shorten
-from flows.runs.results import PAGE
 from reconx_core.reporting.numbers import format_duration
 from reconx_core.reporting.pages import PAGE_BYTES, open_picture, picture_uri, render_page, write_page
 from reconx_core.reporting.plots import ScenePlot, reach, scene_plot, whisker

@@ -11,6 +11,7 @@ from typing import TypeVar
 
 import torch
 
+from flows.execution.ending import STAGE_THREAD
 from reconx_core.errors import UserError
 from reconx_core.reporting.numbers import format_duration
 from reconx_core.weights.loaded import unload
@@ -99,7 +100,7 @@ def within(seconds: float | None, stage: str, work: Callable[[], Result]) -> Res
         except BaseException as error:  # raised again below
             outcome.set_exception(error)
 
-    threading.Thread(target=run, name=f"reconx {stage}", daemon=True).start()
+    threading.Thread(target=run, name=f"{STAGE_THREAD}{stage}", daemon=True).start()
     try:
         return outcome.result(seconds)
     except TimeoutError:

@@ -5,6 +5,7 @@ The workers import this module, which therefore must not import prefect: its set
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import os
@@ -19,10 +20,12 @@ from typing import TYPE_CHECKING, Any
 import dask
 from distributed import Client, Nanny, Scheduler, SpecCluster, WorkerPlugin, get_worker
 from distributed.client import FutureCancelledError
-from distributed.comm import CommClosedError
+from distributed.comm import CommClosedError, connect
+from distributed.security import Security
 
+from flows.execution.ending import take_back_signals
 from flows.execution.prefect_server import ENVIRONMENT, answers
-from flows.execution.reach import ask_local_servers_directly
+from flows.execution.reach import ask_local_servers_directly, true_within
 from flows.execution.workers import Room, Workers
 from reconx_core.cache import store
 from reconx_core.cache.digests import verified_from, verify_from
@@ -33,10 +36,12 @@ from tasks.execute import Monitor, code_of, load_stages, require_code, route_war
 if TYPE_CHECKING:
     from prefect_dask import DaskTaskRunner
 
-CONNECT_SECONDS, WORKER_SECONDS = 20, 60  # to wait for a scheduler, and for the first of its workers
+CONNECT_SECONDS, WORKER_SECONDS = 8, 60  # to wait for a scheduler, and for the first of its workers
+PREPARE_TRIES = 4  # of starting and of preparing all workers, of which one may die meanwhile
 LOOK_SECONDS, AHEAD = 2.0, 2  # between two looks at the workers, and tasks for each of their threads
 LOST_SECONDS = 600  # without any worker on this machine, until the run ends
 RESTART_SECONDS = 30  # to wait for a worker that is started again; it may come later
+LOG_LENGTH = 50  # messages that each end of a connection keeps for debugging; a task's takes 50 KB, and 1,000 are the default
 REVIVE_SECONDS = 10  # without a process, until a worker of this machine gets another nanny
 
 
@@ -160,7 +165,8 @@ def open_cluster(workers: Workers, root: Path, monitor: Monitor, stages: tuple[s
     with ExitStack() as stack:
         assert workers.dask is not None
         # A worker that dies may take longer to start again than the 15 s after which Dask closes its nanny for good.
-        stack.enter_context(dask.config.set({"distributed.deploy.lost-worker-timeout": f"{LOST_SECONDS}s"}))
+        logs = {"distributed.admin.low-level-log-length": LOG_LENGTH}
+        stack.enter_context(dask.config.set({"distributed.deploy.lost-worker-timeout": f"{LOST_SECONDS}s", **logs}))
         crew = Crew(stack.enter_context(_local(workers))) if workers.dask == "local" else None
         address = crew.cluster.scheduler_address if crew else workers.dask
         client = stack.enter_context(_connect(address))
@@ -173,15 +179,24 @@ def open_cluster(workers: Workers, root: Path, monitor: Monitor, stages: tuple[s
         yield Cluster(address, client, messenger, offered, crew)
 
 
-def _local(workers: Workers) -> SpecCluster:
-    """A scheduler and processes on this machine: ``count``, and one for each GPU, which the others then do not see."""
+def _local(workers: Workers, tries: int = PREPARE_TRIES) -> SpecCluster:
+    """A scheduler and processes on this machine: ``count``, and one for each GPU, which the others then do not see.
+
+    Raises:
+        UserError: they do not start, again and again.
+    """
     without = {"resources": {"CPU": 1}, "env": {"CUDA_VISIBLE_DEVICES": ""}} if workers.gpus else {}
     specs = {f"cpu-{number}": _process(nthreads=1, **without) for number in range(workers.count)}
     for gpu in workers.gpus:
         slots = {"nthreads": workers.slots, "resources": {"GPU": workers.slots}}
         specs[f"gpu-{gpu}"] = _process(**slots, env={"CUDA_VISIBLE_DEVICES": gpu})
     here = {"protocol": "tcp://", "interface": None, "host": "127.0.0.1", "port": 0, "dashboard": False}
-    return SpecCluster(workers=specs, scheduler={"cls": Scheduler, "options": here}, silence_logs=logging.CRITICAL)
+    try:
+        return SpecCluster(workers=specs, scheduler={"cls": Scheduler, "options": here}, silence_logs=logging.CRITICAL)
+    except (RuntimeError, OSError) as error:  # one of them has died meanwhile
+        if tries == 1:
+            raise UserError(f"Dask's workers on this machine do not start ({error}); run the same command again.") from None
+    return _local(workers, tries - 1)
 
 
 def _process(**options: Any) -> dict[str, Any]:
@@ -191,12 +206,47 @@ def _process(**options: Any) -> dict[str, Any]:
 
 def _connect(address: str) -> Client:
     logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # errors are reported in one sentence
+    problem: list[BaseException] = []
+    if not true_within(2 * CONNECT_SECONDS, lambda: _shakes_hands(address, problem)):
+        raise _no_scheduler(address, *problem)
     try:
         client = Client(address, timeout=CONNECT_SECONDS, set_as_default=False)
-        client.wait_for_workers(1, timeout=WORKER_SECONDS)
     except (OSError, ValueError) as error:
-        raise UserError(f"No Dask scheduler with workers answers at {address} ({error}); see docs/scale.md.") from None
+        raise _no_scheduler(address, error) from None
+    try:
+        _wait_for_worker(client)
+    except UserError:
+        client.close()
+        raise
     return client
+
+
+def _no_scheduler(address: str, *problem: BaseException) -> UserError:
+    detail = "".join(f" ({error})" for error in problem)
+    return UserError(f"No Dask scheduler answers at {address}{detail}; see docs/scale.md.")
+
+
+def _shakes_hands(address: str, problem: list[BaseException]) -> bool:
+    """Whether what listens there speaks Dask's protocol. A client that finds out itself is not rid of for half a minute."""
+
+    async def connect_once() -> None:
+        comm = await connect(address, timeout=CONNECT_SECONDS, **Security().get_connection_args("client"))
+        await comm.close()
+
+    try:
+        asyncio.run(connect_once())
+    except Exception as error:  # of another protocol, anything
+        problem.append(error)
+    return not problem
+
+
+def _wait_for_worker(client: Client) -> None:
+    try:
+        client.wait_for_workers(1, timeout=WORKER_SECONDS)
+    except OSError as error:
+        raise UserError(
+            f"The Dask scheduler at {client.scheduler.address} has no workers ({error}); see docs/scale.md."
+        ) from None
 
 
 @contextmanager
@@ -230,15 +280,33 @@ def _prepare(client: Client, token: Path, messenger: Messenger, stages: tuple[st
     preparation = Preparation(
         messenger.topic, token, environment, _codes(stages), messenger, verified_from(), versions_of(stages)
     )
-    try:
-        client.register_plugin(preparation)
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"The Dask workers cannot import reconx ({error}); install the same version there as here.") from None
+    _register(client, preparation)
     try:
         yield
     finally:
         if client.status == "running":
-            client.unregister_worker_plugin(preparation.name)
+            with contextlib.suppress(OSError):  # of a worker that dies now
+                client.unregister_worker_plugin(preparation.name)
+
+
+def _register(client: Client, preparation: Preparation, tries: int = PREPARE_TRIES) -> None:
+    """Prepare all workers that are there; again where one of them dies meanwhile.
+
+    Raises:
+        UserError: a worker cannot do what the run needs, or they keep dying.
+    """
+    try:
+        client.register_plugin(preparation)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"The Dask workers cannot import reconx ({error}); install the same version there as here.") from None
+    except OSError as error:
+        if tries == 1:
+            raise UserError(
+                f"Dask's workers die while they are prepared for the run ({error}); see what they wrote, and run the same "
+                "command again."
+            ) from None
+        _wait_for_worker(client)
+        _register(client, preparation, tries - 1)
 
 
 def _codes(stages: tuple[str, ...]) -> dict[str, str]:
@@ -260,6 +328,7 @@ class Preparation(WorkerPlugin):
     def setup(self, worker: Any) -> None:
         """Raise UserError where the worker cannot do what the run needs."""
         load_stages(self.codes)
+        take_back_signals()
         route_warnings(self.messenger.say)
         os.environ.update(self.environment)
         verify_from(self.verified_from)

@@ -5,6 +5,7 @@ Import this only inside ``prefect_server``: Prefect reads its settings at import
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent import futures
@@ -18,6 +19,7 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
+from httpx import TransportError
 from prefect import flow, task
 from prefect.client.schemas import State
 from prefect.context import TaskRunContext
@@ -32,6 +34,7 @@ from prefect.utilities.annotations import quote
 from pydantic import PrivateAttr
 
 from flows.execution.attempts import PAUSE, RETRIES, StageOverran, passes_by_itself, with_memory, within
+from flows.execution.ending import sigterm_undisturbed
 from flows.execution.failures import forget_failure, keep_failure, task_id
 from flows.execution.hooks import NO_HOOKS, Hooks
 from flows.execution.plan import ScenePlan, SceneRun
@@ -42,7 +45,7 @@ from reconx_core.cache import store
 from reconx_core.cache.store import RECORD, DamagedEntry, Reference
 from reconx_core.errors import UserError
 from reconx_core.io.files import write_atomic
-from reconx_core.names import shown
+from reconx_core.names import one_line
 from reconx_core.settings import STAGES
 from tasks.execute import PARENTS, Job, Monitor, code_of, device_class, execute, key_of, uses_gpu
 
@@ -74,7 +77,7 @@ class OverranError(WorkerError):
 
 def describe_error(error: BaseException) -> str:
     """An error in one line; the type is given unless it is a user's mistake."""
-    text = shown(" ".join(str(error).split()))
+    text = one_line(" ".join(str(error).split()))
     return text if isinstance(error, UserError | WorkerError) else f"{type(error).__name__}: {text}"
 
 
@@ -113,7 +116,8 @@ _work: ContextVar[Callable[[], None]] = ContextVar("work")
 
 
 def _run_work() -> None:
-    _work.get()()
+    with sigterm_undisturbed():
+        _work.get()()
 
 
 @flow(name="reconx", validate_parameters=False, persist_result=False)
@@ -128,7 +132,8 @@ def run_scenes(
 ) -> list[SceneRun]:  # fmt: skip
     """Run the ``stages`` for every scene, in threads or in the cluster; one that fails does not stop the others.
 
-    Where plans agree in all that a stage depends on, they share its task.
+    Where plans agree in all that a stage depends on, they share its task. Where Prefect's server fails once all of them have
+    ended, as on a full disk, that is told and costs nothing.
 
     Raises:
         UserError: Prefect's server refuses the run.
@@ -141,13 +146,16 @@ def run_scenes(
         tell = lambda run: told.append(writer.submit(hooks.on_scene, run))  # noqa: E731
         order = Order(root.resolve(), monitor, cluster, workers.limit, workers.dask == "local", tell)
         room = cluster.room if cluster else _room_of(workers)
-        token = _work.set(lambda: _read_and_run(steps, order, Ready(room), hooks))
+        ended = threading.Event()
+        token = _work.set(lambda: _read_and_run(steps, order, Ready(room), hooks, ended))
         try:
             # Its thread would hold the end of a run up by a second, and only a server with services reads what it sends.
             with temporary_settings(set_defaults={PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}), _few_events():
                 reconx.with_options(task_runner=runner, flow_run_name=_run_name(runs))()
-        except PrefectHTTPStatusError as error:
-            raise _refused(error) from None
+        except (PrefectHTTPStatusError, TransportError) as error:
+            if not ended.is_set():
+                raise _refused(error) from None
+            monitor.say(f"Prefect did not take the end of the run, whose results are complete: {_refused(error)}")
         finally:
             _work.reset(token)
         for done in told:
@@ -165,7 +173,9 @@ def _few_events() -> Iterator[None]:
         EventsWorker.set_client_override(None)
 
 
-def _refused(error: PrefectHTTPStatusError) -> UserError:
+def _refused(error: PrefectHTTPStatusError | TransportError) -> UserError:
+    if isinstance(error, TransportError):
+        return UserError(f"Prefect's server does not answer any more ({type(error).__name__}: {error}).")
     answer = error.response
     closed = answer.status_code in (401, 403)
     means = "set PREFECT_API_AUTH_STRING or PREFECT_API_KEY as it wants them" if closed else "see its log"
@@ -263,10 +273,11 @@ class Order:
     on_scene: Callable[[SceneRun], None]
 
 
-def _read_and_run(steps: list[Step], order: Order, ready: Ready, hooks: Hooks) -> None:
+def _read_and_run(steps: list[Step], order: Order, ready: Ready, hooks: Hooks, ended: threading.Event) -> None:
     sources = [step.plan.source for step in steps if not PARENTS[step.stage]]
     with read_ahead(sources, order.root, hooks.on_sources) as digest_of:
         _run_steps(steps, order, ready, digest_of)
+    ended.set()
 
 
 def _run_steps(steps: list[Step], order: Order, ready: Ready, digest_of: Callable[[str], str]) -> None:
@@ -437,7 +448,7 @@ def run_stage(job: Job, parents: dict[str, dict[str, Any]], remote: bool = False
         keep_failure(job.root, job.stage, name, job.shown, description)
         if passing and _tries() <= RETRIES:
             job.monitor.say(f"{job.stage} of {job.shown} is tried again in {PAUSE:.0f} s: {description}")
-        if not remote and shown(str(error)) == str(error):  # else Prefect could not send it to its server
+        if not remote and one_line(str(error)) == str(error):  # else Prefect could not send it to its server
             raise
     else:
         forget_failure(job.root, job.stage, name)

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import signal
-import sys
-import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import yaml
 from rich.console import Console
 
+from flows.execution.ending import stop_at_once, take_back_signals
 from flows.execution.hooks import NO_HOOKS, Hooks
 from flows.execution.prefect_server import prefect_server
-from flows.execution.workers import ONE_THREAD, Workers
-from reconx_core.errors import UserError
+from flows.execution.workers import ONE_THREAD, Workers, require_scheduler
+from reconx_core.errors import UserError, pip_install
 from reconx_core.io.files import require_writable
 from reconx_core.settings import STAGES, Settings, load_settings, parse_settings, read_yaml
 from reconx_core.weights.choice import resolve_geometry
@@ -88,24 +86,18 @@ def _can_be_made(folder: Path) -> bool:
     return os.access(existing, os.W_OK)
 
 
-@contextmanager
-def stop_at_once(console: Console) -> Iterator[None]:
-    """End the process on Ctrl-C without waiting for threads that compute; what is published is whole, the rest is repeated."""
+def look_up(make_plans: Callable[[], list[ScenePlan]]) -> Callable[[], list[ScenePlan]]:
+    """``make_plans`` called now, before anything heavy is loaded; its warnings come when the plans are asked for."""
+    with warnings.catch_warnings(record=True) as noticed:
+        warnings.simplefilter("always")
+        plans = make_plans()
 
-    def stop(*_: object) -> None:
-        if console.is_terminal:
-            console.show_cursor()
-        os.write(sys.stderr.fileno(), b"\nreconx: interrupted; run the same command again to go on from here.\n")
-        os._exit(130)
+    def give() -> list[ScenePlan]:
+        for notice in noticed:
+            warnings.warn_explicit(notice.message, notice.category, notice.filename, notice.lineno)
+        return plans
 
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
+    return give
 
 
 def run_stages(
@@ -120,8 +112,10 @@ def run_stages(
     """
     if workers.dask is not None:
         require_dask()
+        require_scheduler(workers.dask)
     require_writable(root)
     with stop_at_once(console), prefect_server(root) as wait_for_server:
+        take_back_signals()
         # Heavy: torch and Prefect load while the server starts.
         from flows.execution.flow import run_scenes
         from flows.execution.progress import Display
@@ -167,4 +161,4 @@ def distinct_files(plans: Iterable[ScenePlan]) -> Iterable[Settings]:
 def require_dask() -> None:
     """Raise UserError where Dask is not installed."""
     if importlib.util.find_spec("prefect_dask") is None:
-        raise UserError("--dask needs prefect-dask, which is not installed; install it by: pip install 'reconx[dask]'")
+        raise UserError(f"--dask needs prefect-dask, which is not installed; install it by: {pip_install('dask')}")

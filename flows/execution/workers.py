@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import socket
+import time
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
+from flows.execution.reach import true_within
 from reconx_core.errors import UserError
 from reconx_core.reporting.numbers import parse_duration
+
+LISTEN_SECONDS = 5.0  # for a scheduler that is said to be there
 
 
 @dataclass(frozen=True)
@@ -54,8 +61,48 @@ def choose_workers(
             "--gpus is for processes on this machine; the workers of a scheduler say themselves what they have, by "
             "--resources GPU=1 (docs/scale.md)."
         )
+    if dask is not None:
+        scheduler_place(dask)
     chosen = take_gpus(gpus) if gpus is not None else visible_gpus() if dask == "local" else ()
     return Workers(count or max(1, len(chosen)), "local" if gpus is not None else dask, chosen, slots, seconds)
+
+
+def scheduler_place(address: str) -> tuple[str, int] | None:
+    """Host and port of a Dask scheduler's address; None of one that is still to be started here.
+
+    Raises:
+        UserError: it has none.
+    """
+    if address == "local":
+        return None
+    try:
+        parts = urlsplit(address if "://" in address else f"tcp://{address}")
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        host = port = None
+    if not host or not port:
+        raise UserError(f"'--dask {address}' should be 'local', or a scheduler's address with its port, as tcp://HOST:8786.")
+    return host, port
+
+
+def require_scheduler(address: str) -> None:
+    """Return when something takes connections at a Dask scheduler's address.
+
+    Raises:
+        UserError: nothing does within seconds.
+    """
+    place = scheduler_place(address)
+    if place is not None and not true_within(LISTEN_SECONDS, lambda: _listens(place)):
+        raise UserError(f"Nothing listens at {address}, where --dask says that a Dask scheduler is; see docs/scale.md.")
+
+
+def _listens(place: tuple[str, int]) -> bool:
+    end = time.monotonic() + LISTEN_SECONDS
+    while time.monotonic() < end:
+        with contextlib.suppress(OSError), socket.create_connection(place, timeout=LISTEN_SECONDS):
+            return True
+        time.sleep(0.2)  # it may be about to
+    return False
 
 
 def take_gpus(wanted: str) -> tuple[str, ...]:

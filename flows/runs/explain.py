@@ -20,7 +20,7 @@ from flows.runs.status import moment
 from flows.runs.task_states import States, TaskState, measured_of, states_by_plan
 from reconx_core.cache import store
 from reconx_core.errors import UserError
-from reconx_core.names import abbreviate
+from reconx_core.names import abbreviate, one_line
 from reconx_core.reporting.numbers import format_duration
 from reconx_core.settings import STAGES
 from tasks.execute import PARENTS
@@ -48,10 +48,11 @@ def why(
     """
     if stage not in STAGES:
         raise UserError(f"There is no stage '{stage}'; there are {', '.join(STAGES)}.")
+    scene = one_line(scene)  # as the run calls it
     request = newest_run(root or default_store(), scene) if out is None else read_request(out)
     where = root or request.store
     for line in explain(request, where, choose(request, where, scene, stage, row, seed), stage):
-        console.print(escape(line), soft_wrap=True)
+        console.print(escape(one_line(line)), soft_wrap=True)
 
 
 def choose(request: RunRequest, root: Path, scene: str, stage: str, row: str | None, seed: int | None) -> States:

@@ -21,6 +21,7 @@ from flows.runs.task_states import states_of_run
 from reconx_core.cache import store
 from reconx_core.cache.lock import exclusive
 from reconx_core.errors import UserError
+from reconx_core.names import one_line
 from reconx_core.reporting.numbers import parse_duration
 
 
@@ -57,7 +58,7 @@ def collect_garbage(root: Path, dry_run: bool = False, older_than: float = 0.0, 
     """
     if not is_store(root):
         raise UserError(f"{root} is no store of runs, so nothing in it is removed; give the folder that runs had as --store.")
-    with exclusive(root):
+    with exclusive(root, to_read=dry_run):
         used = _used(root, forget)
         garbage = _garbage(root, used, time.time() - older_than)
         if not dry_run:
@@ -68,7 +69,7 @@ def collect_garbage(root: Path, dry_run: bool = False, older_than: float = 0.0, 
 def print_garbage(garbage: Garbage, dry_run: bool, console: Console) -> None:
     """What was removed, or would be, and of which runs something could not be seen."""
     for note in garbage.notes:
-        console.print(f"[yellow]{escape(note)}[/]", soft_wrap=True)
+        console.print(f"[yellow]{escape(one_line(note))}[/]", soft_wrap=True)
     if dry_run:
         for stage, count in Counter(stage for stage, _ in garbage.doomed).items():
             console.print(f"{stage}: {count}", markup=False)

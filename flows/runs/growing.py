@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from flows.execution.plan import ScenePlan, SceneRun
-from flows.runs.results import SCENE_RECORD, lay_scene, over_seeds, scene_folder
+from flows.runs.earlier import SCENE_RECORD, SCORES, forget_earlier, put_others_aside, put_results_aside, put_seeds_aside
+from flows.runs.results import lay_scene, over_seeds, scene_folder
 from reconx_core.errors import UserError
 from reconx_core.io.checked import find_object
 from reconx_core.io.files import explain_disk, write_atomic
 from reconx_core.reporting.report import COLUMNS
 
-SCORES = "scores.csv"
 HEAD = ("scene", "seed", "failed_stage", "error", *COLUMNS)
 
 
@@ -31,6 +31,7 @@ class RunFolder:
     pages: bool = True  # a `scene.html` of every scene
     lines: dict[str, str] = field(default_factory=dict)  # of `scores.csv` by the scene's folder, in the order of the plans
     seeds: dict[str, list[ScenePlan]] = field(default_factory=dict)  # by scene, those that are not done
+    aside: list[str] = field(default_factory=list)  # scenes of which an earlier run's results were put aside
     complaint: str = ""  # why results of a scene could not be written
 
     def __post_init__(self) -> None:
@@ -58,15 +59,30 @@ class RunFolder:
 
     def _lay(self, run: SceneRun) -> dict[str, Any]:
         plan = run.plan
-        record = lay_scene(run, self.root, self.out / scene_folder(plan), self.pages)
+        place = scene_folder(plan)
+        if run.error is not None and put_results_aside(self.out, place):
+            self.aside.append(plan.label)
+        record = lay_scene(run, self.root, self.out / place, self.pages)
+        if run.error is None:
+            forget_earlier(self.out, place)
         self.lines[str(scene_folder(plan))] = score_line(plan, record)
         self._write_scores()
         waiting = self.seeds[plan.name]
         if plan in waiting:
             waiting.remove(plan)
             if not waiting:
+                kept = [scene_folder(each) for each in self.plans if each.name == plan.name]
+                self.aside += [plan.name] if put_seeds_aside(self.out, Path(plan.name), kept) else []
                 self.scene_done(plan.name, self._over_seeds(plan.name))
         return record
+
+    def put_others_aside(self, rows: Iterable[str] = ()) -> None:
+        """Put aside what an earlier run left of scenes that this one does not have, and of the ablation's ``rows``.
+
+        Raises:
+            UserError: it cannot be moved.
+        """
+        self.aside += put_others_aside(self.out, [scene_folder(plan) for plan in self.plans], rows)
 
     def _over_seeds(self, name: str) -> dict[str, Any]:
         return over_seeds({plan.settings.seed: self._laid(plan) for plan in self.plans if plan.name == name})

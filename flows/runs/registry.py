@@ -10,19 +10,20 @@ import hashlib
 import os
 import socket
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from reconx_core.cache.store import Reference
+from reconx_core.cache.store import MANIFEST, Reference, is_place
 from reconx_core.errors import UserError
-from reconx_core.io.checked import check_shape, read_object
-from reconx_core.io.files import write_json
+from reconx_core.io.checked import check_shape, find_object, read_object
+from reconx_core.io.files import explain_disk, write_json
 
 Entries = set[tuple[str, str]]  # (stage, key)
+ARTIFACTS, INDEX = "artifacts", "index.json"  # of a DVC project: the folder of its stages, and the last file in each of theirs
 CLOCKS = 60.0  # seconds by which the clocks of a machine and of its file server may differ
 
 
@@ -50,7 +51,7 @@ class _Index(BaseModel):
     file_system: FileSystem | None = None
     beside_store: bool = False  # on the same file system
     making: _Making | None = None
-    kind: Literal["run", "project"] = "run"
+    kind: Literal["run", "project", "stage"] = "run"
 
 
 @dataclass(frozen=True)
@@ -66,8 +67,15 @@ class KnownRun:
 
     @property
     def artifacts(self) -> Entries:
-        """Those that it registered."""
+        """Those that it registered; of a stage of DVC those that lie in its folder now: DVC lays other experiments' there."""
+        if self.is_stage and (self.folder / INDEX).is_file():
+            return _laid(self.folder)
         return set(self.content.artifacts)
+
+    @property
+    def is_stage(self) -> bool:
+        """Whether its folder is that of a stage of a DVC project; versions up to 0.1.0 did not write it down."""
+        return self.content.kind == "stage" or self.folder.parent.name == ARTIFACTS
 
     @property
     def changed(self) -> float:
@@ -103,6 +111,21 @@ class KnownRun:
 def register_end(root: Path, out: Path, references: Iterable[Reference]) -> None:
     """Keep these artifacts for as long as the folder ``out`` exists; replaces what an earlier run into ``out`` kept."""
     _write(root, out, {(reference.stage, reference.key) for reference in references})
+
+
+def end_run(root: Path, out: Path, references: Iterable[Reference], say: Callable[[str], None]) -> None:
+    """As :func:`register_end`, for a run with a request: where the store cannot be written to, ``say`` tells so, and garbage
+    collection finds by the request what the run made.
+    """
+    try:
+        register_end(root, out, references)
+    except OSError as error:
+        say(f"The store does not know that this run has ended, which matters to reconx gc only: {explain_disk(error, root)}")
+
+
+def register_stage(root: Path, folder: Path, references: Iterable[Reference]) -> None:
+    """Keep what lies in the folder of a DVC stage, and these artifacts until it has its index."""
+    _write(root, folder, {(reference.stage, reference.key) for reference in references}, kind="stage")
 
 
 def register_more(root: Path, out: Path, references: Iterable[Reference]) -> None:
@@ -158,6 +181,12 @@ def all_runs(root: Path) -> list[KnownRun]:
         UserError: an index is damaged, so that nobody knows what its run uses.
     """
     return [_read(index) for index in _indices(root)]
+
+
+def _laid(folder: Path) -> Entries:
+    """The artifacts whose files lie in the folder of a DVC stage."""
+    manifests = (find_object(manifest) for manifest in folder.glob(f"*/{MANIFEST}"))
+    return {(about["stage"], about["key"]) for about in manifests if is_place(about.get("stage"), about.get("key"))}
 
 
 def _indices(root: Path) -> Iterator[Path]:

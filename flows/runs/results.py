@@ -19,15 +19,16 @@ import yaml
 from flows.execution.failures import failure_of, task_id
 from flows.execution.flow import describe_error
 from flows.execution.plan import ScenePlan, SceneRun
+from flows.runs.earlier import COPIED, MADE, PAGE, SCENE_FILES, SCENE_RECORD
 from reconx_core import export
 from reconx_core.cache import store
 from reconx_core.cache.code_version import code_version
 from reconx_core.cache.store import Reference
-from reconx_core.export.cameras import write_cameras
+from reconx_core.export.cameras import tracked_points, write_cameras
 from reconx_core.export.origin import NO_ORIGIN, Origin
 from reconx_core.geometry.undistort import registered_photos
 from reconx_core.io.files import explain_disk, temporary_beside, write_atomic, write_json
-from reconx_core.losses.lpips import lpips_missing_reason
+from reconx_core.losses.lpips import LAYOUTS, lpips_files, lpips_missing_reason
 from reconx_core.names import shown
 from reconx_core.reporting.above import draw_above
 from reconx_core.reporting.numbers import mean_scores
@@ -39,11 +40,7 @@ from reconx_core.version import __version__
 from tasks.machine import machine
 
 RECORD = "run.json"
-SCENE_RECORD = "scene.json"  # in a scene's folder
-MADE = ".made.json"  # in a scene's folder: what its files were made of, and how they were left
-PAGE = "scene.html"  # in a scene's folder: to look around in
 ABOVE = "path/above.png"  # in a scene's folder: photos and path from above
-COPIED = ("video.mp4", "scores.parquet", "metrics.json")
 
 
 def write_scene(run: SceneRun, root: Path, out: Path, page: bool = True) -> None:
@@ -58,6 +55,7 @@ def write_scene(run: SceneRun, root: Path, out: Path, page: bool = True) -> None
     if _is_made(out, made_of):
         return
     folder, geometry = run.references["metrics"].folder(root), run.references["pointcloud"].folder(root)
+    before = {file: file.stat().st_ino for file in _files(out)}
     try:
         origin = _origin_of(run.references["views"].folder(root))
         gaussians = store.load(run.references["splats"].folder(root), "gaussians")
@@ -65,7 +63,7 @@ def write_scene(run: SceneRun, root: Path, out: Path, page: bool = True) -> None
         pointmaps, cloud = store.load(geometry, "pointmaps"), store.load(geometry, "pointcloud")
         views, kept = store.load(run.references["views"].folder(root), "views"), store.load(geometry, "kept")
         photos = registered_photos(views, kept, pointmaps)
-        write_cameras(out / "cameras", pointmaps.cameras, photos, cloud, origin)
+        write_cameras(out / "cameras", pointmaps.cameras, photos, cloud, origin, tracked_points(pointmaps))
         if page:
             write_scene_page(out / PAGE, run.name, gaussians, pointmaps.cameras, photos.names, photos.images, origin)
         else:
@@ -75,6 +73,9 @@ def write_scene(run: SceneRun, root: Path, out: Path, page: bool = True) -> None
             _copy(folder / name, out / name)
         for picture in (folder / "pictures").iterdir():
             _copy(picture, out / "pictures" / picture.name)
+        for file in _files(out):
+            if before.get(file) == file.stat().st_ino:  # not written anew: of an earlier run with other photos
+                file.unlink()
         write_json(out / MADE, {"of": made_of, "files": _stamps(out)})
     except OSError as error:
         raise explain_disk(error, out) from error
@@ -143,9 +144,13 @@ def _is_made(out: Path, made_of: dict[str, str]) -> bool:
 
 def _stamps(out: Path) -> dict[str, list[int]]:
     """Size and time of change of every file of a scene."""
-    places = (out / name for name in ("scene.ply", PAGE, "cameras", "path", "pictures", *COPIED))
-    files = (file for place in places for file in (place, *place.rglob("*")) if file.is_file())
-    return {file.relative_to(out).as_posix(): [file.stat().st_size, file.stat().st_mtime_ns] for file in files}
+    return {file.relative_to(out).as_posix(): [file.stat().st_size, file.stat().st_mtime_ns] for file in _files(out)}
+
+
+def _files(out: Path) -> list[Path]:
+    """The files of a scene, but for those that tell of them."""
+    places = (out / name for name in SCENE_FILES if name != MADE)
+    return [file for place in places for file in (place, *place.rglob("*")) if file.is_file()]
 
 
 def scene_folder(plan: ScenePlan) -> Path:
@@ -173,7 +178,8 @@ def write_run(
     beside = {PAGE: "the scene, to look around in", "scene.ply": "the Gaussians", "video.mp4": "the clip"}
     files = {name: what for name, what in beside.items() if (out / name).exists()}
     missing, seeds = lpips_missing_reason(), seeds_of(runs)
-    page = RunReport(title, reports, resolved, seeds, None if missing else "vgg", missing, facts=facts(), files=files)
+    nets = " and ".join(net for net in LAYOUTS if lpips_files(net)) or None
+    page = RunReport(title, reports, resolved, seeds, nets, missing, facts=facts(), files=files)
     write_report(out / "report.html", page)
     record = run_record(title, runs, records, resolved, root) | dict(about or {})
     try:

@@ -16,6 +16,7 @@ from flows.execution.progress import expected_seconds
 from flows.execution.run import default_store
 from flows.runs.request import RunRequest, newest_run, read_request, shown
 from flows.runs.task_states import TaskState, measured_of, states_of_run
+from reconx_core.names import one_line
 from reconx_core.reporting.numbers import format_duration
 from reconx_core.settings import STAGES
 
@@ -34,14 +35,14 @@ def status(out: Path | None, root: Path | None, console: Console) -> None:
     tasks = states_of_run(request, where)
     measured = measurements(tasks, where)
     seconds = seconds_per_stage(measured)
-    console.print(opening(request, tasks), soft_wrap=True, markup=False)
+    console.print(one_line(opening(request, tasks)), soft_wrap=True, markup=False)
     console.print(_table(tasks, seconds))
     for task in tasks:
         if task.failure:
             line = f"{task.plan.label} failed in {task.stage}: {task.failure['error']}"
-            console.print(f"[red]{escape(line)}[/red]", soft_wrap=True)
+            console.print(f"[red]{escape(one_line(line))}[/red]", soft_wrap=True)
     for sentence in [*time_left(request, tasks, measured, expected_seconds(where)), *closing(request)]:
-        console.print(sentence, soft_wrap=True, markup=False)
+        console.print(one_line(sentence), soft_wrap=True, markup=False)
 
 
 def opening(request: RunRequest, tasks: list[TaskState]) -> str:

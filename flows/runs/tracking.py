@@ -41,7 +41,7 @@ from flows.runs.mlflow_client import (
 )
 from reconx_core.io.checked import find_object
 from reconx_core.io.files import write_json
-from reconx_core.names import shown
+from reconx_core.names import one_line, shown
 from reconx_core.reporting.numbers import mean_scores
 from reconx_core.settings import flatten
 
@@ -129,7 +129,7 @@ class LiveRun:
             self._say(f"MLflow did not take the run ({reason}); the results in {self._out} are complete without it.")
 
     def _say(self, note: str) -> None:
-        self._console.print(f"[yellow]{escape(shown(note))}[/]", soft_wrap=True)
+        self._console.print(f"[yellow]{escape(one_line(note))}[/]", soft_wrap=True)
 
     def _finish(self, last: Callable[[], object]) -> None:
         self._closed, done = True, threading.Event()

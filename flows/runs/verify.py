@@ -9,7 +9,7 @@ from rich.markup import escape
 
 from reconx_core.cache import store
 from reconx_core.errors import UserError
-from reconx_core.names import shown
+from reconx_core.names import one_line
 
 
 def verify(root: Path, console: Console) -> int:
@@ -29,9 +29,11 @@ def verify(root: Path, console: Console) -> int:
             if not (root / stage / key).is_dir():
                 continue  # removed meanwhile
             damaged += 1
-            scene = shown(str((store.manifest_of(root, stage, key) or {}).get("scene", "unknown scene")))
+            scene = one_line(str((store.manifest_of(root, stage, key) or {}).get("scene", "unknown scene")))
             console.print(f"[red]{escape(f'{scene}: {damage}')}[/red]", soft_wrap=True)
     whole = "is whole" if count == 1 else "are whole"
     advice = "; a run that needs them makes them anew" if damaged else ""
-    console.print(f"{count - damaged} of {count} artifacts in {root} {whole}{advice}.", soft_wrap=True, markup=False)
+    console.print(
+        f"{count - damaged} of {count} artifacts in {one_line(str(root))} {whole}{advice}.", soft_wrap=True, markup=False
+    )
     return damaged

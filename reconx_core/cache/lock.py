@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import warnings
 from collections.abc import Iterator
@@ -29,14 +30,14 @@ def in_use(root: Path) -> Iterator[None]:
 
 
 @contextmanager
-def exclusive(root: Path) -> Iterator[None]:
-    """Keep runs out of the store ``root``.
+def exclusive(root: Path, to_read: bool = False) -> Iterator[None]:
+    """Keep runs out of the store ``root``. ``to_read``: as far as is possible, where it cannot be written to or has no locks.
 
     Raises:
         UserError: a run is using it now, or its file system has no locks, so that a run may.
     """
-    with _lock(root, fcntl.LOCK_EX) as locked:
-        if not locked:
+    with _lock(root, fcntl.LOCK_EX, to_read) as locked:
+        if not locked and not to_read:
             raise UserError(
                 f"The file system of the store {root} has no locks, so a run may be using it unseen; collect garbage on the "
                 "machine on whose disk the store lies."
@@ -77,8 +78,12 @@ def one_at_a_time(file: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _lock(root: Path, mode: int) -> Iterator[bool]:
-    with _open(root) as file:
+def _lock(root: Path, mode: int, to_read: bool = False) -> Iterator[bool]:
+    opened = _open(root, to_read)
+    if opened is None:
+        yield False
+        return
+    with opened as file:
         try:
             locked = lock_file(file, mode | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -86,10 +91,12 @@ def _lock(root: Path, mode: int) -> Iterator[bool]:
         yield locked
 
 
-def _open(root: Path) -> IO[str]:
+def _open(root: Path, to_read: bool) -> IO[str] | None:
     """For reading and writing: NFS refuses a shared lock on a file that is open for writing only, and the reverse."""
     try:
         root.mkdir(parents=True, exist_ok=True)
         return open(root / ".lock", "a+")
     except OSError as error:
+        if to_read and error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+            return open(root / ".lock") if (root / ".lock").exists() else None
         raise explain_disk(error, root) from error

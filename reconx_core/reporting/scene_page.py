@@ -15,10 +15,10 @@ from jaxtyping import Float
 from markupsafe import Markup
 from torch import Tensor
 
-from reconx_core.export.finite import finite_gaussians
+from reconx_core.export.finite import finite_gaussians, select_gaussians
 from reconx_core.export.origin import NO_ORIGIN, Origin
+from reconx_core.export.prune import cameras_of_scene, choose
 from reconx_core.io.images import encode, resize
-from reconx_core.rasterize.contribution import most_seen
 from reconx_core.reporting.above import axes_above
 from reconx_core.reporting.packed import pack
 from reconx_core.reporting.pages import data_uri, render_page, write_page
@@ -51,9 +51,10 @@ def render_scene_page(
     frame of the given cameras, in which the page saves camera paths.
     """
     finite = finite_gaussians(gaussians.detach(), f"the page of {title}")
-    shown = most_seen(finite, cameras, MOST_GAUSSIANS)
+    shown = _most_seen(finite, cameras)
     packed = pack(shown)
-    lost = f" of {len(gaussians):,}, those that the cameras see most of" if len(shown) < len(gaussians) else ""
+    kept = "those that the cameras see most of" if cameras else "the largest"
+    lost = f" of {len(gaussians):,}, {kept}" if len(shown) < len(gaussians) else ""
     about = packed.header() | _world(shown, cameras) | {
         "origin": origin,
         "cameras": [] if cameras is None else _cameras(cameras, names, photos),
@@ -66,6 +67,16 @@ def render_scene_page(
         splats=base64.b64encode(packed.content).decode(),
         script=Markup(_script()),
     )
+
+
+def _most_seen(gaussians: Gaussians, cameras: Cameras | None) -> Gaussians:
+    """Those that contribute most to what the cameras see; without cameras the largest and most opaque."""
+    if len(gaussians) <= MOST_GAUSSIANS:
+        return gaussians
+    if cameras is not None:
+        return select_gaussians(gaussians, choose(gaussians, cameras_of_scene(cameras), MOST_GAUSSIANS))
+    size = gaussians.logit_opacities.sigmoid() * gaussians.log_scales.sort(dim=-1).values[:, 1:].sum(-1).exp()
+    return select_gaussians(gaussians, size.argsort(descending=True, stable=True)[:MOST_GAUSSIANS].sort().values)
 
 
 def page_version() -> str:

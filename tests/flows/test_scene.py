@@ -15,6 +15,7 @@ import torch
 from rich.console import Console
 
 from flows import cli, scene
+from flows import export as export_flow
 from flows.runs.results import _origin_of
 from reconx_core import datasets, export
 from reconx_core.errors import UserError
@@ -50,7 +51,7 @@ def folder(tmp_path):
 
 def convert(source, target):
     said = io.StringIO()
-    scene.convert(source, target, Console(file=said, width=500))
+    export_flow.convert(source, target, Console(file=said, width=500))
     return said.getvalue()
 
 

@@ -15,10 +15,10 @@ from flows.evaluate import make_next, results_folder
 from flows.runs.mlflow_client import make_client
 from reconx_core.errors import UserError
 from reconx_core.io.files import short_name, temporary_beside, write_json
-from reconx_core.names import shown
+from reconx_core.names import one_line
 
 LONGEST = "ä" * 127 + "x"  # 255 bytes
-NOT_UTF8 = os.fsdecode(b"caf\xe9 \x1b[2J :smile: [red]<b>&")
+NOT_UTF8 = os.fsdecode(b"caf\xe9 \x1b[2J :smile:\n [red]<b>&")
 
 
 def test_names_are_cut_between_letters():
@@ -100,11 +100,11 @@ def test_scenes_photos_and_folders_of_any_name_go_through(reconx, tiny, tmp_path
     shutil.move(next(folder.iterdir()), folder / f"{os.fsdecode(os.fsencode(name)[-251:])}.png")
     outcome = reconx("evaluate", name, "--store", "store")
     assert outcome.code == 0, outcome.err
-    assert name == LONGEST or shown(name) in outcome.out
+    assert name == LONGEST or one_line(name) in outcome.out
     assert "\x1b[2J" not in outcome.out + reconx("evaluate", f"{name}/none").err
     (out,) = (tmp_path / "runs").glob("*-1")
     page = (out / "report.html").read_text()
-    assert name == LONGEST or html.escape(shown(name)) in page
+    assert name == LONGEST or html.escape(one_line(name)) in page
     assert "<b>&" not in page
     assert reconx("status", out).code == 0
     assert reconx("gc", "--store", "store").code == 0

@@ -18,7 +18,6 @@ from PIL import Image
 from reconx_core.condition.camera_files import cameras_on_path, read_path
 from reconx_core.geometry.transforms import rigid, so3_exp
 from reconx_core.rasterize import rasterize
-from reconx_core.rasterize.contribution import contributions, most_seen
 from reconx_core.reporting import scene_page
 from reconx_core.reporting.packed import GROUP, pack, space_codes
 from reconx_core.reporting.scene_page import render_scene_page
@@ -105,23 +104,13 @@ def test_gaussians_without_extent_and_none_at_all_are_packed():
     assert pack(faint).count == 0
 
 
-def test_contributions_are_the_weights_of_the_blending():
-    gaussians, cameras = scene(300), two_cameras()
-    found = contributions(gaussians, cameras)
-    assert float(found.min()) >= 0
-    torch.testing.assert_close(float(found.sum()), float(rasterize(gaussians, cameras).alpha.sum()), rtol=1e-3, atol=0)
-
-
-def test_those_that_are_seen_most_are_kept_in_their_order():
+def test_those_that_are_seen_most_are_kept_and_without_cameras_the_largest(monkeypatch):
+    monkeypatch.setattr(scene_page, "MOST_GAUSSIANS", 1500)
     gaussians, cameras = scene(3000), two_cameras()
-    kept = most_seen(gaussians, cameras, 1500)
-    other = most_seen(gaussians, None, 1500)
-    assert len(kept) == len(other) == 1500
-    whole = pictures(gaussians, cameras)
-    assert psnr(pictures(kept, cameras), whole) > max(psnr(pictures(other, cameras), whole) + 3, 30)
-    places = [(gaussians.means == mean).all(-1).nonzero()[0, 0] for mean in kept.means[::100]]
-    assert places == sorted(places)
-    assert most_seen(gaussians, cameras, 3000) is gaussians
+    kept, large = scene_page._most_seen(gaussians, cameras), scene_page._most_seen(gaussians, None)
+    assert len(kept) == len(large) == 1500
+    assert psnr(pictures(kept, cameras), pictures(gaussians, cameras)) > 30
+    assert large.log_scales.mean() > gaussians.log_scales.mean()
 
 
 def about_of(page):

@@ -3,9 +3,11 @@
 import json
 import os
 import pickle
+import socket
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +16,12 @@ from types import SimpleNamespace
 import psutil
 import pytest
 import standins
+from distributed.comm import CommClosedError
 from processes import alive, wait_until
 from rich.console import Console
 from standins import artifact_bytes, write_folder
 
+from flows.execution import workers as crew
 from flows.execution.plan import ScenePlan
 from reconx_core.errors import UserError
 from reconx_core.settings import STAGES, Settings
@@ -243,14 +247,59 @@ def uses_of_the_video_model():
 
 
 def test_no_scheduler_is_one_sentence(reconx, tiny, data, tmp_path, monkeypatch):
-    from flows.execution import dask_cluster as cluster
-
-    monkeypatch.setattr(cluster, "CONNECT_SECONDS", 0.5)
+    monkeypatch.setattr(crew, "LISTEN_SECONDS", 0.5)
     outcome = reconx("evaluate", data, "-o", tmp_path / "out", "--store", tmp_path / "store", "--dask", "tcp://127.0.0.1:9")
     assert outcome.code == 2
-    assert outcome.err.startswith("reconx: No Dask scheduler with workers answers at tcp://127.0.0.1:9")
+    assert outcome.err.startswith("reconx: Nothing listens at tcp://127.0.0.1:9")
     assert outcome.err.count("\n") == 1
     assert tiny() == []
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_speaks_no_dask_is_no_scheduler():
+    """A client of Dask's would raise a MemoryError there, and be closed for half a minute."""
+    from flows.execution.dask_cluster import _connect
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=lambda: listener.accept()[0].sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n"), daemon=True).start()
+        before = time.monotonic()
+        with pytest.raises(UserError, match=f"No Dask scheduler answers at tcp://127.0.0.1:{listener.getsockname()[1]} "):
+            _connect(f"tcp://127.0.0.1:{listener.getsockname()[1]}")
+    assert time.monotonic() - before < 10
+
+
+def test_worker_that_dies_while_it_is_prepared_costs_another_try(monkeypatch):
+    from flows.execution import dask_cluster as cluster
+
+    answers = [CommClosedError("in <TCP>"), CommClosedError("in <TCP>"), None]
+
+    def register(preparation):
+        if (answer := answers.pop(0)) is not None:
+            raise answer
+
+    client = SimpleNamespace(register_plugin=register, wait_for_workers=lambda count, timeout: None)
+    cluster._register(client, None)
+    assert answers == []
+    answers[:] = 4 * [CommClosedError("in <TCP>")]
+    with pytest.raises(UserError, match="workers die while they are prepared"):
+        cluster._register(client, None)
+
+
+def test_workers_of_which_one_dies_while_they_start_are_started_again(monkeypatch):
+    from flows.execution import dask_cluster as cluster
+
+    answers = [RuntimeError("Nanny failed to start."), "started"]
+
+    def start(**_):
+        if isinstance(answer := answers.pop(0), Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(cluster, "SpecCluster", start)
+    assert cluster._local(crew.Workers(2, "local")) == "started"
+    answers[:] = 4 * [RuntimeError("Nanny failed to start.")]
+    with pytest.raises(UserError, match=r"do not start \(Nanny failed to start"):
+        cluster._local(crew.Workers(2, "local"))
 
 
 def test_dask_that_is_not_installed(reconx, data, tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """The orchestration, with stand-in stages: what runs, what does not run again, and what a failure leaves."""
 
 import csv
+import errno
 import json
 import os
 import random
@@ -18,6 +19,7 @@ from fork_server import Started, run
 from processes import alive, children, wait_until
 from standins import artifact_bytes, write_folder
 
+from reconx_core.io.files import write_json
 from reconx_core.settings import STAGES
 
 SCRIPT = Path(standins.__file__)
@@ -214,19 +216,85 @@ def test_own_server_starts_without_a_home_and_ends_with_its_parent(tiny, photos,
 
 
 @pytest.mark.long
-def test_interrupt_ends_at_once_although_a_thread_computes():
-    code = """
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_end_at_once_although_a_thread_computes(number, code):
+    """In a flow, too, and after the import of pycolmap: both have handlers of SIGTERM of their own."""
+    script = f"""
 import os, signal, threading, time
 from rich.console import Console
-from flows.execution.run import stop_at_once
-with stop_at_once(Console()):
-    threading.Thread(target=time.sleep, args=(600,)).start()
-    os.kill(os.getpid(), signal.SIGINT)
-    time.sleep(600)
+from flows.execution.ending import sigterm_undisturbed, stop_at_once, take_back_signals
+with stop_at_once(Console(), signal.{number.name}):
+    take_back_signals()
+    if {number == signal.SIGTERM}:
+        signal.signal(signal.SIGTERM, lambda *_: print("Prefect"))
+    with sigterm_undisturbed():
+        threading.Thread(target=time.sleep, args=(600,)).start()
+        os.kill(os.getpid(), signal.{number.name})
+        time.sleep(600)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 130
-    assert "run the same command again" in done.stderr
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (code, "")
+    assert done.stderr == "\nreconx: interrupted; run the same command again to go on from here.\n"
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("end", "code"), [("raise SystemExit(1)", 1), ("raise SystemExit", 0), ("1 / 0", 1), ("pass", 0)])
+def test_stage_that_is_left_behind_does_not_abort_the_end(end, code):
+    """Its thread is in native code, from which it comes back while Python ends, or never."""
+    script = f"""
+import atexit, time
+from flows.execution.attempts import StageOverran, within
+from flows.execution.ending import leave_stages_behind
+atexit.register(print, "closed")
+print("written", end=" ")
+try:
+    within(0.1, "splats", lambda: time.sleep(60))
+except StageOverran:
+    pass
+try:
+    {end}
+except BaseException as error:
+    leave_stages_behind(error)
+leave_stages_behind(None)
+print("not reached")
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (code, "written closed\n")
+    assert ("ZeroDivisionError" in done.stderr) == (end == "1 / 0")
+
+
+def test_where_prefect_and_the_store_fail_at_the_end_the_results_are_told(reconx, tiny, photos, tmp_path, monkeypatch):
+    """As on a full disk, on which the server's database lies, too."""
+    from httpx import Request, Response
+    from prefect.exceptions import PrefectHTTPStatusError
+
+    from flows.execution import flow as pipeline
+    from flows.runs import registry
+
+    class FailsAtItsEnd:
+        def with_options(self, **options):
+            def run():
+                whole.with_options(**options)()
+                monkeypatch.setattr(registry, "write_json", full)
+                answer = Response(500, request=Request("POST", "http://127.0.0.1:4200/api/flow_runs"))
+                raise PrefectHTTPStatusError("full", request=answer.request, response=answer)
+
+            return run
+
+    def full(path, content):
+        raise OSError(errno.ENOSPC, "full")
+
+    whole = pipeline.reconx
+    monkeypatch.setattr(pipeline, "reconx", FailsAtItsEnd())
+    for command in ("evaluate", "reconstruct"):
+        outcome = reconx(command, photos, "-o", tmp_path / command, "--store", tmp_path / "store")
+        monkeypatch.setattr(registry, "write_json", write_json)
+        assert (outcome.code, outcome.err) == (0, "")
+        printed = " ".join(outcome.out.split())
+        assert "Prefect did not take the end of the run, whose results are complete" in printed
+        assert f"The disk under {tmp_path / 'store'} is full" in printed
+        assert "PSNR" in printed
+        assert (tmp_path / command / "report.html").exists()
 
 
 @pytest.mark.parametrize("name", ["default", "permissive", "paper"])

@@ -1,5 +1,6 @@
 """`reconx gc` removes nothing that someone may need: folders that cannot be seen, projects' experiments, damaged records."""
 
+import errno
 import json
 import os
 import shutil
@@ -20,13 +21,14 @@ from flows.evaluate import make_plans, make_request
 from flows.execution.plan import SceneRun
 from flows.runs import registry
 from flows.runs.garbage import age_of, collect_garbage
-from flows.runs.registry import register_end, register_more, register_project, register_start
+from flows.runs.registry import register_end, register_more, register_project, register_stage, register_start
 from flows.runs.request import record_request, record_sources
 from flows.stage import lay
 from flows.train import Studio, resolve_train_settings
 from flows.training import clips
 from flows.training.clips import Workshop
 from reconx_core.cache import store
+from reconx_core.cache.lock import in_use
 from reconx_core.errors import UserError
 from tasks.execute import source_digest
 
@@ -147,6 +149,30 @@ def test_dry_run_says_what_would_go_and_touches_nothing(reconx, root, ended):
     assert "Would remove 2 artifacts (0.0 MiB), kept 0." in outcome.out
     assert laid_out(root) == before
     assert "Removed 2 artifacts" in reconx("gc", "--store", root).out
+
+
+def test_dry_run_asks_for_no_permission_to_write(root, ended, monkeypatch):
+    real = open
+
+    def read_only(file, mode="r", *arguments, **options):
+        if set(mode) & set("wax+"):
+            raise OSError(errno.EROFS, "read-only")
+        return real(file, mode, *arguments, **options)
+
+    shutil.rmtree(ended)
+    with in_use(root):
+        pass
+    monkeypatch.setattr("builtins.open", read_only)
+    assert len(collect_garbage(root, dry_run=True).doomed) == 2
+    with pytest.raises(UserError, match="read-only"):
+        collect_garbage(root)
+    monkeypatch.undo()
+    with in_use(root):
+        monkeypatch.setattr("builtins.open", read_only)
+        with pytest.raises(UserError, match="Another run is using the store"):
+            collect_garbage(root, dry_run=True)
+    (root / ".lock").unlink()  # a store that was copied without it
+    assert len(collect_garbage(root, dry_run=True).doomed) == 2
 
 
 def test_older_than_spares_what_is_young(reconx, root, ended):
@@ -337,6 +363,24 @@ def test_what_another_branch_or_an_experiment_refers_to_is_kept(root, project, w
     shutil.rmtree(project)
     collect_garbage(root)
     assert keys(root) == []
+
+
+def test_what_a_removed_experiment_made_last_goes_once_its_files_are_laid_out_no_more(root, project):
+    """`dvc exp remove`, `git checkout .` and `dvc checkout` tell no stage; the folder says what is wanted."""
+    folder = project / "artifacts" / "views"
+    commit(project, root, make(root, 1))
+    kept = folder.parent / "kept"
+    shutil.copytree(folder, kept)
+    shutil.rmtree(folder)
+    lay(make(root, 2).folder(root), folder / "room")
+    register_stage(root, folder, [store.find(root, "views", f"{2:032x}")])
+    collect_garbage(root)
+    assert keys(root) == [1, 2], "laid out, and its index is not there yet"
+    shutil.rmtree(folder)
+    kept.rename(folder)
+    (folder / "index.json").write_text("{}")
+    collect_garbage(root)
+    assert keys(root) == [1]
 
 
 def test_where_dvcs_cache_lacks_it_all_that_was_made_for_the_project_is_kept(root, project):
