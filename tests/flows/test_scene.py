@@ -20,6 +20,7 @@ from flows.runs.results import _origin_of
 from reconx_core import datasets, export
 from reconx_core.errors import UserError
 from reconx_core.export.dataset import write_photos
+from reconx_core.export.formats import read_gaussians
 from reconx_core.io import files
 from reconx_core.io.images import read_image
 from reconx_core.rasterize import rasterize
@@ -168,7 +169,7 @@ def test_a_path_is_rendered_camera_by_camera_in_its_own_size(folder, tmp_path):
         scene.render_file(folder, out, folder / "path" / name, Console(file=said, width=500))
         assert "2 frames of 64x48" in said.getvalue()
         shown = torch.stack([read_image(out / f"{i:04d}.png") for i in range(2)])
-        expected = rasterize(export.read_ply(folder / "scene.ply"), own).rgb.clamp(0, 1)
+        expected = rasterize(read_gaussians(folder / "scene.ply"), own).rgb.clamp(0, 1)
         torch.testing.assert_close(shown, expected, rtol=0, atol=0.003)  # files round to 8 bits
     scene.render_file(folder, tmp_path / "clip.mp4", folder / "path" / "camera_path.json", Console(file=io.StringIO()))
     with av.open(str(tmp_path / "clip.mp4")) as clip:

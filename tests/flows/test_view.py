@@ -14,6 +14,7 @@ from rich.console import Console
 from flows.view import make_page, serve, view
 from reconx_core import export
 from reconx_core.errors import UserError
+from reconx_core.export.formats import read_gaussians
 from reconx_core.types import Cameras, Gaussians, PointCloud, Views
 
 ORIGIN = (5e5, 5.4e6, 120.0)
@@ -55,7 +56,7 @@ def test_gaussians_alone_are_enough(folder, tmp_path):
     alone.write_bytes((folder / "scene.ply").read_bytes())
     content = about(make_page(alone))
     assert content["cameras"] == []
-    assert content["start"]["eye"][2] < float(export.read_ply(alone).means[:, 2].median())
+    assert content["start"]["eye"][2] < float(read_gaussians(alone).means[:, 2].median())
 
 
 def test_page_is_served_to_this_machine_and_a_taken_port_is_passed_over(folder):

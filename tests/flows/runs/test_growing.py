@@ -1,6 +1,7 @@
 """A run's folder while the run goes on: what is there of a scene as soon as it is done, and `scores.csv` at every moment."""
 
 import csv
+import io
 import json
 import os
 import signal
