@@ -518,7 +518,7 @@ async function start() {
     dirty = true;
   }
   function keep() {
-    frames.push(pose);
+    frames.push(moving?.to ?? pose);  // on the way to a camera, that camera
     $("seconds").value = Math.max(2, 2 * (frames.length - 1));
     told();
   }
