@@ -17,6 +17,7 @@ from rich.console import Console
 
 from flows.execution.ending import INTERRUPTED, leave_stages_behind, stop_at_once
 from reconx_core.errors import UserError
+from reconx_core.names import one_line
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
 console = Console(highlight=False, emoji=False)  # names may hold ':smile:'
@@ -199,6 +200,9 @@ def evaluate(
     stage_timeout: Annotated[
         str | None, typer.Option("--stage-timeout", metavar="30m", help="A stage that takes longer fails; the others go on.")
     ] = None,
+    pages: Annotated[
+        bool | None, typer.Option("--pages/--no-pages", help="scene.html of every scene; default: of at most 50 scenes.")
+    ] = None,
 ) -> None:
     """Reconstruct and score every scene of a dataset; exit code 1 if a scene failed."""
     from flows.evaluate import evaluate as run
@@ -211,7 +215,7 @@ def evaluate(
     overrides = ([f"views.split={split}"] if split else []) + (set_ or [])
     only = split_names(scenes) if scenes is not None else ()
     request = make_request(dataset, preset, overrides, protocol, views, index, only, seeds, ablation)
-    request = replace(request, settings=apply_vram(request.settings, vram, overrides, console))
+    request = replace(request, settings=apply_vram(request.settings, vram, overrides, console), pages=pages)
     crew = choose_workers(workers, dask, gpus, gpu_slots, stage_timeout)
     with results_folder(out, request.dataset) as folder:
         failed = run(request, folder, store or default_store(), console, crew)
@@ -275,13 +279,24 @@ def render(
         Path | None,
         typer.Option("-o", "--out", help="A clip (.mp4), or a folder for PNGs; default: render.mp4 beside the scene."),
     ] = None,
-    cameras: Annotated[Path | None, typer.Option(help="transforms.json; default: cameras/ beside the scene.")] = None,
-    frames: Annotated[int, typer.Option(min=1)] = 120,
+    cameras: Annotated[
+        Path | None, typer.Option(help="Cameras that a smooth path leads through; default: those of the scene's photos.")
+    ] = None,
+    frames: Annotated[int, typer.Option(min=1, help="Along the smooth path.")] = 120,
+    path: Annotated[
+        Path | None, typer.Option("--path", help="A camera path (docs/paths.md): a frame for each of its cameras.")
+    ] = None,
 ) -> None:
-    """Frames along a smooth camera path."""
+    """Frames along a camera path."""
     from flows.scene import render as run
+    from flows.scene import render_file
 
-    run(scene, out, cameras, frames, console)
+    if path is None:
+        run(scene, out, cameras, frames, console)
+    elif cameras is not None:
+        raise UserError("--path and --cameras exclude each other: frames at the cameras of a file, or on a path through them.")
+    else:
+        render_file(scene, out, path, console)
 
 
 @app.command()
@@ -321,11 +336,12 @@ def export(
 def view(
     scene: Annotated[Path, typer.Argument(help="scene.ply, or the folder it is in.")],
     port: Annotated[int, typer.Option(min=1, max=65535)] = 8080,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Write the page (.html) to here instead.")] = None,
 ) -> None:
-    """The scene in the browser (needs viser)."""
-    from flows.scene import view as run
+    """The scene in the browser: look around, go to the cameras, make camera paths."""
+    from flows.view import view as run
 
-    run(scene, port, console)
+    run(scene, port, out, console)
 
 
 @app.command()

@@ -78,7 +78,7 @@ def _peak(settings: Settings, size: int) -> str:
 
 
 def _versions() -> list[tuple[str, str]]:
-    names = ("reconx", "torch", "numba", "pycolmap", "zarr", "prefect", "dvc", "mlflow", "gsplat", "viser")
+    names = ("reconx", "torch", "numba", "pycolmap", "zarr", "prefect", "dvc", "mlflow", "gsplat")
     return [(name, _version(name)) for name in names]
 
 
@@ -86,7 +86,7 @@ def _version(name: str) -> str:
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
-        extra = {"gsplat": "cuda", "viser": "view"}.get(name)
+        extra = {"gsplat": "cuda"}.get(name)
         return f"not installed; {pip_install(extra)}" if extra else "not installed"
 
 

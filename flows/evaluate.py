@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from flows.runs.tracking import LiveRun
 
 
+MOST_PAGES = 50  # scenes of which each gets a `scene.html` unless told otherwise
+
+
 @dataclass(frozen=True)
 class EvaluationRequest:
     """The arguments of `reconx evaluate`, resolved."""
@@ -42,6 +45,7 @@ class EvaluationRequest:
     index: Path | None = None  # in place of the protocol's
     seeds: int = 1  # from the settings' seed on
     ablation: bool = False
+    pages: bool | None = None  # a `scene.html` of every scene; None: of few, see `MOST_PAGES`
 
 
 def evaluate(request: EvaluationRequest, out: Path, root: Path, console: Console, workers: Workers = ONE_THREAD) -> int:
@@ -78,7 +82,8 @@ def _evaluate(
         for row in rows_of(request):
             beginning = known | opening(request, row, out / row, started)
             live[row] = opened.enter_context(open_run(beginning, out / row, console))
-            folders[row] = open_folder([plan for plan in plans if plan.row == row], out / row, root, live[row])
+            of_row = [plan for plan in plans if plan.row == row]
+            folders[row] = open_folder(of_row, out / row, root, live[row], wants_pages(request, len(plans)))
         keep()
 
     def on_sources(read: Digests) -> None:
@@ -227,11 +232,16 @@ def altered(settings: Settings, overrides: Iterable[str], seed: int) -> Settings
     return parse_settings(settings.model_dump() | {"seed": seed}, list(overrides))
 
 
-def open_folder(plans: list[ScenePlan], out: Path, root: Path, live: LiveRun) -> RunFolder:
+def wants_pages(request: EvaluationRequest, count: int) -> bool:
+    """Whether ``count`` scenes, rows and seeds counted, get pages to look around in: some MB each."""
+    return count <= MOST_PAGES if request.pages is None else request.pages
+
+
+def open_folder(plans: list[ScenePlan], out: Path, root: Path, live: LiveRun, pages: bool) -> RunFolder:
     """The folder of a row, to be filled scene by scene, each of which MLflow is told of."""
     from flows.runs.growing import RunFolder
 
-    return RunFolder(out, root, plans, lambda name, record: live.log_scene(name, record, out / name))
+    return RunFolder(out, root, plans, lambda name, record: live.log_scene(name, record, out / name), pages)
 
 
 def opening(request: EvaluationRequest, row: str, out: Path, started: float) -> dict[str, Any]:

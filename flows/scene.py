@@ -1,22 +1,22 @@
-"""The commands around a finished scene: render and view; and what `export` shares with them."""
+"""The command `render`; and what `export` and `view` share with it."""
 
 from __future__ import annotations
 
-import importlib.metadata
-import importlib.util
-import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from jaxtyping import Float
 from rich.console import Console
+from torch import Tensor
 
 from flows.execution.notes import notes
 from flows.runs.earlier import require_done
+from reconx_core.condition.camera_files import COLMAP_SUFFIXES, cameras_on_path, read_path
 from reconx_core.datasets import nerfstudio
 from reconx_core.datasets.poses import relative_to
-from reconx_core.errors import UserError, pip_install
+from reconx_core.errors import UserError
 from reconx_core.export.formats import read_gaussians, read_gaussians_origin
 from reconx_core.export.origin import NO_ORIGIN, Origin, parse_origin
 from reconx_core.io import video as video_io
@@ -24,8 +24,10 @@ from reconx_core.io.files import explain_disk, require_writable, require_writabl
 from reconx_core.io.images import write_png
 from reconx_core.metrics.pictures import render_path
 from reconx_core.names import one_line, quoted
-from reconx_core.reporting.viewer import show_scene
+from reconx_core.rasterize import rasterize
 from reconx_core.types import Cameras, Gaussians
+
+FPS = 30  # of a clip whose path names no frame rate
 
 
 def load_scene(path: Path) -> Gaussians:
@@ -48,7 +50,8 @@ def scene_origin(path: Path) -> Origin | None:
 
 
 def load_cameras(path: Path, origin: Origin | None = NO_ORIGIN) -> Cameras:
-    """Cameras of a nerfstudio ``transforms.json`` as this project writes it (one image size, no distortion).
+    """Cameras of a file: a nerfstudio ``transforms.json`` as this project writes it (one image size, no distortion), or a
+    camera path of its viewer.
 
     They are relative to ``origin``, or if that is unknown (None) to the ``scene_origin`` that the file names.
 
@@ -57,6 +60,8 @@ def load_cameras(path: Path, origin: Origin | None = NO_ORIGIN) -> Cameras:
     """
     if not path.is_file():
         raise UserError(f"There are no cameras at '{path}'; give a transforms.json with --cameras.")
+    if path.suffix in COLMAP_SUFFIXES or "camera_path" in nerfstudio.read_json(path):
+        return load_path(path, None, origin)
     capture = nerfstudio.read(path)
     photos = capture.photos
     if any(p.intrinsics is None or p.cam_to_world is None or p.size != photos[0].size for p in photos):
@@ -68,9 +73,33 @@ def load_cameras(path: Path, origin: Origin | None = NO_ORIGIN) -> Cameras:
     return Cameras(torch.stack(intrinsics), poses, width, height)  # type: ignore[arg-type]
 
 
+def load_path(file: Path, photos: Cameras | None, origin: Origin | None = NO_ORIGIN) -> Cameras:
+    """The cameras of any file that `condition.path` takes, in the order of their path and in the size that it names.
+
+    ``photos`` give lens and size to a file without. ``origin``: as of :func:`load_cameras`.
+
+    Raises:
+        UserError: there is no such file, it is none of those, or it has no lens and there are no ``photos``.
+    """
+    if not file.is_file():
+        raise UserError(f"There is no camera path at '{file}'; save one in scene.html, or in nerfstudio's viewer.")
+    capture = read_path(file)
+    if origin is None:
+        origin = NO_ORIGIN if file.suffix in COLMAP_SUFFIXES else _noted_origin(file)
+    sizes = {photo.size for photo in capture.photos if photo.intrinsics is not None and photo.size is not None}
+    if len(sizes) == 1:
+        height, width = sizes.pop()
+        lens = next(photo.intrinsics for photo in capture.photos if photo.intrinsics is not None)
+        photos = Cameras(lens.float()[None], torch.eye(4)[None], width, height)
+    elif photos is None:
+        raise UserError(f"The cameras in {file} need a lens and one image size.")
+    return cameras_on_path(capture, photos, origin)
+
+
 def _noted_origin(file: Path) -> Origin:
-    """The ``scene_origin`` of a ``transforms.json``. Raises UserError if it is no point."""
-    noted = nerfstudio.read_json(file).get("scene_origin", NO_ORIGIN)
+    """The ``scene_origin`` of a file of cameras. Raises UserError if it is no point."""
+    content = nerfstudio.read_json(file)
+    noted = content.get("scene_origin", NO_ORIGIN) if isinstance(content, dict) else NO_ORIGIN
     if (origin := parse_origin(noted)) is None:
         raise UserError(f"{file} has scene_origin = {quoted(noted)}, which is no point of three finite numbers.")
     return origin
@@ -82,20 +111,72 @@ def render(scene: Path, out: Path | None, cameras: Path | None, frames: int, con
     Raises:
         UserError: no scene or cameras, ``out`` ends in something else, or it cannot be written.
     """
-    folder = scene if scene.is_dir() else scene.parent
-    out, beside = out or folder / "render.mp4", folder / "cameras" / "transforms.json"
-    clip = _is_clip(out)
+    out = out or clip_beside(scene)
+    _is_clip(out)
     with notes(console):
-        gaussians, path = load_scene(scene), load_cameras(cameras or beside, scene_origin(scene))
-    (require_writable_file if clip else require_writable)(out)
-    with console.status(f"Rendering {frames} frames"), explained(out):
-        images = render_path(gaussians, path, frames)
-        if clip:
-            video_io.write_mp4(out, images)
+        gaussians, through = load_scene(scene), load_cameras(cameras or cameras_beside(scene), scene_origin(scene))
+    _require_place(out)
+    with console.status(f"Rendering {frames} frames"):
+        _write_frames(render_path(gaussians, through, frames), out, FPS)
+    _say_made(frames, through, out, console)
+
+
+def render_file(scene: Path, out: Path | None, path: Path, console: Console) -> None:
+    """As :func:`render`, with a frame for each camera of the file ``path``, in its size and at its frame rate.
+
+    Raises:
+        UserError: as :func:`render`, or there is no such path.
+    """
+    out = out or clip_beside(scene)
+    _is_clip(out)
+    beside = cameras_beside(scene)
+    with notes(console):
+        gaussians, origin = load_scene(scene), scene_origin(scene)
+        photos = load_cameras(beside, origin) if beside.is_file() else None
+        cameras = load_path(path, photos, origin)
+        fps = _frame_rate(path)
+    _require_place(out)
+    with console.status(f"Rendering {len(cameras)} frames"), torch.no_grad():
+        _write_frames((rasterize(gaussians, cameras[[i]]).rgb[0].clamp(0, 1) for i in range(len(cameras))), out, fps)
+    _say_made(len(cameras), cameras, out, console)
+
+
+def clip_beside(scene: Path) -> Path:
+    """Where frames go if nothing is said."""
+    return (scene if scene.is_dir() else scene.parent) / "render.mp4"
+
+
+def cameras_beside(scene: Path) -> Path:
+    """Where the cameras of a scene's photos lie."""
+    return (scene if scene.is_dir() else scene.parent) / "cameras" / "transforms.json"
+
+
+def _frame_rate(path: Path) -> int:
+    """The frames a second that a file of cameras names."""
+    content = {} if path.suffix in COLMAP_SUFFIXES else nerfstudio.read_json(path)
+    fps = content.get("fps", FPS)
+    if not isinstance(fps, int | float) or not 1 <= fps <= 240:
+        raise UserError(f"{path} has fps = {quoted(fps)}, which should be a number from 1 to 240.")
+    return round(fps)
+
+
+def _require_place(out: Path) -> None:
+    (require_writable_file if _is_clip(out) else require_writable)(out)
+
+
+def _write_frames(frames: Iterable[Float[Tensor, "h w 3"]], out: Path, fps: int) -> None:
+    """A clip, or PNGs in a folder."""
+    with explained(out):
+        if _is_clip(out):
+            video_io.write_mp4(out, frames, fps)
         else:
-            for i, image in enumerate(images):
+            for i, image in enumerate(frames):
                 write_png(out / f"{i:04d}.png", image)
-    console.print(f"{frames} frames of {path.width}x{path.height} in {one_line(str(out))}", soft_wrap=True, markup=False)
+
+
+def _say_made(frames: int, cameras: Cameras, out: Path, console: Console) -> None:
+    made = f"{frames} frames of {cameras.width}x{cameras.height} in {one_line(str(out))}"
+    console.print(made, soft_wrap=True, markup=False)
 
 
 def _is_clip(out: Path) -> bool:
@@ -112,25 +193,3 @@ def explained(out: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise explain_disk(error, out.parent) from error
-
-
-def view(scene: Path, port: int, console: Console) -> None:
-    """Serve the scene as a page in the browser until interrupted.
-
-    Raises:
-        UserError: viser is not installed, or there is no scene.
-    """
-    require_viser()
-    beside = (scene if scene.is_dir() else scene.parent) / "cameras" / "transforms.json"
-    with notes(console):
-        gaussians = load_scene(scene)
-        cameras = load_cameras(beside, scene_origin(scene)) if beside.is_file() else None
-    server = show_scene(gaussians, cameras, port)
-    console.print(f"The scene is at http://localhost:{server.get_port()}; Ctrl-C ends it.")
-    threading.Event().wait()
-
-
-def require_viser() -> None:
-    """Raise UserError before anything is loaded where the viewer cannot be shown."""
-    if importlib.util.find_spec("viser") is None:
-        raise UserError(f"The viewer needs viser; install it with: {pip_install('view')}")

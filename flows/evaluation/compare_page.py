@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from PIL import Image
 
 from flows.evaluation import comparison
 from flows.evaluation.comparison import Pair
+from flows.runs.earlier import PAGE
 from flows.runs.mlflow_client import make_client
 from flows.runs.records import Run, shorten
 from reconx_core.reporting.numbers import format_duration
@@ -45,6 +47,7 @@ class Changed:
     scores: tuple[float | None, ...]
     shots: tuple[Shot, ...]
     missing: str = ""
+    pages: tuple[tuple[Run, str], ...] = ()  # of two runs, as links from the comparison: the scene to look around in
 
 
 def write_comparison(path: Path, runs: list[Run], pairs: list[Pair]) -> None:
@@ -53,11 +56,11 @@ def write_comparison(path: Path, runs: list[Run], pairs: list[Pair]) -> None:
     Raises:
         UserError: it cannot be written.
     """
-    write_page(path, render_comparison(runs, pairs))
+    write_page(path, render_comparison(runs, pairs, path.parent))
 
 
-def render_comparison(runs: list[Run], pairs: list[Pair]) -> str:
-    """The page's HTML."""
+def render_comparison(runs: list[Run], pairs: list[Pair], folder: Path | None = None) -> str:
+    """The page's HTML. ``folder``: where it will lie, for links to the scenes' own pages."""
     key = pairs[0].key
     headlines = [key for key in HEADLINES if any(key == d.key for pair in pairs for d in pair.differences)]
     return render_page(
@@ -69,7 +72,7 @@ def render_comparison(runs: list[Run], pairs: list[Pair]) -> str:
         context=_context(runs, pairs),
         plots=[_plot(key, runs) for key in headlines[:3]],
         gains=[_gains(key, pairs) for key in headlines[:3]],
-        changed=changed_scenes(runs, pairs),
+        changed=[replace(scene, pages=scene_pages(scene.scene, runs, folder)) for scene in changed_scenes(runs, pairs)],
         costs=stage_rows(runs),
         all_columns=COLUMNS,
         number=format_score,
@@ -150,6 +153,24 @@ def _download_pictures(uri: str, parent: str, scene: str, into: Path) -> list[Pa
         return sorted(Path(client.download_artifacts(ids[0], "pictures", str(into))).glob("*.jpg"))
     except (MlflowException, OSError):  # its store or its artifacts are gone, and the page says that there are no pictures
         return []
+
+
+def scene_pages(scene: str, runs: list[Run], folder: Path | None) -> tuple[tuple[Run, str], ...]:
+    """The pages of the scene in the first two runs that have one, relative to ``folder``; none where there are fewer."""
+    places = [(run, find_page(run, scene)) for run in runs]
+    found = [(run, os.path.relpath(page, folder.resolve())) for run, page in places if page and folder is not None]
+    return tuple((run, Path(page).as_posix()) for run, page in found[:2]) if len(found) > 1 else ()
+
+
+def find_page(run: Run, scene: str) -> Path | None:
+    """The scene's page in the run's folder; of several seeds the first one's."""
+    if run.folder is None:
+        return None
+    seeds = sorted((run.folder / scene).glob("seed-*"), key=lambda folder: (len(folder.name), folder.name))
+    places = [folder / PAGE for folder in (run.folder / scene, *seeds)]
+    # The one scene of `reconx reconstruct` lies in the run's folder itself.
+    places += [run.folder / PAGE] if len(run.record["scenes"]) == 1 else []
+    return next((place.resolve() for place in places if place.is_file()), None)
 
 
 def _changed(scene: str, runs: list[Run], key: str) -> Changed:

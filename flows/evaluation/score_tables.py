@@ -46,6 +46,7 @@ _SHOWN = 3  # scenes whose files are listed one by one
 _FILES = {
     "scene.ply": "the Gaussians, for any viewer that reads 3DGS files",
     "video.mp4": "a clip along the camera path",
+    "scene.html": "the scene to look around in, in any browser",
     "report.html": "scores, pictures, video and settings on one page",
     "cameras": "the photos' cameras for COLMAP and nerfstudio",
     "pictures": "photo, render, error and confidence side by side",

@@ -19,8 +19,9 @@ from reconx_core.io.files import explain_disk
 EARLIER = ".earlier"
 SCENE_RECORD = "scene.json"  # in a scene's folder
 MADE = ".made.json"  # in a scene's folder: what its files were made of, and how they were left
+PAGE = "scene.html"  # in a scene's folder: to look around in
 COPIED = ("video.mp4", "scores.parquet", "metrics.json")
-SCENE_FILES = ("scene.ply", "cameras", "path", "pictures", MADE, *COPIED)
+SCENE_FILES = ("scene.ply", PAGE, "cameras", "path", "pictures", MADE, *COPIED)
 RUN_FILES = ("run.json", "report.html", "settings.yaml")
 SCORES = "scores.csv"
 

@@ -28,6 +28,7 @@ class RunFolder:
     root: Path  # of the store
     plans: list[ScenePlan]
     scene_done: Callable[[str, dict[str, Any]], None] = lambda name, record: None
+    pages: bool = True  # a `scene.html` of every scene
     lines: dict[str, str] = field(default_factory=dict)  # of `scores.csv` by the scene's folder, in the order of the plans
     seeds: dict[str, list[ScenePlan]] = field(default_factory=dict)  # by scene, those that are not done
     aside: list[str] = field(default_factory=list)  # scenes of which an earlier run's results were put aside
@@ -61,7 +62,7 @@ class RunFolder:
         place = scene_folder(plan)
         if run.error is not None and put_results_aside(self.out, place):
             self.aside.append(plan.label)
-        record = lay_scene(run, self.root, self.out / place)
+        record = lay_scene(run, self.root, self.out / place, self.pages)
         if run.error is None:
             forget_earlier(self.out, place)
         self.lines[str(scene_folder(plan))] = score_line(plan, record)

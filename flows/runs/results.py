@@ -19,7 +19,7 @@ import yaml
 from flows.execution.failures import failure_of, task_id
 from flows.execution.flow import describe_error
 from flows.execution.plan import ScenePlan, SceneRun
-from flows.runs.earlier import COPIED, MADE, SCENE_FILES, SCENE_RECORD
+from flows.runs.earlier import COPIED, MADE, PAGE, SCENE_FILES, SCENE_RECORD
 from reconx_core import export
 from reconx_core.cache import store
 from reconx_core.cache.code_version import code_version
@@ -33,6 +33,7 @@ from reconx_core.names import shown
 from reconx_core.reporting.above import draw_above
 from reconx_core.reporting.numbers import mean_scores
 from reconx_core.reporting.report import ReportPicture, RunReport, SceneReport, StageCost, write_report
+from reconx_core.reporting.scene_page import page_version, write_scene_page
 from reconx_core.settings import STAGES, Settings
 from reconx_core.types import Cameras, PointCloud, Pointmaps, Scores, ViewScore
 from reconx_core.version import __version__
@@ -42,24 +43,31 @@ RECORD = "run.json"
 ABOVE = "path/above.png"  # in a scene's folder: photos and path from above
 
 
-def write_scene(run: SceneRun, root: Path, out: Path) -> None:
+def write_scene(run: SceneRun, root: Path, out: Path, page: bool = True) -> None:
     """Scene, clip, cameras and pictures of one finished scene, into ``out``; nothing where they lie there already.
+
+    ``page``: with `scene.html`, the scene to look around in.
 
     Raises:
         UserError: the disk is full, or ``out`` cannot be written to.
     """
-    made_of = _made_of(run)
+    made_of = _made_of(run, page)
     if _is_made(out, made_of):
         return
     folder, geometry = run.references["metrics"].folder(root), run.references["pointcloud"].folder(root)
     before = {file: file.stat().st_ino for file in _files(out)}
     try:
         origin = _origin_of(run.references["views"].folder(root))
-        export.write_ply(out / "scene.ply", store.load(run.references["splats"].folder(root), "gaussians"), origin)
+        gaussians = store.load(run.references["splats"].folder(root), "gaussians")
+        export.write_ply(out / "scene.ply", gaussians, origin)
         pointmaps, cloud = store.load(geometry, "pointmaps"), store.load(geometry, "pointcloud")
         views, kept = store.load(run.references["views"].folder(root), "views"), store.load(geometry, "kept")
         photos = registered_photos(views, kept, pointmaps)
         write_cameras(out / "cameras", pointmaps.cameras, photos, cloud, origin, tracked_points(pointmaps))
+        if page:
+            write_scene_page(out / PAGE, run.name, gaussians, pointmaps.cameras, photos.names, photos.images, origin)
+        else:
+            (out / PAGE).unlink(missing_ok=True)  # an earlier run's
         _write_path(store.load(run.references["condition"].folder(root), "condition").cameras, pointmaps, cloud, origin, out)
         for name in COPIED:
             _copy(folder / name, out / name)
@@ -83,14 +91,16 @@ def _write_path(path: Cameras, pointmaps: Pointmaps, cloud: PointCloud, origin: 
         write_atomic(out / ABOVE, picture.getvalue())
 
 
-def lay_scene(run: SceneRun, root: Path, out: Path) -> dict[str, Any]:
+def lay_scene(run: SceneRun, root: Path, out: Path, page: bool = True) -> dict[str, Any]:
     """The scene's files and its record, `scene.json`, into ``out``; of one that failed the record alone. Returns the record.
+
+    ``page``: as of :func:`write_scene`.
 
     Raises:
         UserError: the disk is full, or ``out`` cannot be written to.
     """
     if run.error is None:
-        write_scene(run, root, out)
+        write_scene(run, root, out, page)
     record = scene_record(run, root)
     try:
         write_json(out / SCENE_RECORD, record)
@@ -108,13 +118,18 @@ def _origin_of(views: Path) -> Origin:
     return x, y, z
 
 
-def _made_of(run: SceneRun) -> dict[str, str]:
+def _made_of(run: SceneRun, page: bool) -> dict[str, str]:
     """All that the files of a scene depend on: artifacts by their digests, and the code that lays them out."""
     digests = {stage: run.references[stage].digest for stage in ("views", "pointcloud", "condition", "splats", "metrics")}
     return {
         **digests,
+        "page": page_version() if page else "none",
         "code": code_version(
-            "flows.runs.results", "reconx_core.export", "reconx_core.geometry.undistort", "reconx_core.reporting.above"
+            "flows.runs.results",
+            "reconx_core.export",
+            "reconx_core.geometry.undistort",
+            "reconx_core.reporting.above",
+            "reconx_core.reporting.scene_page",
         ),
     }
 
@@ -157,9 +172,11 @@ def write_run(
     """
     resolved = settings.model_dump(mode="json")
     reports = tuple(
-        replace(scene_report(run.plan.label, record, root), above=_above(out, run)) for run, record in zip(runs, records)
+        replace(scene_report(run.plan.label, record, root), above=_laid(out, run, ABOVE), page=_page(out, run))
+        for run, record in zip(runs, records)
     )
-    files = {"scene.ply": "the Gaussians", "video.mp4": "the clip"} if (out / "scene.ply").exists() else {}
+    beside = {PAGE: "the scene, to look around in", "scene.ply": "the Gaussians", "video.mp4": "the clip"}
+    files = {name: what for name, what in beside.items() if (out / name).exists()}
     missing, seeds = lpips_missing_reason(), seeds_of(runs)
     nets = " and ".join(net for net in LAYOUTS if lpips_files(net)) or None
     page = RunReport(title, reports, resolved, seeds, nets, missing, facts=facts(), files=files)
@@ -173,9 +190,15 @@ def write_run(
     return record
 
 
-def _above(out: Path, run: SceneRun) -> Path | None:
-    """The scene's picture from above, where its files were laid: in its own folder, or those of a single scene in the run's."""
-    places = (out / scene_folder(run.plan) / ABOVE, out / ABOVE)
+def _page(out: Path, run: SceneRun) -> str | None:
+    """The scene's page, as the report in ``out`` links to it."""
+    page = _laid(out, run, PAGE)
+    return None if page is None else page.relative_to(out).as_posix()
+
+
+def _laid(out: Path, run: SceneRun, name: str) -> Path | None:
+    """A file of the scene, where it was laid: in the scene's own folder, or those of a single scene in the run's."""
+    places = (out / scene_folder(run.plan) / name, out / name)
     return next((place for place in places if run.error is None and place.is_file()), None)
 
 

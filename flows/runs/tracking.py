@@ -53,6 +53,7 @@ if TYPE_CHECKING:
 IDS = "mlflow.json"  # in the run's folder: where MLflow has it
 RUNNING = ".mlflow-running.json"  # the same while it runs; one that is found there was killed
 PATIENCE = 30.0  # seconds for one call, while the server answers that it is well
+SHOWN = ("pictures", "video.mp4", "scene.html")  # of a scene's results, what MLflow's page can show
 DIGEST_LENGTH = 32  # MLflow takes 36
 
 
@@ -93,12 +94,13 @@ class LiveRun:
     def log_scene(self, name: str, scene: dict[str, Any], folder: Path) -> None:
         """A child for a scene that is done or has failed, all its seeds included.
 
-        ``scene``: its entry in the record's ``scenes``; ``folder``: what has its ``pictures/`` or ``seed-N/pictures/``.
+        ``scene``: its entry in the record's ``scenes``; ``folder``: what has its ``pictures/``, clip and page, or ``seed-N/``
+        with these.
         """
         began, ended = span_of(scene)
         self._later(lambda: self._open_scene(name, scene, began, ended))
-        for pictures in sorted([*folder.glob("pictures"), *folder.glob("seed-*/pictures")]):
-            self._later(functools.partial(self._log_pictures, name, pictures, pictures.relative_to(folder).as_posix()))
+        for made in sorted(path for what in SHOWN for path in (*folder.glob(what), *folder.glob(f"seed-*/{what}"))):
+            self._later(functools.partial(self._log_made, name, made, made.relative_to(folder).as_posix()))
         self._later(lambda: self._live_client().set_terminated(self._scenes[name], _status(scene["error"]), ended))
 
     def close(self, record: dict[str, Any]) -> None:
@@ -178,8 +180,13 @@ class LiveRun:
             self._inputs[name] = source["digest"]
             client.log_inputs(child, [dataset_input(name, source["place"], source["digest"])])
 
-    def _log_pictures(self, name: str, pictures: Path, place: str) -> None:
-        self._live_client().log_artifacts(self._scenes[name], str(pictures), place)
+    def _log_made(self, name: str, made: Path, place: str) -> None:
+        """A folder, or a file, of a scene's results."""
+        client, run = self._live_client(), self._scenes[name]
+        if made.is_dir():
+            client.log_artifacts(run, str(made), place)
+        else:
+            client.log_artifact(run, str(made), str(Path(place).parent) if "/" in place else None)
 
     def _log_end(self, record: dict[str, Any]) -> None:
         client = self._live_client()

@@ -113,10 +113,9 @@ def _score(
         target = bool(views.is_target[i])
         score = score_view(name, render, photo, mask, lpips, refined=refined, is_target=target, background=background)
         panels = {"photo": photo, "render": render.clamp(0, 1), "error": error_heat(render, photo, mask)}
-        if confidence is None:
-            panels["depth"] = depth_colours(rendering.depth[0], rendering.alpha[0])
-        else:
+        if confidence is not None:
             panels["confidence"] = confidence_colours(confidence[i])
+        panels["depth"] = depth_colours(rendering.depth[0], rendering.alpha[0])
         results.append((score, Picture(name, target, refined, panels)))
     return results
 

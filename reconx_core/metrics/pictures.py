@@ -20,7 +20,7 @@ ERROR_AT_FULL_SCALE = 0.3
 
 @dataclass(frozen=True)
 class Picture:
-    """One scored view, panel by panel (`photo`, `render`, `error`, and `confidence` or `depth`)."""
+    """One scored view, panel by panel (`photo`, `render`, `error`, of an input `confidence`, `depth`)."""
 
     name: str
     is_target: bool

@@ -100,6 +100,7 @@ class SceneReport:
     error: str | None = None
     spread: dict[str, float] = field(default_factory=dict)  # of the scores: standard deviation over several seeds
     above: bytes | Path | None = None  # picture of the photos and the path of the frames from above
+    page: str | None = None  # the scene to look around in, relative to the report
 
 
 @dataclass(frozen=True)

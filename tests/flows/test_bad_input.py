@@ -254,13 +254,8 @@ def test_full_disk_loses_nothing_and_the_next_run_goes_on(reconx, forks, tiny, t
     assert artifact_bytes(tmp_path / "store") == artifact_bytes(tmp_path / "calm")
 
 
-def test_viewer_that_is_not_installed(reconx, tmp_path, monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert_sentence(reconx("view", tmp_path / "scene.ply"), "pip install 'reconx[view]'")
-
-
 def test_scene_that_is_not_there(reconx, tmp_path):
-    for command in (("render",), ("export",)):
+    for command in (("render",), ("export",), ("view",)):
         assert_sentence(
             reconx(*command, tmp_path / "scene.ply", *(["x.splat"] if command == ("export",) else [])), "There is no scene"
         )

@@ -4,20 +4,26 @@ import errno
 import io
 import json
 import math
+import re
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
+import av
 import pytest
 import torch
 from rich.console import Console
 
+from flows import cli, scene
 from flows import export as export_flow
-from flows import scene
 from flows.runs.results import _origin_of
 from reconx_core import datasets, export
 from reconx_core.errors import UserError
 from reconx_core.export.dataset import write_photos
+from reconx_core.export.formats import read_gaussians
 from reconx_core.io import files
+from reconx_core.io.images import read_image
+from reconx_core.rasterize import rasterize
 from reconx_core.settings import Settings
 from reconx_core.types import Cameras, Gaussians, PointCloud, Views
 from tasks import views
@@ -152,3 +158,63 @@ def test_cameras_of_an_exported_path_can_be_rendered(tmp_path):
     back = scene.load_cameras(tmp_path / "path" / "transforms.json")
     torch.testing.assert_close(back.cam_to_world, poses)
     torch.testing.assert_close(back.intrinsics, lens)
+
+
+def test_a_path_is_rendered_camera_by_camera_in_its_own_size(folder, tmp_path):
+    cameras = some_cameras()
+    own = Cameras(cameras.intrinsics * torch.tensor([[2.0], [2], [1]]), cameras.cam_to_world, 64, 48)
+    export.write_path(folder / "path", own, UTM)
+    for name in ("camera_path.json", "transforms.json", "sparse/0/images.bin"):
+        out, said = tmp_path / f"frames of {Path(name).stem}", io.StringIO()
+        scene.render_file(folder, out, folder / "path" / name, Console(file=said, width=500))
+        assert "2 frames of 64x48" in said.getvalue()
+        shown = torch.stack([read_image(out / f"{i:04d}.png") for i in range(2)])
+        expected = rasterize(read_gaussians(folder / "scene.ply"), own).rgb.clamp(0, 1)
+        torch.testing.assert_close(shown, expected, rtol=0, atol=0.003)  # files round to 8 bits
+    scene.render_file(folder, tmp_path / "clip.mp4", folder / "path" / "camera_path.json", Console(file=io.StringIO()))
+    with av.open(str(tmp_path / "clip.mp4")) as clip:
+        assert clip.streams.video[0].average_rate == 24  # the file's
+
+
+def test_a_smooth_path_leads_through_the_cameras_of_a_path_file_too(folder):
+    export.write_path(folder / "path", some_cameras(), UTM)
+    for name in ("camera_path.json", "sparse/0/images.bin"):
+        back = scene.load_cameras(folder / "path" / name, UTM)
+        torch.testing.assert_close(back.cam_to_world, some_cameras().cam_to_world, rtol=0, atol=1e-6)
+        assert (back.width, back.height) == (32, 24)
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ({"camera_path": []}, "camera_path without cameras"),
+        ({"fps": "fast"}, "has fps = 'fast', which should be a number from 1 to 240"),
+        ({"fps": 0}, "should be a number from 1 to 240"),
+        ({"camera_type": "equirectangular"}, "only perspective ones"),
+    ],
+)
+def test_a_path_that_cannot_be_rendered_is_a_sentence_and_leaves_nothing(folder, content, sentence):
+    export.write_path(folder / "path", some_cameras(), UTM)
+    file = folder / "path" / "camera_path.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | content))
+    with pytest.raises(UserError, match=re.escape(sentence)):
+        scene.render_file(folder, folder / "frames", file, Console(file=io.StringIO()))
+    with pytest.raises(UserError, match="There is no camera path at"):
+        scene.render_file(folder, folder / "frames", folder / "nowhere.json", Console(file=io.StringIO()))
+    assert not (folder / "frames").exists()
+
+
+def test_cameras_without_a_lens_need_those_of_the_photos(folder):
+    export.write_path(folder / "path", some_cameras(), UTM)
+    (folder / "path" / "sparse" / "0" / "cameras.bin").unlink()
+    images, out = folder / "path" / "sparse" / "0" / "images.bin", folder / "frames"
+    scene.render_file(folder, out, images, Console(file=io.StringIO()))
+    assert read_image(out / "0001.png").shape == (24, 32, 3)
+    shutil.rmtree(folder / "cameras")
+    with pytest.raises(UserError, match="need a lens and one image size"):
+        scene.render_file(folder, folder / "others", images, Console(file=io.StringIO()))
+
+
+def test_path_and_cameras_exclude_each_other(folder):
+    with pytest.raises(UserError, match="exclude each other"):
+        cli.render(folder, folder / "x.mp4", cameras=folder / "y.json", path=folder / "z.json")

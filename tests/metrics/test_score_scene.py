@@ -55,8 +55,8 @@ def test_posed(gaussians):
     assert scores.summary["registered"] == 1
     assert "rotation_error" not in scores.summary
     assert "psnr_unrefined" not in scores.summary
-    assert [len(p.panels) for p in pictures] == [4] * 5
-    assert side_by_side(pictures[0]).shape == (72, 4 * 96 + 3 * 4, 3)
+    assert [list(p.panels)[3:] for p in pictures] == [["confidence", "depth"]] * 3 + [["depth"]] * 2
+    assert side_by_side(pictures[0]).shape == (72, 5 * 96 + 4 * 4, 3)
     torch.testing.assert_close(pictures[0].panels["confidence"][0], confidence_colours(torch.linspace(0, 1, 96)[None])[0])
 
 

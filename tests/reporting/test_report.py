@@ -263,3 +263,10 @@ def test_page_is_written_and_a_bad_folder_is_a_user_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="Cannot write"):
         write_report(tmp_path / "file" / "report.html", run(scene()))
+
+
+def test_scene_is_loaded_by_a_click_only_and_linked():
+    page = render_report(run(scene("attic", page="my attic/scene.html"), scene()))
+    assert page.count('data-pages="my%20attic/scene.html"') == page.count('<a href="my%20attic/scene.html">') == 1
+    assert page.count('class="live"') == 1
+    assert "<iframe" not in page

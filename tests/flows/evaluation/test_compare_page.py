@@ -148,3 +148,20 @@ def test_a_page_whose_name_is_a_folders_is_told_before_the_work(tmp_path, reconx
     outcome = reconx("compare", tmp_path / "A", tmp_path / "B", "-o", tmp_path / "page")
     assert (outcome.code, outcome.out) == (2, "")
     assert f"Cannot write '{tmp_path / 'page'}': there is a folder of that name" in outcome.err
+
+
+def test_scenes_to_look_around_in_are_linked_where_two_runs_have_them(tmp_path):
+    runs = two_runs(tmp_path)
+    folder = tmp_path / "other" / "place"
+    (tmp_path / "A" / "w" / "scene.html").write_text("A")
+    assert compare_page.scene_pages("w", runs, folder) == ()
+    seeded = tmp_path / "B" / "w" / "seed-2" / "scene.html"
+    for seed in (10, 2):
+        (tmp_path / "B" / "w" / f"seed-{seed}").mkdir()
+        (tmp_path / "B" / "w" / f"seed-{seed}" / "scene.html").write_text("B")
+    found = {run.label: page for run, page in compare_page.scene_pages("w", runs, folder)}
+    assert found == {"A": "../../A/w/scene.html", "B": "../../B/w/seed-2/scene.html"}
+    assert (folder / found["B"]).resolve() == seeded
+    page = compare_page.render_comparison(runs, [pair_up(*runs)], folder)
+    assert page.count('data-pages="../../A/w/scene.html ../../B/w/seed-2/scene.html"') == 1
+    assert "data-pages" not in render(runs)

@@ -1,6 +1,7 @@
 """A run's folder while the run goes on: what is there of a scene as soon as it is done, and `scores.csv` at every moment."""
 
 import csv
+import io
 import json
 import os
 import signal
@@ -51,7 +52,7 @@ def test_first_scene_is_whole_before_the_last_begins(reconx, tiny, data, tmp_pat
     ((lines, record, ended),) = seen
     assert [(line["scene"], line["failed_stage"]) for line in lines] == [("attic", ""), ("broken", "views")]
     assert not ended
-    for name in ("scene.ply", "video.mp4", "pictures", "cameras"):
+    for name in ("scene.ply", "scene.html", "video.mp4", "pictures", "cameras"):
         assert (out / "attic" / name).exists()
     final = json.loads((out / "run.json").read_text())["scenes"]["attic"]
     assert record == final

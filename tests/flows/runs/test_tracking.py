@@ -56,6 +56,7 @@ def test_evaluation_is_a_parent_with_a_child_per_scene(reconx, tiny, dataset, tm
         assert child.data.params["splats.digest"] == record["scenes"][name]["artifacts"]["splats"]["digest"]
         assert "metrics.lpips" not in child.data.metrics
         assert len(client.list_artifacts(child.info.run_id, "pictures")) == 2
+        assert {a.path for a in client.list_artifacts(child.info.run_id)} == {"pictures", "scene.html", "video.mp4"}
     assert {a.path for a in client.list_artifacts(parent.info.run_id)} == {"report.html", "run.json", "settings.yaml"}
     assert parent.data.tags["reconx.git revision"]
     check_times(parent, children, record)
