@@ -22,6 +22,7 @@ from reconx_core.export.origin import NO_ORIGIN, Origin, parse_origin
 from reconx_core.io import video as video_io
 from reconx_core.io.files import explain_disk, require_writable, require_writable_file
 from reconx_core.io.images import write_png
+from reconx_core.io.json_files import read_json
 from reconx_core.metrics.pictures import render_path
 from reconx_core.names import quoted
 from reconx_core.reporting.viewer import show_scene
@@ -80,7 +81,7 @@ def load_cameras(path: Path, origin: Origin | None = NO_ORIGIN) -> Cameras:
 
 def _noted_origin(file: Path) -> Origin:
     """The ``scene_origin`` of a ``transforms.json``. Raises UserError if it is no point."""
-    noted = nerfstudio.read_json(file).get("scene_origin", NO_ORIGIN)
+    noted = read_json(file).get("scene_origin", NO_ORIGIN)
     if (origin := parse_origin(noted)) is None:
         raise UserError(f"{file} has scene_origin = {quoted(noted)}, which is no point of three finite numbers.")
     return origin

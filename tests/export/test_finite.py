@@ -24,7 +24,7 @@ from reconx_core.export import (
 from reconx_core.types import Views
 
 BROKEN = [("means", math.nan), ("means", -math.inf), ("quats", math.nan), ("log_scales", math.inf), ("log_scales", 100.0)]
-BROKEN += [("log_scales", math.nan), ("logit_opacities", math.nan), ("sh", math.nan), ("sh", math.inf)]
+BROKEN += [("log_scales", math.nan), ("quats", 0.0), ("logit_opacities", math.nan), ("sh", math.nan), ("sh", math.inf)]
 
 
 def with_value(scene, name, value, index=3):
@@ -101,3 +101,11 @@ def test_ply_with_odd_numbers_of_coefficients_is_a_sentence(tmp_path):
     (tmp_path / "x.ply").write_bytes(data)
     with pytest.raises(UserError, match="f_rest"):
         read_ply(tmp_path / "x.ply")
+
+
+def test_rotations_that_are_all_0_are_a_sentence(tmp_path):
+    scene = some_gaussians(1, 20)
+    path = tmp_path / "scene.ply"
+    path.write_bytes(gaussians_to_ply(replace(scene, quats=torch.zeros_like(scene.quats))))
+    with pytest.raises(UserError, match=r"The rotations of all Gaussians in .*scene\.ply are 0, which is no rotation"):
+        read_ply(path)
