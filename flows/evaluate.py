@@ -99,7 +99,7 @@ def write_rows(
     from flows.runs.registry import register_end
 
     register_end(root, out, [reference for run in runs for reference in run.references.values()])
-    unreadable = all(run.failed_stage == STAGES[0] for run in runs)
+    unreadable = all(run.failed_stage == STAGES[0] and isinstance(run.error, UserError) for run in runs)
     for row in rows_of(request):
         record = write_row(request, row, [run for run in runs if run.plan.row == row], folders[row], started)
         live[row].close(record)
