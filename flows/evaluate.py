@@ -114,7 +114,7 @@ def write_rows(
     say = lambda note: console.print(f"[yellow]{escape(note)}[/]", soft_wrap=True)  # noqa: E731
     end_run(root, out, [reference for run in runs for reference in run.references.values()], say)
     put_rest_aside(request, folders, out, console)
-    unreadable = all(run.failed_stage == STAGES[0] for run in runs)
+    unreadable = all(run.failed_stage == STAGES[0] and isinstance(run.error, UserError) for run in runs)
     for row in rows_of(request):
         record = write_row(request, row, [run for run in runs if run.plan.row == row], folders[row], started)
         live[row].close(record)

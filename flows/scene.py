@@ -22,6 +22,7 @@ from reconx_core.export.origin import NO_ORIGIN, Origin, parse_origin
 from reconx_core.io import video as video_io
 from reconx_core.io.files import explain_disk, require_writable, require_writable_file
 from reconx_core.io.images import write_png
+from reconx_core.io.json_files import read_json
 from reconx_core.metrics.pictures import render_path
 from reconx_core.names import one_line, quoted
 from reconx_core.rasterize import rasterize
@@ -98,7 +99,7 @@ def load_path(file: Path, photos: Cameras | None, origin: Origin | None = NO_ORI
 
 def _noted_origin(file: Path) -> Origin:
     """The ``scene_origin`` of a file of cameras. Raises UserError if it is no point."""
-    content = nerfstudio.read_json(file)
+    content = read_json(file)
     noted = content.get("scene_origin", NO_ORIGIN) if isinstance(content, dict) else NO_ORIGIN
     if (origin := parse_origin(noted)) is None:
         raise UserError(f"{file} has scene_origin = {quoted(noted)}, which is no point of three finite numbers.")

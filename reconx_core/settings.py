@@ -193,7 +193,9 @@ class MetricsSettings(Section):
         "white in both, SSIM averaged over the whole image, as RegNeRF scores DTU.",
     )
     refine_steps: int = Field(50, ge=0, description="Steps of target camera refinement (`unposed` protocol).")
-    video_frames: int = Field(60, ge=2)
+    video_frames: int = Field(
+        180, ge=2, description="Frames of the clip, 30 a second: there and back, so that half of them are rendered."
+    )
 
 
 Contents = Literal["frames", "points", "renders", "sources"]

@@ -7,7 +7,7 @@ from typing import Any
 from reconx_core import metrics
 from reconx_core.io import video as video_io
 from reconx_core.io.images import encode
-from reconx_core.metrics.pictures import Picture, render_path, side_by_side
+from reconx_core.metrics.pictures import Picture, render_loop, side_by_side
 from reconx_core.types import Scores
 from tasks.execute import Inputs, Job
 
@@ -18,7 +18,7 @@ def run(job: Job, read: Inputs) -> dict[str, Any]:
     scores, pictures = metrics.score_scene(gaussians, views, kept, pointmaps, settings, job.generator())
     left_out = sorted(set(range(len(views.inputs()))) - set(kept.tolist()))
     placement = read.json("confidence", "placement.json")
-    clip = render_path(gaussians, pointmaps.cameras, settings.video_frames)
+    clip = render_loop(gaussians, pointmaps.cameras, settings.video_frames)
     return {
         "scores": scores.views,
         "metrics.json": summary(scores, pictures, [views.inputs().names[i] for i in left_out], placement),

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from flows.execution.plan import with_split
 from reconx_core.errors import UserError
 from reconx_core.io.files import write_json
+from reconx_core.io.json_files import read_json
 from reconx_core.settings import Settings, parse_settings, read_yaml
 
 PROTOCOLS = Path(__file__).with_name("protocols")
@@ -135,7 +136,6 @@ def read_splits(file: Path, views: int) -> dict[str, str]:
         UserError: neither of them.
     """
     from reconx_core.datasets import Split
-    from reconx_core.datasets.nerfstudio import read_json
     from reconx_core.datasets.realestate import as_indices, read_index
     from reconx_core.views.splits import explicit
 

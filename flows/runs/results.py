@@ -320,14 +320,13 @@ def scene_record(run: SceneRun, root: Path) -> dict[str, Any]:
     folder = run.references["metrics"].folder(root)
     about = json.loads((folder / "metrics.json").read_text())
     said = [note for stage in measured.values() for note in stage.get("notes", [])]
-    left_out = [f"Photo {name} could not be placed and is left out." for name in about["left_out"]]
     return record | {
         "split": json.loads((run.references["views"].folder(root) / "split.json").read_text())["split"],
         "size": about["size"],
         "protocol": about["protocol"],
         "summary": about["summary"],
         "views": [asdict(view) for view in store.load(folder, "scores")],
-        "notes": [*said, *left_out, *placement_notes(about["frames"])],
+        "notes": [*said, *placement_notes(about["frames"])],
     }
 
 

@@ -22,6 +22,7 @@ from reconx_core.datasets.colmap_model import check_lengths, read_cameras, read_
 from reconx_core.datasets.photos import natural_key
 from reconx_core.datasets.poses import make_usable, relative_to
 from reconx_core.errors import UserError
+from reconx_core.io.json_files import read_json
 from reconx_core.names import quoted
 from reconx_core.types import Cameras
 
@@ -80,7 +81,7 @@ def _lens(photo: Photo, like: Cameras) -> Float[Tensor, "3 3"]:
 
 
 def _json(file: Path) -> tuple[Photo, ...]:
-    content = nerfstudio.read_json(file)
+    content = read_json(file)
     if isinstance(content, dict) and "camera_path" in content:
         return _viewer_path(content, file)
     frames = content.get("frames") if isinstance(content, dict) else None

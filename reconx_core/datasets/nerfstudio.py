@@ -6,7 +6,6 @@ when they were converted from COLMAP; undoing it would only rotate the world.
 
 from __future__ import annotations
 
-import json
 import math
 import warnings
 from collections.abc import Iterator
@@ -27,6 +26,7 @@ from reconx_core.datasets.photos import (
 from reconx_core.datasets.poses import make_usable
 from reconx_core.errors import UserError
 from reconx_core.io.images import ImageError, read_size
+from reconx_core.io.json_files import read_json
 from reconx_core.names import quoted, shown
 
 if TYPE_CHECKING:
@@ -149,16 +149,6 @@ def _require_finite(frame: dict[str, Any], file: Path) -> None:
         value = _number(frame, key, file)
         if value is not None and not math.isfinite(value):
             raise UserError(f"{file} has {key} = {value}, which is not finite; correct it, or remove it if it is unknown.")
-
-
-def read_json(file: Path) -> Any:
-    """Parsed JSON in UTF-8, 16 or 32. Raises UserError with the file's name if it is missing or malformed."""
-    try:
-        return json.loads(file.read_bytes())  # bytes, because json then heeds a byte-order mark, as Windows writes one
-    except (OSError, ValueError) as error:
-        raise UserError(f"Cannot read {file}: {error}.") from None
-    except RecursionError:
-        raise UserError(f"Cannot read {file}: its brackets are nested too deeply; export or download it again.") from None
 
 
 def _file(path: Path) -> Path:

@@ -12,10 +12,11 @@ from typing import Any
 
 from reconx_core.datasets.capture import Capture
 from reconx_core.datasets.locate import PictureFinder
-from reconx_core.datasets.nerfstudio import make_photos, read_json, to_number
+from reconx_core.datasets.nerfstudio import make_photos, to_number
 from reconx_core.datasets.photos import find_photos, natural_key
 from reconx_core.datasets.poses import make_usable
 from reconx_core.errors import UserError
+from reconx_core.io.json_files import read_json
 
 _INTRINSICS = {"fl_x": "fx", "fl_y": "fy", "cx": "cx", "cy": "cy", "w": "width", "h": "height"}
 

@@ -24,11 +24,11 @@ from PIL import Image
 
 from reconx_core.datasets.capture import Capture, Photo, Split, pinhole
 from reconx_core.datasets.locate import is_path
-from reconx_core.datasets.nerfstudio import read_json
 from reconx_core.datasets.photos import find_photos
 from reconx_core.datasets.poses import make_usable
 from reconx_core.errors import UserError
 from reconx_core.io.images import ImageError, is_image, read_image, read_size
+from reconx_core.io.json_files import read_json
 from reconx_core.names import abbreviate
 
 if TYPE_CHECKING:

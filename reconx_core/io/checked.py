@@ -1,8 +1,7 @@
-"""Reading JSON files that this program wrote, and that may be cut short or of another version by now."""
+"""What JSON files that this program wrote hold: they may be cut short or of another version by now."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -10,25 +9,9 @@ from pydantic import BaseModel, ValidationError
 
 from reconx_core.errors import UserError
 from reconx_core.invalid import explain
+from reconx_core.io.json_files import read_object
 
 Shape = TypeVar("Shape", bound=BaseModel)
-
-
-def read_object(file: Path) -> dict[str, Any]:
-    """The JSON object in a file.
-
-    Raises:
-        UserError: the file cannot be read, or is damaged.
-    """
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"Cannot read '{file}': {error.strerror or error}.") from None
-    except (ValueError, RecursionError):
-        raise UserError(f"'{file}' is damaged: it is no JSON; run again what wrote it.") from None
-    if not isinstance(content, dict):
-        raise UserError(f"'{file}' is damaged: it holds a {type(content).__name__}; run again what wrote it.")
-    return content
 
 
 def find_object(file: Path) -> dict[str, Any]:

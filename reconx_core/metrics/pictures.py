@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -74,10 +75,25 @@ def colour_map(level: Float[Tensor, "h w"], anchors: tuple[str, ...]) -> Float[T
 @torch.no_grad()
 def render_path(gaussians: Gaussians, cameras: Cameras, frames: int) -> Float[Tensor, "f h w 3"]:
     """``frames`` renders along a smooth path through ``cameras``; of two cameras there and back, so that it loops."""
-    if len(cameras) == 2:
-        share = torch.arange(frames) / frames
-        positions = ((1 - torch.cos(2 * torch.pi * share)) / 2).clamp(0, 1)
-    else:
-        positions = even_positions(cameras, frames)
-    path = interpolate_path(cameras, positions)
-    return torch.cat([rasterize(gaussians, path[i : i + 1]).rgb.clamp(0, 1) for i in range(frames)])
+    loops = len(cameras) == 2
+    positions = _eased(2 * torch.arange(frames) / frames) if loops else even_positions(cameras, frames)
+    return torch.stack(list(_renders(gaussians, interpolate_path(cameras, positions))))
+
+
+@torch.no_grad()
+def render_loop(gaussians: Gaussians, cameras: Cameras, frames: int) -> list[Float[Tensor, "h w 3"]]:
+    """``frames`` frames through all ``cameras`` and back, so that they loop; the way back is that of the way there again."""
+    there = frames // 2 + 1
+    positions = _eased(torch.linspace(0, 1, there)) if len(cameras) == 2 else even_positions(cameras, there)
+    renders = list(_renders(gaussians, interpolate_path(cameras, positions)))
+    return [*renders, *renders[1 : frames - there + 1][::-1]]
+
+
+def _eased(share: Float[Tensor, " f"]) -> Float[Tensor, " f"]:
+    """From 0 to 1 for shares up to 1 and back for those up to 2, slowly at both ends."""
+    return ((1 - torch.cos(torch.pi * share)) / 2).clamp(0, 1)
+
+
+def _renders(gaussians: Gaussians, path: Cameras) -> Iterator[Float[Tensor, "h w 3"]]:
+    for i in range(len(path)):
+        yield rasterize(gaussians, path[i : i + 1]).rgb[0].clamp(0, 1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from reconx_core.errors import UserError
+from reconx_core.io.json_files import read_object
 
 PICKLES = (".pth", ".pt", ".ckpt")
 STEMS = ("model", "diffusion_pytorch_model")  # of .safetensors files, as the Hub's libraries write them
@@ -100,15 +100,7 @@ def read_config(path: Path) -> dict[str, Any] | None:
     Raises:
         UserError: it is no JSON object.
     """
-    if not path.is_file():
-        return None
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"'{path}' cannot be read as JSON ({type(error).__name__}); download it again.") from None
-    if not isinstance(found, dict):
-        raise UserError(f"'{path}' holds no settings; download it again.")
-    return found
+    return read_object(path, "download it again") if path.is_file() else None
 
 
 def read_file(path: Path, known: Sequence[type] = ()) -> Any:

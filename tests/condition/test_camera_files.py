@@ -68,7 +68,7 @@ def test_cameras_of_another_size_keep_what_they_see(tmp_path):
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ("", "Cannot read"),
+        ("", "is damaged, it is no JSON"),
         ("[1]", "holds no cameras"),
         ({"frames": []}, "holds no cameras"),
         ({"keyframes": []}, "holds no cameras"),

@@ -156,7 +156,7 @@ def test_nerfstudio_and_synthetic_scenes(tmp_path):
     names, shown = left_out(tmp_path)
     assert names == ["whole"]
     assert f"None of the 2 pictures that {tmp_path / 'bare' / 'transforms.json'} lists is there" in shown
-    assert f"Cannot read {tmp_path / 'cut' / 'transforms.json'}" in shown
+    assert f"'{tmp_path / 'cut' / 'transforms.json'}' is damaged" in shown
     assert f"{tmp_path / 'lego' / 'transforms_train.json'} lists" in shown
 
 

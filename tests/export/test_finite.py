@@ -123,3 +123,11 @@ def test_ply_with_odd_numbers_of_coefficients_is_a_sentence(tmp_path):
     (tmp_path / "x.ply").write_bytes(data)
     with pytest.raises(UserError, match="f_rest"):
         read_gaussians(tmp_path / "x.ply")
+
+
+def test_rotations_that_are_all_0_are_a_sentence(tmp_path):
+    scene = some_gaussians(1, 20)
+    path = tmp_path / "scene.ply"
+    path.write_bytes(gaussians_to_ply(replace(scene, quats=torch.zeros_like(scene.quats))))
+    with pytest.raises(UserError, match=r"None of the 20 Gaussians in .*scene\.ply can be shown: 20 with a rotation of zero"):
+        read_gaussians(path)

@@ -98,7 +98,7 @@ def score_scene(gaussians, scene, kept, pointmaps, settings, generator):
     return Scores(rows, summary, scene.protocol), pictures
 
 
-def render_path(gaussians, path, frames):
+def render_loop(gaussians, path, frames):
     return torch.rand(4, HEIGHT, WIDTH, 3, generator=torch.Generator().manual_seed(len(gaussians)))
 
 
@@ -122,7 +122,7 @@ def install(setattr=setattr):
 
     for module, function in REPLACED:
         setattr(module, function.__name__, function)
-    setattr(metrics_task, "render_path", render_path)
+    setattr(metrics_task, "render_loop", render_loop)
 
 
 def artifact_bytes(store: Path) -> dict[str, bytes]:

@@ -4,7 +4,8 @@ import pytest
 import torch
 from metrics_scene import make_cameras, make_gaussians
 
-from reconx_core.metrics.pictures import INFERNO, VIRIDIS, colour_map, depth_colours, error_heat, render_path
+from reconx_core.metrics import pictures
+from reconx_core.metrics.pictures import INFERNO, VIRIDIS, colour_map, depth_colours, error_heat, render_loop, render_path
 from reconx_core.rasterize import rasterize
 
 
@@ -50,3 +51,18 @@ def test_clip_passes_through_the_cameras(n, keys):
     for frame, camera in keys.items():
         torch.testing.assert_close(clip[frame], photos[camera], atol=0.01, rtol=0)
     assert (clip[1] - clip[0]).abs().max() > 0.02
+
+
+@pytest.mark.parametrize("n", [2, 3])
+@pytest.mark.parametrize("frames", [2, 7, 8])
+def test_loop_goes_to_the_last_camera_and_back_by_the_same_frames(n, frames, monkeypatch):
+    gaussians, cameras = make_gaussians(), make_cameras(n)
+    rendered = []
+    monkeypatch.setattr(pictures, "rasterize", lambda *given: rendered.append(1) or rasterize(*given))
+    clip = render_loop(gaussians, cameras, frames)
+    there = frames // 2
+    assert (len(clip), len(rendered)) == (frames, there + 1)
+    photos = rasterize(gaussians, cameras).rgb.clamp(0, 1)
+    torch.testing.assert_close(clip[0], photos[0], atol=0.01, rtol=0)
+    torch.testing.assert_close(clip[there], photos[-1], atol=0.01, rtol=0)
+    assert [id(frame) for frame in clip[there + 1 :]] == [id(frame) for frame in clip[1 : frames - there][::-1]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -42,6 +42,8 @@ from reconx_core.types import Cameras, PointCloud, Tracks, Views
 pycolmap.logging.minloglevel = 2  # otherwise glog prints every step; errors are raised as exceptions
 
 WEAK = 40  # minimum number of points of a view; with fewer, it is matched again with tilted copies
+# Ordinary photos have 600 to 4,000 features at 512 pixels, 250 to 750 at 256, 50 to 200 at 128.
+SMALL, FEW_FEATURES = 256, 200  # long side in pixels, and features of a photo, up to which its size is likely to be the trouble
 SAME_LENS = 1.03  # maximum ratio of the focals, or of the sizes, of photos that share a lens
 
 
@@ -91,6 +93,7 @@ def solve_cameras(
     require_two(views)
     seed = int(torch.randint(2**31 - 1, (), generator=generator))
     features = map_threads(extract_features, views.images, views.masks)
+    counts = [len(each.keypoints) for each in features]
     posed = fixed is not None and len(fixed) == len(views)
     every = nearest_pairs(fixed) if fixed is not None and posed else list(itertools.combinations(range(len(views)), 2))
     matches = match_pairs(features, every, views, seed)
@@ -108,7 +111,7 @@ def solve_cameras(
     if best is None and fixed is not None and posed:
         return without_points(fixed)
     if best is None:
-        raise UserError(_no_overlap(views))
+        raise UserError(_no_overlap(views, counts))
     uncertainty = 0.0
     if (priors := best.priors) is not None:
         best, uncertainty = _settle_focal(views, best, priors)
@@ -118,7 +121,7 @@ def solve_cameras(
             return _solve_straightened(views, best.problem, lenses, generator)
         warn_contradicted(contradicted(best.reconstruction, priors))
     sfm = to_sfm(views, fixed, best.problem, best.reconstruction)
-    _warn_dropped(views, sfm.registered)
+    _warn_dropped(views, sfm.registered, counts)
     return sfm if fixed is not None else judge(views, to_canonical(sfm), uncertainty)
 
 
@@ -333,10 +336,20 @@ def to_canonical(sfm: Sfm) -> Sfm:
     return replace(sfm, cameras=replace(sfm.cameras, cam_to_world=poses.float()), sparse=replace(sfm.sparse, xyz=xyz.float()))
 
 
-def _warn_dropped(views: Views, registered: Bool[Tensor, " n"]) -> None:
-    dropped = [name for name, ok in zip(views.names, registered.tolist()) if not ok]
+def _warn_dropped(views: Views, registered: Bool[Tensor, " n"], counts: Sequence[int]) -> None:
+    dropped = {name: count for name, ok, count in zip(views.names, registered.tolist(), counts) if not ok}
     if dropped:
-        warnings.warn(f"Left out {', '.join(dropped)}: too little in common with the other photos.", stacklevel=3)
+        hint = _small(views, dropped.values())
+        warnings.warn(f"Left out {', '.join(dropped)}: too little in common with the other photos.{hint}", stacklevel=3)
+
+
+def _small(views: Views, counts: Iterable[int]) -> str:
+    """A sentence where photos with so few features were not placed because they are small; else nothing."""
+    side, most = max(views.masks.shape[1:]), max(counts)
+    if side > SMALL or most >= FEW_FEATURES:
+        return ""
+    cause = f"Their size is a likely cause: {side} pixels show at most {most} features"
+    return f" {cause}; give larger photos, or a larger views.size."
 
 
 def warn_contradicted(off: list[float]) -> None:
@@ -370,7 +383,8 @@ def _require_parallax(views: Views, matched: dict[Pair, tuple[Pixels, Pixels]]) 
         )
 
 
-def _no_overlap(views: Views) -> str:
+def _no_overlap(views: Views, counts: Sequence[int]) -> str:
     n = len(views)
     start = f"{' and '.join(views.names)} do not show" if n == 2 else f"No two of the {n} photos show"
-    return f"{start} enough of the same place to find the cameras; add photos taken in between, overlapping by half or more."
+    advice = "add photos taken in between, overlapping by half or more."
+    return f"{start} enough of the same place to find the cameras; {advice}{_small(views, counts)}"

@@ -98,6 +98,18 @@ def test_deleted_entry_runs_again_and_moved_store_still_hits(reconx, tiny, photo
     assert tiny() == ["video"]
 
 
+def test_a_dataset_of_which_nothing_can_be_used_made_nothing(reconx, tiny, tmp_path):
+    for name in ("broken", "broken too"):
+        write_folder(tmp_path / "data" / name)
+    outcome = reconx("evaluate", tmp_path / "data", "-o", tmp_path / "out", "--store", tmp_path / "store")
+    assert (outcome.code, outcome.err.count("\n")) == (2, 1)
+    assert outcome.err.startswith("reconx: Nothing was made: none of the 2 scenes can be used")
+    said = " ".join(outcome.out.split())
+    assert said.count("broken too") == 1
+    assert "Made in" not in said
+    assert "broken too" in (tmp_path / "out" / "report.html").read_text()
+
+
 def test_failed_scene_leaves_the_others_running(reconx, tiny, tmp_path):
     for name in ("attic", "broken", "cellar"):
         write_folder(tmp_path / "data" / name)

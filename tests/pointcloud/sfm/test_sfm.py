@@ -10,7 +10,7 @@ from reconx_core.errors import UserError
 from reconx_core.geometry.transforms import project, transform
 from reconx_core.metrics.pose import pose_errors
 from reconx_core.pointcloud.sfm.matching import add_tilted, extract_features, match_features, verify_matches
-from reconx_core.pointcloud.sfm.solve import solve_cameras
+from reconx_core.pointcloud.sfm.solve import _warn_dropped, solve_cameras
 from reconx_core.settings import ViewsSettings
 from reconx_core.views import load_views
 
@@ -181,6 +181,15 @@ def test_photos_of_different_places_are_refused_in_one_sentence():
     views = replace(unposed(rooms[0]), images=images, names=("kitchen", "garden"), cameras=None)
     with pytest.raises(UserError, match=r"kitchen and garden do not show enough of the same place.*overlap"):
         solve(views)
+
+
+def test_the_size_of_photos_is_named_only_where_they_are_small_and_show_little():
+    large, small, registered = room(2), room(2, width=192), torch.tensor([True, False])
+    for views, found, hinted in ((large, 150, False), (small, 150, True), (small, 300, False)):
+        with pytest.warns(UserWarning, match="Left out") as said:
+            _warn_dropped(views, registered, [900, found])
+        hint = "Their size is a likely cause: 192 pixels show at most 150 features; give larger photos, or a larger views.size."
+        assert str(said[0].message).endswith(f" {hint}" if hinted else "in common with the other photos.")
 
 
 def test_one_photo_is_refused():
