@@ -48,7 +48,7 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
-	$(BIN)/mypy reconx_core tasks flows
+	$(BIN)/mypy reconx_core tasks reconx flows
 
 bench: setup
 	$(BIN)/python -m benchmarks.run

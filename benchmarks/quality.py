@@ -37,9 +37,9 @@ from benchmarks.image_based import depth_bounds, render_views
 from benchmarks.poses import COLUMNS, accuracy
 from benchmarks.quality_tables import grids, markdown, print_grid
 from reconx_core import condition, confidence, metrics, pointcloud, splats, video
-from reconx_core.datasets.nerfstudio import read_json
 from reconx_core.errors import UserError
 from reconx_core.io.files import write_atomic, write_json
+from reconx_core.io.json_files import read_json
 from reconx_core.metrics.image import psnr, ssim
 from reconx_core.pointcloud.sfm.solve import solve_cameras
 from reconx_core.seeds import generator

@@ -61,7 +61,7 @@ def load_cameras(path: Path, origin: Origin | None = NO_ORIGIN) -> Cameras:
     """
     if not path.is_file():
         raise UserError(f"There are no cameras at '{path}'; give a transforms.json with --cameras.")
-    if path.suffix in COLMAP_SUFFIXES or "camera_path" in nerfstudio.read_json(path):
+    if path.suffix in COLMAP_SUFFIXES or "camera_path" in read_json(path):
         return load_path(path, None, origin)
     capture = nerfstudio.read(path)
     photos = capture.photos
@@ -154,7 +154,7 @@ def cameras_beside(scene: Path) -> Path:
 
 def _frame_rate(path: Path) -> int:
     """The frames a second that a file of cameras names."""
-    content = {} if path.suffix in COLMAP_SUFFIXES else nerfstudio.read_json(path)
+    content = {} if path.suffix in COLMAP_SUFFIXES else read_json(path)
     fps = content.get("fps", FPS)
     if not isinstance(fps, int | float) or not 1 <= fps <= 240:
         raise UserError(f"{path} has fps = {quoted(fps)}, which should be a number from 1 to 240.")

