@@ -25,7 +25,7 @@ from torch.utils._pytree import tree_leaves
 
 from benchmarks.full_size import FULL
 from benchmarks.quality_tables import Grid, print_grid
-from reconx_core.losses.lpips import VGG_STAGES, Lpips
+from reconx_core.losses.lpips import LAYOUTS, Lpips
 from reconx_core.video.checkpoints.parts import published_parts
 from reconx_core.video.checkpoints.unet_keys import unet_config
 from reconx_core.video.diffusion.structure_encoder import StructureEncoder
@@ -161,7 +161,7 @@ def wan_vace(frames: int, height: int, width: int) -> list[list[str]]:
 def lpips(height: int, width: int) -> list[list[str]]:
     """A row of the loss's LPIPS term, with its gradient."""
     vgg, before = {}, 3
-    for stage, channels in zip(VGG_STAGES, LPIPS_CHANNELS):
+    for stage, channels in zip(LAYOUTS["vgg"].stages, LPIPS_CHANNELS):
         for number in stage:
             vgg |= {
                 f"features.{number}.weight": torch.empty(channels, before, 3, 3),

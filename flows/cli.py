@@ -9,7 +9,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, NoReturn, cast
 
 import typer
 from rich import control
@@ -21,9 +21,24 @@ from reconx_core.errors import UserError
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
 console = Console(highlight=False, emoji=False)  # names may hold ':smile:'
 
+USAGE = cast("type[Exception]", typer.BadParameter.__base__)  # of click, which typer brings along
+INTERRUPT = 130  # exit code, as of shells
+WORDS = {  # of pydantic, by which typer reads values
+    "Input should be a valid integer, unable to parse string as an integer": "it should be a whole number",
+    "Input should be greater than or equal to": "it should be at least",
+    "Input should be less than or equal to": "it should be at most",
+}
+
 PresetOption = Annotated[str | None, typer.Option("--preset", "-p", help="default, permissive, paper, or a YAML file.")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", "-S", metavar="STAGE.KEY=VALUE", help="Change one setting.")]
-StoreOption = Annotated[Path | None, typer.Option("--store", help="Where results of stages are kept and looked up.")]
+StoreOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--store",
+        help="Where results of stages are kept and looked up; default: $RECONX_STORE, else ~/.cache/reconx/store.",
+        show_default=False,
+    ),
+]
 VramOption = Annotated[
     int | None,
     typer.Option("--vram", min=1, metavar="8|12|24|48", help="GB of GPU memory to fit into; -S wins over what it chooses."),
@@ -58,13 +73,34 @@ def run_command() -> None:
     """Do what the command line asks for; ends in SystemExit."""
     try:
         refuse_empty(sys.argv[1:])
-        app()
+        code = app(prog_name="reconx", standalone_mode=False)
     except UserError as error:
-        print(f"reconx: {error}", file=sys.stderr)
-        sys.exit(2)
+        end_with(str(error))
+    except USAGE as error:
+        end_with(usage_sentence(error))
     except KeyboardInterrupt:
+        code = INTERRUPT
+    if code == INTERRUPT:
         print(INTERRUPTED, file=sys.stderr)
-        sys.exit(130)
+    sys.exit(code or 0)
+
+
+def end_with(sentence: str) -> NoReturn:
+    """End as on a mistake of the user: with one line, or without where all has been said."""
+    if sentence:
+        print(f"reconx: {one_line(sentence)}", file=sys.stderr)
+    sys.exit(2)
+
+
+def usage_sentence(error: Any) -> str:
+    """A wrong command line in one sentence; empty where typer has printed the help, as it does without arguments."""
+    said = " ".join(error.format_message().split())
+    if not said:
+        return ""
+    for text, short in WORDS.items():
+        said = said.replace(text, short)
+    command = error.ctx.command_path if error.ctx else " ".join(["reconx", *sys.argv[1:2]])
+    return f"{said} See: {command} --help" if said.endswith("?") else f"{said.removesuffix('.')}; see: {command} --help"
 
 
 def refuse_empty(arguments: list[str]) -> None:
@@ -108,7 +144,9 @@ def about() -> None:
 
 @app.command()
 def reconstruct(
-    source: Annotated[str, typer.Argument(metavar="PHOTOS_OR_VIDEO", help="A folder of 2 or more photos, or a video.")],
+    photos: Annotated[
+        list[str], typer.Argument(metavar="PHOTOS...", help="A folder of 2 or more photos, the photos themselves, or a video.")
+    ],
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the results.")] = Path("outputs"),
     preset: PresetOption = None,
     set_: SetOption = None,
@@ -120,10 +158,11 @@ def reconstruct(
     from flows.execution.memory import apply_vram
     from flows.execution.run import default_store, resolve_settings
     from flows.reconstruct import reconstruct as run
+    from flows.reconstruct import source_of
 
     read_anew(verify)
     settings = apply_vram(resolve_settings(preset, set_), vram, set_ or [], console)
-    run(source, out, settings, store or default_store(), console)
+    run(source_of(photos), out, settings, store or default_store(), console)
 
 
 @app.command()
@@ -232,7 +271,10 @@ def table(
 @app.command()
 def render(
     scene: Annotated[Path, typer.Argument(help="scene.ply, or the folder it is in.")],
-    out: Annotated[Path, typer.Option("-o", "--out", help="A clip (.mp4), or a folder for PNGs.")] = Path("render.mp4"),
+    out: Annotated[
+        Path | None,
+        typer.Option("-o", "--out", help="A clip (.mp4), or a folder for PNGs; default: render.mp4 beside the scene."),
+    ] = None,
     cameras: Annotated[Path | None, typer.Option(help="transforms.json; default: cameras/ beside the scene.")] = None,
     frames: Annotated[int, typer.Option(min=1)] = 120,
 ) -> None:
@@ -245,12 +287,34 @@ def render(
 @app.command()
 def export(
     scene: Annotated[Path, typer.Argument(help="scene.ply, or the folder it is in.")],
-    out: Annotated[Path, typer.Argument(help="Where to; the ending (.splat or .ply) says which format.")],
+    out: Annotated[
+        Path, typer.Argument(help="Where to; the ending says which format: .ply, .compressed.ply, .spz, .glb or .splat.")
+    ],
+    max_gaussians: Annotated[
+        int | None, typer.Option("--max-gaussians", min=1, metavar="N", help="Only those that add most to the pictures.")
+    ] = None,
+    min_opacity: Annotated[
+        float | None, typer.Option("--min-opacity", min=0, max=1, metavar="X", help="Only those at least this opaque.")
+    ] = None,
+    mesh: Annotated[bool, typer.Option("--mesh", help="A coloured mesh of the surfaces (.ply or .glb) instead.")] = False,
+    detail: Annotated[
+        int | None, typer.Option(min=16, max=1024, help="Of a mesh: cells along the scene's longest side; default 256.")
+    ] = None,
+    cameras: Annotated[
+        Path | None, typer.Option(help="transforms.json to choose and to look from; default: cameras/ beside the scene.")
+    ] = None,
 ) -> None:
-    """The Gaussians in another format."""
-    from flows.scene import convert
+    """The scene in another format, with fewer Gaussians, or as a mesh (docs/export.md)."""
+    if mesh and (max_gaussians, min_opacity) != (None, None):
+        raise UserError("--max-gaussians and --min-opacity choose Gaussians, of which a mesh has none: leave out one of them.")
+    if detail is not None and not mesh:
+        raise UserError("--detail is of a mesh: add --mesh, or leave it out.")
+    from flows import export as run
 
-    convert(scene, out, console)
+    if mesh:
+        run.mesh(scene, out, console, detail, cameras)
+    else:
+        run.convert(scene, out, console, max_gaussians, min_opacity, cameras)
 
 
 @app.command()
@@ -355,12 +419,15 @@ def fetch_weights(
         bool, typer.Option("--accept-licence", help="Accept a licence for non-commercial use without the question.")
     ] = False,
 ) -> None:
-    """Published weights from the Hugging Face Hub to RECONX_WEIGHTS; nothing else in reconx downloads anything."""
+    """Published weights to RECONX_WEIGHTS, LPIPS and from the Hugging Face Hub; nothing else in reconx downloads anything."""
     from flows.weights.fetch import fetch as run
     from flows.weights.fetch import print_published
+    from flows.weights.lpips import fetch_lpips
 
     if name is None:
         print_published(console)
+    elif name.lower() == "lpips":
+        fetch_lpips(console)
     else:
         run(name, revision, accept_licence, console)
 

@@ -17,8 +17,8 @@ from rich.table import Table
 from flows.execution.memory import SIZES, choose_ways, describe
 from flows.execution.run import resolve_settings
 from reconx_core import condition, confidence, pointcloud, rasterize, video
-from reconx_core.errors import UserError
-from reconx_core.losses.lpips import lpips_missing_reason
+from reconx_core.errors import UserError, pip_install
+from reconx_core.losses.lpips import LAYOUTS, lpips_files, lpips_missing_reason
 from reconx_core.settings import PointcloudSettings, Settings
 from reconx_core.weights.choice import resolve_geometry
 from reconx_core.weights.folder import weights_folder
@@ -87,14 +87,15 @@ def _version(name: str) -> str:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         extra = {"gsplat": "cuda", "viser": "view"}.get(name)
-        return f"not installed; pip install 'reconx[{extra}]'" if extra else "not installed"
+        return f"not installed; {pip_install(extra)}" if extra else "not installed"
 
 
 def _weights() -> list[tuple[str, str]]:
     geometry = resolve_geometry(PointcloudSettings()).backend
     if geometry == "classical":
         geometry += "; `reconx weights fetch da3-base` (0.5 GB, Apache-2.0) makes hard photo sets work"
-    lpips = lpips_missing_reason() or "VGG16 and heads found"
+    found = [f"{layout.title} and heads found" for net, layout in LAYOUTS.items() if lpips_files(net)]
+    lpips = "; ".join([*found, *([missing] if (missing := lpips_missing_reason()) else [])])
     return [("weights", str(weights_folder())), ("geometry", geometry), ("LPIPS", lpips)]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,16 +14,16 @@ from rich.console import Console
 from rich.markup import escape
 
 from flows.evaluation.ablation import load_ablation
-from flows.evaluation.protocols import Protocol, load_protocol, plan_protocol
+from flows.evaluation.protocols import INDEX, Protocol, load_protocol, plan_protocol
 from flows.execution.hooks import Hooks
-from flows.execution.plan import ScenePlan, SceneRun, place_of
-from flows.execution.run import load_params, resolve_auto, resolve_settings, run_stages
+from flows.execution.plan import REQUEST, ScenePlan, SceneRun, place_of
+from flows.execution.run import load_params, look_up, resolve_auto, resolve_settings, run_stages
 from flows.execution.workers import ONE_THREAD, Workers
 from flows.runs.alone import alone_in
 from reconx_core.errors import UserError
-from reconx_core.io.files import explain_disk, short_name
+from reconx_core.io.files import as_it_was, explain_disk, short_name
 from reconx_core.names import abbreviate, one_line
-from reconx_core.settings import Settings, parse_settings
+from reconx_core.settings import STAGES, Settings, parse_settings
 
 if TYPE_CHECKING:
     from flows.execution.sources import Digests
@@ -51,12 +51,15 @@ def evaluate(request: EvaluationRequest, out: Path, root: Path, console: Console
         UserError: no such dataset or scene, ``out`` or the store cannot be written to, or another run is writing into ``out``.
     """
     check_dataset(request.dataset)
-    with alone_in(out):
-        return _evaluate(request, out, root, console, workers)
+    with alone_in(out), as_it_was(out, (REQUEST, INDEX)) as keep:
+        return _evaluate(request, out, root, console, workers, keep)
 
 
-def _evaluate(request: EvaluationRequest, out: Path, root: Path, console: Console, workers: Workers) -> int:
+def _evaluate(
+    request: EvaluationRequest, out: Path, root: Path, console: Console, workers: Workers, keep: Callable[[], None]
+) -> int:
     start, started = time.monotonic(), time.time()
+    plans = look_up(lambda: make_plans(request, out))
     dataset, geometry = one_line(request.dataset), request.settings.pointcloud.backend
     console.print(f"Evaluating {dataset} (geometry by {geometry})", soft_wrap=True, markup=False)
 
@@ -76,6 +79,7 @@ def _evaluate(request: EvaluationRequest, out: Path, root: Path, console: Consol
             beginning = known | opening(request, row, out / row, started)
             live[row] = opened.enter_context(open_run(beginning, out / row, console))
             folders[row] = open_folder([plan for plan in plans if plan.row == row], out / row, root, live[row])
+        keep()
 
     def on_sources(read: Digests) -> None:
         from flows.runs.request import record_sources
@@ -86,8 +90,7 @@ def _evaluate(request: EvaluationRequest, out: Path, root: Path, console: Consol
         folders[run.plan.row].lay(run, lambda note: console.print(f"[yellow]{escape(note)}[/]", soft_wrap=True))
 
     with ExitStack() as opened:
-        hooks = Hooks(on_start, on_sources, on_scene)
-        runs = run_stages(lambda: make_plans(request, out), root, console, workers=workers, hooks=hooks)
+        runs = run_stages(plans, root, console, workers=workers, hooks=Hooks(on_start, on_sources, on_scene))
         return write_rows(request, runs, folders, live, out, root, console, start, started)
 
 
@@ -95,7 +98,11 @@ def write_rows(
     request: EvaluationRequest, runs: list[SceneRun], folders: dict[str, RunFolder], live: dict[str, LiveRun], out: Path,
     root: Path, console: Console, start: float, started: float,
 ) -> int:  # fmt: skip
-    """Results of every row, from those of its scenes; returns how many scenes failed."""
+    """Results of every row, from those of its scenes; returns how many scenes failed.
+
+    Raises:
+        UserError: of no scene there are photos that can be used.
+    """
     from flows.evaluation import score_tables as tables
     from flows.runs.earlier import EARLIER
     from flows.runs.registry import end_run
@@ -109,10 +116,14 @@ def write_rows(
     else:
         if told:
             say(f"An earlier run into this folder made what is now in {out / EARLIER}: {abbreviate(told)}")
+    unreadable = all(run.failed_stage == STAGES[0] for run in runs)
     for row in rows_of(request):
         record = write_row(request, row, [run for run in runs if run.plan.row == row], folders[row], started)
         live[row].close(record)
-        tables.print_made(console, record, out / row, time.monotonic() - start, told=len(runs) > 1)
+        if not unreadable:
+            tables.print_made(console, record, out / row, time.monotonic() - start, told=len(runs) > 1)
+    if unreadable:
+        raise _nothing_to_do(runs, out)
     if request.ablation:
         console.print(f"All rows as one table: reconx table ablation {one_line(str(out))}", soft_wrap=True, markup=False)
     return sum(run.error is not None for run in runs)
@@ -136,6 +147,17 @@ def put_rest_aside(request: EvaluationRequest, folders: dict[str, RunFolder], ou
         more = (*earlier.RUN_FILES, earlier.SCORES) if request.ablation else ()
         told += [out.name] if earlier.put_results_aside(out, Path(), more) else []
     return told
+
+
+def _nothing_to_do(runs: list[SceneRun], out: Path) -> UserError:
+    """Of scenes all of which failed at their photos; of several the display has told why, of a single one it has not."""
+    from flows.execution.flow import describe_error
+
+    (first, *others) = runs
+    if not others and first.error is not None:
+        return UserError(f"{first.plan.label} failed in {first.failed_stage}: {describe_error(first.error)}")
+    count, report = len({run.name for run in runs}), out / "report.html"
+    return UserError(f"Nothing was made: none of the {count} scenes can be used (why is said above and in {report}).")
 
 
 def make_request(
@@ -278,12 +300,13 @@ def results_folder(out: Path | None, dataset: str) -> Iterator[Path]:
         yield out
         return
     name = dataset.split("?")[0].replace("procedural:", "")
-    folder = make_next(Path("runs"), Path(name).name or Path(name).resolve().name or "run")
-    try:
-        yield folder
-    finally:
-        with contextlib.suppress(OSError):
-            folder.rmdir()
+    with as_it_was(Path("runs"), ()):
+        folder = make_next(Path("runs"), Path(name).name or Path(name).resolve().name or "run")
+        try:
+            yield folder
+        finally:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
 
 
 def make_next(parent: Path, name: str) -> Path:

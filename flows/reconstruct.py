@@ -5,16 +5,18 @@ from __future__ import annotations
 import contextlib
 import time
 import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from flows.execution.hooks import Hooks
-from flows.execution.plan import ScenePlan, place_of
-from flows.execution.run import run_stages
+from flows.execution.plan import REQUEST, ScenePlan, SceneRun, place_of
+from flows.execution.run import look_up, run_stages
 from flows.runs.alone import alone_in
 from reconx_core.errors import UserError
+from reconx_core.io.files import as_it_was
 from reconx_core.names import abbreviate, one_line
 from reconx_core.settings import Settings
 
@@ -23,23 +25,61 @@ if TYPE_CHECKING:
 
 
 def reconstruct(source: str, out: Path, settings: Settings, root: Path, console: Console) -> None:
-    """Run all stages on ``source`` and write scene, clip, cameras, report and settings into ``out``.
+    """Run all stages on ``source``, see :func:`source_of`, and write scene, clip, cameras, report and settings into ``out``.
+
+    Where nothing can be computed, ``out`` stays as it was.
 
     Raises:
         UserError: nothing usable at ``source``, ``out`` or the store cannot be written to, or another run is writing into
             ``out``.
     """
-    if not source.startswith("procedural:") and not Path(source).exists():
-        raise UserError(f"There is no '{source}'; give a folder of photos, a video or a dataset.")
-    with alone_in(out):
-        _reconstruct(source, out, settings, root, console)
-
-
-def _reconstruct(source: str, out: Path, settings: Settings, root: Path, console: Console) -> None:
     start, started = time.monotonic(), time.time()
-    console.print(
-        f"Reconstructing {one_line(source)} (geometry by {settings.pointcloud.backend})", soft_wrap=True, markup=False
-    )
+    plans = look_up(lambda: [ScenePlan(*find_scene(source), settings)])
+    with alone_in(out), as_it_was(out, (REQUEST,)) as keep:
+        from reconx_core.datasets import describe
+
+        geometry = settings.pointcloud.backend
+        console.print(f"Reconstructing {one_line(describe(source))} (geometry by {geometry})", soft_wrap=True, markup=False)
+        run = _run(source, plans, out, root, console, started)
+        if run.references:
+            keep()
+        if run.error is not None:
+            _put_failure(run, out, root)
+            raise run.error
+        _lay(run, out, settings, root, console, start, started)
+
+
+def _put_failure(run: SceneRun, out: Path, root: Path) -> None:
+    """Put aside what an earlier run left in ``out``, where this one has come far enough to have results of its own."""
+    from flows.runs import results
+    from flows.runs.earlier import RUN_FILES, put_results_aside
+
+    if run.references:
+        with contextlib.suppress(UserError):  # that it cannot be written is not why the run failed
+            put_results_aside(out, Path(), RUN_FILES)
+            results.lay_scene(run, root, out)
+
+
+def _lay(run: SceneRun, out: Path, settings: Settings, root: Path, console: Console, start: float, started: float) -> None:
+    """The scene's results in ``out``, and what was made told."""
+    from flows.evaluation import score_tables as tables
+    from flows.execution.notes import notes
+    from flows.runs import results
+    from flows.runs.earlier import forget_earlier
+    from flows.runs.registry import end_run
+
+    with notes(console):
+        scene = results.lay_scene(run, root, out)
+    forget_earlier(out, Path())
+    record = results.write_run(out, run.name, [run], [scene], root, settings, {"started": started})
+    end_run(root, out, run.references.values(), lambda note: console.print(note, soft_wrap=True, markup=False))
+    tables.print_made(console, record, out, time.monotonic() - start)
+
+
+def _run(
+    source: str, plans: Callable[[], list[ScenePlan]], out: Path, root: Path, console: Console, started: float
+) -> SceneRun:
+    """The stages of the one scene, on record in ``out``."""
 
     def on_start(plans: list[ScenePlan]) -> None:
         from flows.runs.request import record_request
@@ -51,42 +91,46 @@ def _reconstruct(source: str, out: Path, settings: Settings, root: Path, console
 
         record_sources(out, read)
 
-    hooks = Hooks(on_start, on_sources)
-    (run,) = run_stages(lambda: [ScenePlan(*find_scene(source), settings)], root, console, hooks=hooks)
+    (run,) = run_stages(plans, root, console, hooks=Hooks(on_start, on_sources))
+    return run
 
-    from flows.evaluation import score_tables as tables
-    from flows.runs import results
-    from flows.runs.earlier import RUN_FILES, forget_earlier, put_results_aside
-    from flows.runs.registry import end_run
 
-    if run.error is not None:
-        with contextlib.suppress(UserError):  # that it cannot be written is not why the run failed
-            put_results_aside(out, Path(), RUN_FILES)
-            results.lay_scene(run, root, out)
-        raise run.error
+def source_of(paths: Sequence[str]) -> str:
+    """What the user gave, as the source of a scene: a path, the text of a procedure, or a text for several photo files.
 
-    scene = results.lay_scene(run, root, out)
-    forget_earlier(out, Path())
-    record = results.write_run(out, run.name, [run], [scene], root, settings, {"started": started})
-    end_run(root, out, run.references.values(), lambda note: console.print(note, soft_wrap=True, markup=False))
-    tables.print_made(console, record, out, time.monotonic() - start)
+    Raises:
+        UserError: nothing is there, it is a single photo, or several paths of which not all are photos.
+    """
+    from reconx_core.datasets import is_place, picked
+
+    if len(paths) > 1:
+        return picked.spec_of(paths)
+    (source,) = paths
+    if is_place(source) and not Path(source).exists():
+        raise UserError(f"There is no '{source}'; {picked.ADVICE}.")
+    if Path(source).is_file():
+        picked.refuse_single_photo(Path(source))
+    return source
 
 
 def find_scene(source: str) -> tuple[str, str]:
     """Name and place of the one scene at ``source``.
 
     Raises:
-        UserError: none or several.
+        UserError: none or several, or a folder with a single photo.
     """
-    from reconx_core.datasets import detect, scene_names
+    from reconx_core.datasets import detect, is_place, photos, scene_names
 
     path = Path(source)
-    if path.is_dir() and not any(path.iterdir()):
+    if is_place(source) and path.is_dir() and not any(path.iterdir()):
         detect(path)
     scenes = [(name, place_of(scene)) for name, scene in scene_names(path)]
     if len(scenes) > 1:
         names = abbreviate([name for name, _ in scenes])
         raise UserError(f"'{source}' holds {len(scenes)} scenes ({names}); name one of them, or run: reconx evaluate {source}")
-    if path.is_dir() and path.absolute() / scenes[0][0] == Path(scenes[0][1]):
-        warnings.warn(f"The one scene in '{source}' is its folder {scenes[0][0]}, which is used.", stacklevel=1)
-    return scenes[0]
+    (scene,) = scenes
+    if is_place(source) and path.is_dir() and path.absolute() / scene[0] == Path(scene[1]):
+        warnings.warn(f"The one scene in '{source}' is its folder {scene[0]}, which is used.", stacklevel=1)
+    if is_place(scene[1]) and detect(Path(scene[1])).name == "photos":
+        photos.require_two(Path(scene[1]))
+    return scene

@@ -1,25 +1,23 @@
-"""The commands around a finished scene: render, export, view."""
+"""The commands around a finished scene: render and view; and what `export` shares with them."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
 import threading
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.markup import escape
 
-from flows.execution.ending import take_back_signals
+from flows.execution.notes import notes
 from flows.runs.earlier import require_done
-from reconx_core import export
 from reconx_core.datasets import nerfstudio
 from reconx_core.datasets.poses import relative_to
-from reconx_core.errors import UserError
+from reconx_core.errors import UserError, pip_install
+from reconx_core.export.formats import read_gaussians, read_gaussians_origin
 from reconx_core.export.origin import NO_ORIGIN, Origin, parse_origin
 from reconx_core.io import video as video_io
 from reconx_core.io.files import explain_disk, require_writable, require_writable_file
@@ -28,22 +26,10 @@ from reconx_core.metrics.pictures import render_path
 from reconx_core.names import one_line, quoted
 from reconx_core.reporting.viewer import show_scene
 from reconx_core.types import Cameras, Gaussians
-from tasks.execute import route_warnings
-
-FORMATS = (".ply", ".splat")
-
-
-@contextmanager
-def notes(console: Console) -> Iterator[None]:
-    """Print reconx's own warnings as notes for the user."""
-    take_back_signals()
-    with warnings.catch_warnings():
-        route_warnings(lambda note: console.print(f"[yellow]{escape(note)}[/]", highlight=False, soft_wrap=True))
-        yield
 
 
 def load_scene(path: Path) -> Gaussians:
-    """Gaussians of a PLY or `.splat` file, or of the ``scene.ply`` in a folder.
+    """Gaussians of a file of any of our formats, or of the ``scene.ply`` in a folder.
 
     Raises:
         UserError: there is none, or the run that was to make it failed.
@@ -52,13 +38,13 @@ def load_scene(path: Path) -> Gaussians:
     path = path / "scene.ply" if path.is_dir() else path
     if not path.is_file():
         raise UserError(f"There is no scene at '{path}'; give the scene.ply that reconx reconstruct wrote.")
-    return export.read_splat(path) if path.suffix == ".splat" else export.read_ply(path)
+    return read_gaussians(path)
 
 
 def scene_origin(path: Path) -> Origin | None:
     """Where a scene's zero lies in its dataset's frame; None if that is not known, as in formats that cannot note it."""
     path = path / "scene.ply" if path.is_dir() else path
-    return None if path.suffix == ".splat" else export.read_origin(path)
+    return read_gaussians_origin(path)
 
 
 def load_cameras(path: Path, origin: Origin | None = NO_ORIGIN) -> Cameras:
@@ -90,18 +76,19 @@ def _noted_origin(file: Path) -> Origin:
     return origin
 
 
-def render(scene: Path, out: Path, cameras: Path | None, frames: int, console: Console) -> None:
-    """A clip (``out`` ends in .mp4) or a folder of PNGs along a smooth path through the cameras.
+def render(scene: Path, out: Path | None, cameras: Path | None, frames: int, console: Console) -> None:
+    """A clip (``out`` ends in .mp4) or a folder of PNGs along a smooth path through the cameras; None: a clip beside the scene.
 
     Raises:
         UserError: no scene or cameras, ``out`` ends in something else, or it cannot be written.
     """
+    folder = scene if scene.is_dir() else scene.parent
+    out, beside = out or folder / "render.mp4", folder / "cameras" / "transforms.json"
     clip = _is_clip(out)
-    beside = (scene if scene.is_dir() else scene.parent) / "cameras" / "transforms.json"
     with notes(console):
         gaussians, path = load_scene(scene), load_cameras(cameras or beside, scene_origin(scene))
     (require_writable_file if clip else require_writable)(out)
-    with console.status(f"Rendering {frames} frames"), _explained(out):
+    with console.status(f"Rendering {frames} frames"), explained(out):
         images = render_path(gaussians, path, frames)
         if clip:
             video_io.write_mp4(out, images)
@@ -119,32 +106,12 @@ def _is_clip(out: Path) -> bool:
 
 
 @contextmanager
-def _explained(out: Path) -> Iterator[None]:
+def explained(out: Path) -> Iterator[None]:
     """Errors of the file system, on writing ``out``, as a UserError."""
     try:
         yield
     except OSError as error:
         raise explain_disk(error, out.parent) from error
-
-
-def convert(scene: Path, out: Path, console: Console) -> None:
-    """Gaussians to the format that ``out`` ends in.
-
-    Raises:
-        UserError: no scene, ``out`` ends in something else, or it cannot be written.
-    """
-    if out.suffix not in FORMATS:
-        raise UserError(f"'{out}' should end in {' or '.join(FORMATS)}.")
-    with notes(console):
-        gaussians, origin = load_scene(scene), scene_origin(scene) or NO_ORIGIN
-    require_writable_file(out)
-    with _explained(out):
-        if out.suffix == ".ply":
-            export.write_ply(out, gaussians, origin)
-        else:
-            export.write_splat(out, gaussians)
-    note = f", relative to ({', '.join(map(str, origin))}) in the frame of the given cameras" if any(origin) else ""
-    console.print(f"{len(gaussians):,} Gaussians in {one_line(str(out))}{note}", soft_wrap=True, markup=False)
 
 
 def view(scene: Path, port: int, console: Console) -> None:
@@ -166,4 +133,4 @@ def view(scene: Path, port: int, console: Console) -> None:
 def require_viser() -> None:
     """Raise UserError before anything is loaded where the viewer cannot be shown."""
     if importlib.util.find_spec("viser") is None:
-        raise UserError("The viewer needs viser; install it with: pip install 'reconx[view]'")
+        raise UserError(f"The viewer needs viser; install it with: {pip_install('view')}")

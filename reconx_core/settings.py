@@ -6,7 +6,6 @@ The field descriptions are the user's documentation. Defaults here are the ``def
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -16,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 from pydantic.fields import FieldInfo
 
 from reconx_core.errors import UserError
+from reconx_core.invalid import explain
 
 STAGES = ("views", "pointcloud", "condition", "video", "confidence", "splats", "metrics")
 LARGEST = 1_000_000_000  # of any number in the settings
@@ -239,7 +239,7 @@ def parse_settings(base: dict[str, Any], overrides: list[str] | None = None) -> 
     try:
         return Settings.model_validate(merged)
     except ValidationError as error:
-        raise UserError(_explain(error)) from None
+        raise UserError(explain(error, Settings, "setting")) from None
 
 
 def load_settings(path: Path, overrides: list[str] | None = None) -> Settings:
@@ -347,25 +347,3 @@ def _section(name: str) -> type[BaseModel]:
     """The model of a section of settings; of one that is not there, whose key is then named as unknown, that of any."""
     field = Settings.model_fields.get(name)
     return type(field.default) if field is not None and isinstance(field.default, Section) else Section
-
-
-def _explain(error: ValidationError) -> str:
-    first = error.errors()[0]
-    path = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "model_type":
-        key = next(iter(_section(path).model_fields))
-        return f"'{path}' is a section, such as '{path}: {{{key}: ...}}', but holds {first['input']!r}."
-    if first["type"] != "extra_forbidden":
-        said = first["msg"].lower().removeprefix("value error, ")
-        return f"Setting '{path}': {said} (got {first['input']!r})."
-    near = difflib.get_close_matches(path, _all_keys(), n=1, cutoff=0.0)[0]
-    return f"There is no setting '{path}'; did you mean '{near}'?"
-
-
-def _all_keys() -> list[str]:
-    keys = []
-    for name, field in Settings.model_fields.items():
-        keys.append(name)
-        if isinstance(field.default, Section):
-            keys += [f"{name}.{key}" for key in type(field.default).model_fields]
-    return keys

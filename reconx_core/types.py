@@ -127,6 +127,21 @@ class PointCloud:
 
 
 @dataclass(frozen=True)
+class Tracks:
+    """Which view sees which point of a cloud, and at which pixel; an observation in each row."""
+
+    view: Int[Tensor, " o"]
+    point: Int[Tensor, " o"]
+    xy: Float[Tensor, "o 2"]
+
+    def __post_init__(self) -> None:
+        n = len(self.view)
+        _expect("Tracks.view", self.view, (n,), torch.int64)
+        _expect("Tracks.point", self.point, (n,), torch.int64)
+        _expect("Tracks.xy", self.xy, (n, 2))
+
+
+@dataclass(frozen=True)
 class Pointmaps:
     """Result of the `pointcloud` stage: for each input view its camera, and a world point and a confidence per pixel."""
 
@@ -136,6 +151,7 @@ class Pointmaps:
     sparse: PointCloud  # triangulated feature points; empty where the backend has none
     camera_confidence: float | None = None  # [0, 1], of estimated cameras; None of known ones, or if nothing estimates it
     radial: Float[Tensor, " n"] | None = None  # k1 of lenses by which the photos have to be undistorted; None: by none
+    tracks: Tracks | None = None  # of the points of `sparse`, in the undistorted photos; None: not known
 
     def __post_init__(self) -> None:
         n, h, w = len(self.cameras), self.cameras.height, self.cameras.width
@@ -273,6 +289,7 @@ class ViewScore:
     lpips: float | None
     refined: bool  # the camera was refined against the frozen scene (`unposed` protocol)
     is_target: bool  # False: scored on an input photo
+    lpips_alex: float | None = None  # that of AlexNet; ``lpips`` is that of VGG16
 
 
 @dataclass(frozen=True)

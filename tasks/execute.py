@@ -26,7 +26,7 @@ from reconx_core.cache.store import Reference
 from reconx_core.condition.camera_files import files_of_path, read_path
 from reconx_core.datasets import files_of
 from reconx_core.errors import UserError
-from reconx_core.losses.lpips import lpips_files
+from reconx_core.losses.lpips import LAYOUTS, Net, lpips_files
 from reconx_core.names import one_line
 from reconx_core.pointcloud import BACKENDS as GEOMETRY
 from reconx_core.pointcloud import weights_of as geometry_weights
@@ -381,9 +381,15 @@ def weights_digests(stage: str, settings: Settings, root: Path) -> dict[str, str
     """
     if (place := _weights_place(stage, settings)) is not None:
         return _digests(place, files_of(place), root)
-    wanted = stage == "metrics" or (stage == "splats" and settings.splats.lpips_weight > 0)
-    files = (lpips_files() or ()) if wanted else ()
+    files = [path for net in _lpips_nets(stage, settings) for path in lpips_files(net) or ()]
     return _digests(files[0].parent, {path.name: path for path in files}, root) if files else {}
+
+
+def _lpips_nets(stage: str, settings: Settings) -> Iterable[Net]:
+    """The nets of LPIPS that the stage uses where their files are there."""
+    if stage == "metrics":
+        return LAYOUTS
+    return ("vgg",) if stage == "splats" and settings.splats.lpips_weight > 0 else ()
 
 
 def source_digest(source: str, root: Path) -> str:

@@ -66,7 +66,7 @@ def test_what_is_no_such_value_is_a_sentence(override):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("splats: 5", r"'splats' is a section, such as 'splats: \{backend: ...\}', but holds '5'\.$"),
+        ("splats: 5", r"'splats' should be \{KEY: VALUE\}, with KEY one of backend, .*, but is '5'\.$"),
         ("seed: 1\na: b: c", r"Cannot read the settings in .*, line 2: mapping values are not allowed here\.$"),
         ("a: *b", r"line 1: found undefined alias 'b'\.$"),
         ("- x", "should hold sections of settings"),
@@ -82,15 +82,19 @@ def test_files_that_hold_something_else_are_one_sentence(tmp_path, text, words):
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("views.crop=[1,2]", "'views.crop.0': input should be greater than or equal to 16"),
-        ("views.crop=[-1,500]", "greater than or equal to 16"),
+        ("views.crop=[1,2]", "'views.crop.0' should be at least 16"),
+        ("views.crop=[-1,500]", "at least 16"),
+        ("views.crop=5", r"'views.crop' should be two whole numbers, such as \[128, 256\], or null, but is '5'"),
+        ("views.crop=[100,200,300]", "should be two whole numbers"),
+        ("views.size=big", "'views.size' should be a whole number, but is 'big'"),
+        ("condition.frames_beyond=x", "should be a whole number or null, but is 'x'"),
         ("condition.sway=inf", "finite number"),
-        ("condition.sway=1e23", "less than or equal to 10"),
+        ("condition.sway=1e23", "at most 10"),
         ("splats.l1_weight=1e400", "finite number"),
         ("splats.frame_weight=nan", "finite number"),
         ("splats.l1_weight=1e23", "should be at most 1,000,000,000"),
-        ("splats.steps=99999999999999999999999", r"'splats.steps': should be at most 1,000,000,000"),
-        ("splats.lpips_crop=5", "'splats.lpips_crop': should be 0 or at least 32"),
+        ("splats.steps=99999999999999999999999", r"'splats.steps' should be at most 1,000,000,000"),
+        ("splats.lpips_crop=5", "'splats.lpips_crop' should be 0 or at least 32"),
     ],
 )
 def test_numbers_that_nothing_can_be_done_with(override, words):

@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from flows.evaluation.compare_page import write_comparison
-from flows.evaluation.comparison import Difference, Pair, changed_most, changes, failures, missing, pair_up, sentences
+from flows.evaluation.comparison import FEWEST, Difference, Pair, changed_most, changes, failures, missing, pair_up, sentences
 from flows.runs.records import Run, read_run, shorten
 from reconx_core.io.files import require_writable_file
 from reconx_core.reporting.report import COLUMNS, format_score
@@ -57,7 +57,7 @@ def _print_pair(console: Console, pair: Pair) -> None:
 
 
 def _row(d: Difference) -> tuple[str, ...]:
-    bounds = f"{d.bounds[0]:+.3f} … {d.bounds[1]:+.3f}" if d.bounds else "needs two scenes"
+    bounds = f"{d.bounds[0]:+.3f} … {d.bounds[1]:+.3f}" if d.bounds else f"needs {FEWEST} scenes"
     title = f"{COLUMNS[d.key][0]} {COLUMNS[d.key][2]}".strip()
     return title, format_score(d.key, d.first), format_score(d.key, d.second), f"{d.mean:+.3f}", bounds
 

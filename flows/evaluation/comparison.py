@@ -15,6 +15,7 @@ from reconx_core.errors import UserError
 from reconx_core.reporting.report import COLUMNS, HEADLINES
 
 RESAMPLES = 9999
+FEWEST = 3  # scenes for an interval: of two values it would be these values themselves
 FEW = 20  # scenes, below which the interval is noticeably too narrow
 SKIPPED = {"gaussians", "registered", "camera_confidence", "frames_placed"}  # not scores
 _SECTIONS = {  # of a record -> what is said where they differ and where not
@@ -33,7 +34,7 @@ class Difference:
     first: float
     second: float
     mean: float
-    bounds: tuple[float, float] | None  # 95 % interval; None for a single scene
+    bounds: tuple[float, float] | None  # 95 % interval; None for fewer than FEWEST scenes
     spread: float | None  # standard deviation over seeds that the difference of two single-seed runs has; None: not known
 
 
@@ -84,8 +85,8 @@ def shared_scenes(first: Run, second: Run) -> list[str]:
 
 
 def interval(differences: np.ndarray) -> tuple[float, float] | None:
-    """The 95 % percentile bootstrap interval of the mean of paired differences; None for fewer than two."""
-    if len(differences) < 2:
+    """The 95 % percentile bootstrap interval of the mean of paired differences; None for fewer than FEWEST."""
+    if len(differences) < FEWEST:
         return None
     # The resampling is seeded: the same two runs always give the same interval. Batches keep thousands of scenes in memory.
     rng, batch = np.random.default_rng(0), max(1, 2_000_000 // len(differences))
@@ -114,6 +115,8 @@ def within_seeds(difference: Difference) -> bool:
 def sentences(pair: Pair) -> list[str]:
     """What the intervals and the spread say, in words."""
     label = pair.second.label
+    if same_results(pair):
+        return [f"{pair.first.label} and {label} give the same results in all {len(pair.scenes)} scene(s)."]
     said = [
         _named(f"{label} is better:", [d for d in pair.differences if verdict(d) == "better"]),
         _named(f"{label} is worse:", [d for d in pair.differences if verdict(d) == "worse"]),
@@ -126,6 +129,12 @@ def sentences(pair: Pair) -> list[str]:
         f"Not compared, as not every scene has it on equal terms: {', '.join(pair.left_out)}." if pair.left_out else "",
     ]
     return [sentence for sentence in said if sentence]
+
+
+def same_results(pair: Pair) -> bool:
+    """Whether no scene's score differs, not in the last digit."""
+    first, second = ([run.record["scenes"][name]["summary"] for name in pair.scenes] for run in (pair.first, pair.second))
+    return not pair.left_out and all(x[d.key] == y[d.key] for d in pair.differences for x, y in zip(first, second))
 
 
 def changed_most(pair: Pair) -> list[tuple[str, float, float, float | None]]:
@@ -166,15 +175,14 @@ def missing(pair: Pair) -> list[str]:
 
 
 def _scores(first: dict[str, Any], second: dict[str, Any], scenes: list[str]) -> tuple[list[str], list[str]]:
-    """Keys of the scores that every scene has in both runs; titles of those that only some have or that LPIPS nets part."""
-    nets = {(record.get("protocol") or {}).get("lpips") for record in (first, second)} - {None}
+    """Keys of the scores that every scene has in both runs; titles of those that only some have."""
     keys, left_out = [], []
     for key in COLUMNS:
         values = [record["scenes"][name]["summary"].get(key) for record in (first, second) for name in scenes]
         if key in SKIPPED or not any(value is not None for value in values):
             continue
         whole = all(value is not None and math.isfinite(value) for value in values)
-        if whole and not ("lpips" in key and len(nets) > 1):
+        if whole:
             keys.append(key)
         else:
             left_out.append(COLUMNS[key][0])
@@ -205,8 +213,8 @@ def _named(opening: str, differences: list[Difference]) -> str:
 
 
 def _about_scenes(count: int) -> str:
-    if count < 2:
-        return "A single scene says nothing about others, so there is no interval."
+    if count < FEWEST:
+        return f"{'A single scene says' if count == 1 else 'Two scenes say'} nothing about others: no interval, and no verdict."
     few = "With few scenes the interval is too narrow: over 3 it holds the true mean 73 times in 100, over 10 89 times."
     return few if count < FEW else ""
 

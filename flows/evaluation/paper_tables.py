@@ -84,15 +84,16 @@ def entry_of(run: Run, published: PaperTable) -> tuple[Entry, list[str]]:
     protocol = record.get("protocol") or {}
     _check_place(record, published.name)
     scored = {name: scene for name, scene in record["scenes"].items() if _unscored(scene) is None}
+    keys = {key: score_key(key, protocol) for key in SCORES}
     entry = Entry(
         label=run.label or method_label(record["settings"], switched_settings() if ablation else set()),
         row=record["row"] if ablation else "",
         set=protocol.get("set") or record.get("dataset") or record["title"],
         views=protocol.get("views") or _input_views(scored),
-        scores={key: mean_of(scored, key) for key in SCORES},
+        scores={key: mean_of(scored, keys[key]) for key in SCORES},
         source=f"{run.place}, git revision {record.get('facts', {}).get('git revision', 'unknown')}",
         published=False, scenes=len(scored), switches=switches_of(record["settings"]) if ablation else {},
-        spread={key: spread for key in SCORES if (spread := spread_of(scored, key)) is not None},
+        spread={key: spread for key in SCORES if (spread := spread_of(scored, keys[key])) is not None},
         seeds=tuple(record.get("seeds") or [record["settings"]["seed"]]),
         protocol=protocol.get("name") or _few(scene["protocol"] for scene in scored.values()), run=run.id,
         terms=_terms(protocol, scored),
@@ -171,11 +172,16 @@ def _input_views(scored: dict[str, Any]) -> int | None:
     return next(iter(counts)) or None if len(counts) == 1 else None
 
 
+def score_key(score: str, protocol: dict[str, Any]) -> str:
+    """The key in a scene's summary of a table's score: LPIPS is that of the protocol's network."""
+    return "lpips_alex" if score == "lpips" and protocol.get("lpips") == "alex" else score
+
+
 def _terms(protocol: dict[str, Any], scored: dict[str, Any]) -> str:
     if not scored:
         return "no scene was scored"
     scenes = list(scored.values())
-    lpips = all(scene["summary"].get("lpips") is not None for scene in scenes)
+    lpips = all(scene["summary"].get(score_key("lpips", protocol)) is not None for scene in scenes)
     named = protocol.get("title") or protocol.get("name")
     return " · ".join([
         *([named] if named else []),

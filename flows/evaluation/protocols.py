@@ -17,6 +17,7 @@ from reconx_core.io.files import write_json
 from reconx_core.settings import Settings, parse_settings, read_yaml
 
 PROTOCOLS = Path(__file__).with_name("protocols")
+INDEX = "index.json"  # in a run's folder, where its protocol makes one
 TERMS = ("views", "metrics")  # sections of settings that belong to a protocol
 Chosen = list[tuple[str, str, Settings]]  # name, source, settings
 
@@ -35,7 +36,7 @@ class Protocol(BaseModel):
     index: dict[int, str] = Field(default_factory=dict, description="Published file of views per scene, by number of inputs.")
     source: str = Field("", description="Where the index files are published.")
     make_index: bool = Field(False, description="The rule's views are listed in OUT/index.json; scenes too short are left out.")
-    lpips: Literal["vgg"] = Field("vgg", description="The network of LPIPS.")
+    lpips: Literal["vgg", "alex"] = Field("vgg", description="The network of LPIPS that tables show.")
     settings: dict[str, dict[str, Any]] = Field(default_factory=dict, description="Of the sections views and metrics.")
 
     def record(self) -> dict[str, Any]:
@@ -181,5 +182,5 @@ def _made(protocol: Protocol, scenes: list[tuple[str, str]], settings: Settings,
         chosen.append((name, source, with_split(settings, explicit(split))))
     if not chosen:
         raise UserError(f"None of the {len(scenes)} scenes is long enough for {rule}.")
-    write_json(out / "index.json", index)
+    write_json(out / INDEX, index)
     return chosen

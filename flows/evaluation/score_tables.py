@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -14,13 +15,16 @@ from reconx_core.names import abbreviate, one_line
 from reconx_core.reporting.numbers import format_duration, mean_or_none, pooled_spread
 from reconx_core.reporting.report import COLUMNS, format_score
 
-HEADLINE = ("psnr", "ssim", "lpips", "photo_psnr", "photo_ssim", "rotation_error", "auc_30", "gaussians")
+HEADLINE = ("psnr", "ssim", "lpips", "lpips_alex", "photo_psnr", "photo_ssim", "rotation_error", "auc_30", "gaussians")
 
 
 def print_made(console: Console, record: dict[str, Any], out: Path, seconds: float, told: bool = False) -> None:
     """What was made, where, how good, and how long it took. ``told``: of failures, so that their names are enough."""
     print_scores(console, record)
     print_failures(console, record["scenes"], told)
+    if all(scene["error"] is not None for scene in record["scenes"].values()):
+        console.print(f"Nothing was made; {out / 'report.html'} says why, too.", soft_wrap=True, markup=False)
+        return
     console.print(f"Made in {format_duration(seconds) if seconds >= 100 else f'{seconds:.0f} s'}:")
     done = [name for name, scene in record["scenes"].items() if scene["error"] is None]
     folders = [out] if (out / "scene.ply").exists() else [out / name for name in done[:_SHOWN]]
@@ -33,7 +37,10 @@ def print_made(console: Console, record: dict[str, Any], out: Path, seconds: flo
         console.print(f"  and the same for the other {others}", soft_wrap=True, markup=False)
 
 
-_TITLES = {"photo_psnr": "photos", "photo_ssim": "SSIM", "rotation_error": "pose °", "auc_30": "AUC@30°"}
+_TITLES = {
+    "psnr": "PSNR dB", "photo_psnr": "photo PSNR dB", "photo_ssim": "photo SSIM", "rotation_error": "pose °",
+}  # fmt: skip
+_NARROWEST = 8  # characters for the names of scenes
 _ROWS = 60  # of the table at most
 _SHOWN = 3  # scenes whose files are listed one by one
 _FILES = {
@@ -49,26 +56,55 @@ _FILES = {
 
 
 def print_scores(console: Console, record: dict[str, Any]) -> None:
-    """One row per scene, the mean below, and what has to stand beside every number."""
+    """One row per scene, the mean below, and what has to stand beside every number.
+
+    Columns for which the screen is too narrow follow in a table of their own, below.
+    """
     scenes = record["scenes"]
     done = {name: scene for name, scene in scenes.items() if scene["error"] is None}
     keys = [key for key in HEADLINE if any(scene["summary"].get(key) is not None for scene in done.values())]
     if done:
-        table = Table(caption=escape(caption(record, done)), caption_justify="left")
-        table.add_column("scene")
-        for key in keys:
-            table.add_column(_TITLES.get(key, COLUMNS[key][0]), justify="right")
-        for name in listed(done, keys[0]):
-            scene = done[name]
-            table.add_row(
-                escape(name), *(cell(key, scene["summary"].get(key), scene.get("spread", {}).get(key)) for key in keys)
-            )
-        if len(done) > 1:
-            table.add_section()
-            table.add_row("mean", *(cell(key, mean_of(done, key), spread_of(done, key)) for key in keys))
-        console.print(table)
+        columns = {key: _column(key, done, listed(done, keys[0])) for key in keys}
+        names = ["scene", *map(escape, listed(done, keys[0])), *(["mean"] if len(done) > 1 else [])]
+        for part in side_by_side(columns, max(map(cell_len, names)), console.width):
+            console.print(_table(names, [columns[key] for key in part]))
+        console.print(escape(caption(record, done)), style="dim italic", soft_wrap=True)
         if len(done) > _ROWS:
             console.print(f"The lowest, middle and highest {COLUMNS[keys[0]][0]} of {len(done)}; all are in scores.csv.")
+
+
+def side_by_side(columns: Mapping[str, Sequence[str]], name_width: int, width: int) -> list[list[str]]:
+    """The keys of the columns, in groups that fit beside the names into ``width`` characters; each has at least one."""
+    groups: list[list[str]] = []
+    room = 0
+    for key, cells in columns.items():
+        needed = max(map(len, cells)) + 3  # two blanks and a line
+        if needed > room:
+            groups.append([])
+            room = width - min(name_width, max(_NARROWEST, width // 4)) - 4
+        groups[-1].append(key)
+        room -= needed
+    return groups
+
+
+def _column(key: str, done: dict[str, Any], names: Iterable[str]) -> list[str]:
+    """Title, the scenes' scores, and the mean of several."""
+    scenes = [done[name] for name in names]
+    cells = [cell(key, scene["summary"].get(key), scene.get("spread", {}).get(key)) for scene in scenes]
+    mean = [cell(key, mean_of(done, key), spread_of(done, key))] if len(done) > 1 else []
+    return [_TITLES.get(key, COLUMNS[key][0]), *cells, *mean]
+
+
+def _table(names: list[str], columns: list[list[str]]) -> Table:
+    table = Table(names[0])
+    table.columns[0].overflow = "fold"
+    for title, *_ in columns:
+        table.add_column(title, justify="right", no_wrap=True)
+    for i, name in enumerate(names[1:], 1):
+        if name == "mean" and i == len(names) - 1 > 1:
+            table.add_section()
+        table.add_row(name, *(column[i] for column in columns))
+    return table
 
 
 def listed(scenes: dict[str, Any], key: str) -> list[str]:
@@ -84,7 +120,8 @@ def print_failures(console: Console, scenes: dict[str, Any], told: bool) -> None
     """The scenes that failed; why, unless the user was told when it happened."""
     failed = {name: scene for name, scene in scenes.items() if scene["error"] is not None}
     if failed and told:
-        line = f"{len(failed)} of {len(scenes)} scenes failed (why is said above and in scores.csv): {abbreviate(list(failed))}"
+        names = f": {abbreviate(list(failed))}" if len(failed) < len(scenes) else "."
+        line = f"{len(failed)} of {len(scenes)} scenes failed (why is said above and in scores.csv){names}"
         console.print(f"[red]{escape(line)}[/red]", soft_wrap=True)
     for name, scene in {} if told else failed.items():
         console.print(f"[red]{escape(name)} failed in {scene['failed_stage']}:[/red] {escape(scene['error'])}", soft_wrap=True)
@@ -101,7 +138,9 @@ def caption(record: dict[str, Any], done: dict[str, Any]) -> str:
     protocols = ", ".join(sorted({scene["protocol"] for scene in done.values()}))
     splits = named or few(scene["split"] for scene in done.values())
     sizes = ", ".join(sorted({"x".join(map(str, scene["size"])) for scene in done.values()}))
-    lpips = "vgg" if any(scene["summary"].get("photo_lpips") is not None for scene in done.values()) else "not computed"
+    nets = {"vgg": "photo_lpips", "alex": "photo_lpips_alex"}
+    computed = [net for net, key in nets.items() if any(scene["summary"].get(key) is not None for scene in done.values())]
+    lpips = " and ".join(computed) or "not computed"
     count = f"{len(done)} of {len(record['scenes'])}" if len(done) < len(record["scenes"]) else str(len(done))
     seeds = record.get("seeds") or [record["settings"]["seed"]]
     seed_list = f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"

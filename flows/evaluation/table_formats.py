@@ -102,10 +102,19 @@ def latex(text: str) -> str:
 
 
 def print_table(table: PaperTable, console: Console) -> None:
-    """A line per method and number of views, which fits where the paper's wide tables would not."""
+    """A line per method and number of views, which fits where the paper's wide tables would not: our runs first.
+
+    Where there are any, the sets that none of them is of are left to the files.
+    """
     console.print(table.title, style="bold")
-    for name in dict.fromkeys(entry.set for entry in table.entries):
-        console.print(_screen_table(table, [entry for entry in table.entries if entry.set == name]))
+    sets = list(dict.fromkeys(entry.set for entry in table.entries))
+    shared = [name for name in sets if any(entry.set == name for entry in _ours(table))] or sets
+    for name in shared:
+        entries = sorted((entry for entry in table.entries if entry.set == name), key=lambda entry: entry.published)
+        console.print(_screen_table(table, entries))
+    if others := [name for name in sets if name not in shared]:
+        named = ", ".join(others)
+        console.print(f"Of {named} there are no runs of ours; the files have the figures.", soft_wrap=True, markup=False)
     letters = (
         [", ".join(f"{letter} {title}" for letter, title in switch_letters().items()) + "."] if _is_ablation(table) else []
     )

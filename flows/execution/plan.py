@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from reconx_core.cache.store import Reference
 
 
+REQUEST = "request.json"  # in a run's folder: what it computes
+
+
 @dataclass(frozen=True)
 class ScenePlan:
     """One scene through the stages."""
@@ -47,10 +50,10 @@ class SceneRun:
 
 
 def place_of(scene: Path) -> str:
-    """A scene's path as every process finds it, wherever it was started; the text of a procedure stays as it is."""
-    from reconx_core.datasets import procedural
+    """A scene's path as every process finds it, wherever it was started; a text that is no path stays as it is."""
+    from reconx_core.datasets import is_place
 
-    return str(scene if procedural.is_spec(scene) else scene.absolute())
+    return str(scene.absolute() if is_place(scene) else scene)
 
 
 def with_split(settings: Settings, rule: str) -> Settings:

@@ -17,7 +17,7 @@ from flows.execution.ending import stop_at_once, take_back_signals
 from flows.execution.hooks import NO_HOOKS, Hooks
 from flows.execution.prefect_server import prefect_server
 from flows.execution.workers import ONE_THREAD, Workers, require_scheduler
-from reconx_core.errors import UserError
+from reconx_core.errors import UserError, pip_install
 from reconx_core.io.files import require_writable
 from reconx_core.settings import STAGES, Settings, load_settings, parse_settings, read_yaml
 from reconx_core.weights.choice import resolve_geometry
@@ -86,6 +86,20 @@ def _can_be_made(folder: Path) -> bool:
     return os.access(existing, os.W_OK)
 
 
+def look_up(make_plans: Callable[[], list[ScenePlan]]) -> Callable[[], list[ScenePlan]]:
+    """``make_plans`` called now, before anything heavy is loaded; its warnings come when the plans are asked for."""
+    with warnings.catch_warnings(record=True) as noticed:
+        warnings.simplefilter("always")
+        plans = make_plans()
+
+    def give() -> list[ScenePlan]:
+        for notice in noticed:
+            warnings.warn_explicit(notice.message, notice.category, notice.filename, notice.lineno)
+        return plans
+
+    return give
+
+
 def run_stages(
     make_plans: Callable[[], list[ScenePlan]], root: Path, console: Console, stages: tuple[str, ...] = STAGES,
     workers: Workers = ONE_THREAD, quiet: bool = False, hooks: Hooks = NO_HOOKS,
@@ -147,4 +161,4 @@ def distinct_files(plans: Iterable[ScenePlan]) -> Iterable[Settings]:
 def require_dask() -> None:
     """Raise UserError where Dask is not installed."""
     if importlib.util.find_spec("prefect_dask") is None:
-        raise UserError("--dask needs prefect-dask, which is not installed; install it by: pip install 'reconx[dask]'")
+        raise UserError(f"--dask needs prefect-dask, which is not installed; install it by: {pip_install('dask')}")

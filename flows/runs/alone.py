@@ -29,21 +29,21 @@ BEAT_SECONDS, WATCH_SECONDS, SETTLE_SECONDS = 2.0, 10.0, 1.0
 
 @contextmanager
 def alone_in(out: Path) -> Iterator[None]:
-    """Keep other runs out of the folder ``out``, which is made, and taken back where nothing came into it.
+    """Keep other runs out of the folder ``out``, which is made, and taken back with those above it where nothing came into it.
 
     Raises:
         UserError: another run is writing there, on whatever machine, or ``out`` cannot be written to.
     """
-    made = not out.exists()
+    new = [place for place in (out, *out.parents) if not place.exists()]
     require_writable(out)
     try:
         file, locked = _take(out)
         with file, _held(file, locked, out):
             yield
     finally:
-        if made:
-            with contextlib.suppress(OSError):
-                out.rmdir()
+        with contextlib.suppress(OSError):
+            for place in new:
+                place.rmdir()
 
 
 def _take(out: Path) -> tuple[IO[str], bool]:

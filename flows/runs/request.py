@@ -16,18 +16,17 @@ import psutil
 from pydantic import BaseModel, ConfigDict, Field
 from typing_extensions import TypedDict
 
-from flows.execution.plan import ScenePlan, with_split
+from flows.execution.plan import REQUEST, ScenePlan, with_split
 from flows.execution.sources import Digests
 from flows.runs.registry import known_runs, register_start
 from reconx_core.cache import store
+from reconx_core.datasets import describe, is_place
 from reconx_core.errors import UserError
 from reconx_core.io.checked import check_shape, find_object, read_object
 from reconx_core.io.files import explain_disk, write_json
 from reconx_core.names import one_line
 from reconx_core.settings import STAGES, Settings, parse_settings
 from tasks.execute import environment_of, parts_of
-
-REQUEST = "request.json"
 
 
 class _Process(BaseModel):
@@ -71,7 +70,7 @@ class RunRequest:
     folder: Path
     store: Path
     source: str  # the dataset, or the one scene
-    place: str  # where that lay; empty for what is made by a procedure
+    place: str  # where that lay; empty for what is made by a procedure, and for photos named one by one
     started: float
     process: _Process
     workers: int
@@ -111,8 +110,8 @@ def record_request(plans: list[ScenePlan], started: float, source: str, out: Pat
     for plan in plans:
         rows.setdefault(plan.row, plan.settings)
     content: dict[str, Any] = {
-        "store": str(root.absolute()), "source": source, "started": started, "process": _process(), "workers": workers,
-        "place": "" if source.startswith("procedural:") else str(Path(source).absolute()),
+        "store": str(root.absolute()), "source": describe(source), "started": started, "workers": workers,
+        "place": str(Path(source).absolute()) if is_place(source) else "", "process": _process(),
         "rows": [(row, settings.model_dump(mode="json")) for row, settings in rows.items()],
         "scenes": list(dict.fromkeys((plan.name, plan.source, plan.settings.views.split) for plan in plans)),
         "seeds": list(dict.fromkeys(plan.settings.seed for plan in plans)), "seeded": any(plan.seeded for plan in plans),

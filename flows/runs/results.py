@@ -24,11 +24,11 @@ from reconx_core import export
 from reconx_core.cache import store
 from reconx_core.cache.code_version import code_version
 from reconx_core.cache.store import Reference
-from reconx_core.export.cameras import write_cameras
+from reconx_core.export.cameras import tracked_points, write_cameras
 from reconx_core.export.origin import NO_ORIGIN, Origin
 from reconx_core.geometry.undistort import registered_photos
 from reconx_core.io.files import explain_disk, temporary_beside, write_atomic, write_json
-from reconx_core.losses.lpips import lpips_missing_reason
+from reconx_core.losses.lpips import LAYOUTS, lpips_files, lpips_missing_reason
 from reconx_core.names import shown
 from reconx_core.reporting.above import draw_above
 from reconx_core.reporting.numbers import mean_scores
@@ -59,7 +59,7 @@ def write_scene(run: SceneRun, root: Path, out: Path) -> None:
         pointmaps, cloud = store.load(geometry, "pointmaps"), store.load(geometry, "pointcloud")
         views, kept = store.load(run.references["views"].folder(root), "views"), store.load(geometry, "kept")
         photos = registered_photos(views, kept, pointmaps)
-        write_cameras(out / "cameras", pointmaps.cameras, photos, cloud, origin)
+        write_cameras(out / "cameras", pointmaps.cameras, photos, cloud, origin, tracked_points(pointmaps))
         _write_path(store.load(run.references["condition"].folder(root), "condition").cameras, pointmaps, cloud, origin, out)
         for name in COPIED:
             _copy(folder / name, out / name)
@@ -161,7 +161,8 @@ def write_run(
     )
     files = {"scene.ply": "the Gaussians", "video.mp4": "the clip"} if (out / "scene.ply").exists() else {}
     missing, seeds = lpips_missing_reason(), seeds_of(runs)
-    page = RunReport(title, reports, resolved, seeds, None if missing else "vgg", missing, facts=facts(), files=files)
+    nets = " and ".join(net for net in LAYOUTS if lpips_files(net)) or None
+    page = RunReport(title, reports, resolved, seeds, nets, missing, facts=facts(), files=files)
     write_report(out / "report.html", page)
     record = run_record(title, runs, records, resolved, root) | dict(about or {})
     try:

@@ -22,6 +22,7 @@ from rich.prompt import Confirm
 from rich.table import Table
 
 from flows.weights.convert import inspect, print_lines, summary
+from flows.weights.lpips import FILES, GIGABYTES, LICENCE
 from reconx_core.errors import UserError
 from reconx_core.io.files import explain_disk, require_writable, write_json
 from reconx_core.pointcloud.networks.convert import DUST3R_LICENCE
@@ -109,6 +110,9 @@ def print_published(console: Console) -> None:
         there = (weights_folder() / row.folder).is_dir()
         named = f"{row.name}\n[dim]{row.repository}[/dim]"
         table.add_row(named, f"{row.gigabytes:.1f}", row.licence, "yes" if there else "no")
+    there = all((weights_folder() / file.name).is_file() for file in FILES)
+    named = "lpips\n[dim]download.pytorch.org, richzhang/PerceptualSimilarity[/dim]"
+    table.add_row(named, f"{GIGABYTES:.1f}", LICENCE, "yes" if there else "no")
     console.print(table)
 
 
@@ -145,7 +149,7 @@ def find(name: str) -> Published:
     row = next((row for row in PUBLISHED if name.lower() in (row.name, row.repository.lower(), row.folder.lower())), None)
     if row is None:
         raise UserError(
-            f"There is nothing to fetch under the name '{name}'; choose {', '.join(row.name for row in PUBLISHED)}."
+            f"There is nothing to fetch under the name '{name}'; choose lpips, {', '.join(row.name for row in PUBLISHED)}."
         )
     return row
 

@@ -1,4 +1,7 @@
-"""One reader per dataset format, and detection of the format of a path."""
+"""One reader per dataset format, and detection of the format of a path.
+
+Torch is loaded when a scene is read, not when one is looked for: its import takes longer than to tell a user's mistake.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +18,9 @@ from reconx_core.datasets import (
     llff,
     nerfstudio,
     photos,
+    picked,
     polycam,
-    procedural,
+    procedural_spec,
     realestate,
     unfinished,
     video,
@@ -33,10 +37,12 @@ __all__ = [
     "Format",
     "Photo",
     "Split",
+    "describe",
     "detect",
     "every_eighth",
     "files_of",
     "fits",
+    "is_place",
     "read",
     "scene_names",
 ]
@@ -53,9 +59,16 @@ class Format:
     files: Callable[[Path], dict[str, Path]] = photos.files_within
 
 
+def _read_procedural(path: Path) -> Capture:
+    from reconx_core.datasets import procedural
+
+    return procedural.read(path)
+
+
 # The first match wins. Photos come last, because a folder with camera data usually holds photos, too.
 FORMATS = (
-    Format("procedural", procedural.is_spec, procedural.read, files=lambda path: {}),
+    Format("procedural", procedural_spec.is_spec, _read_procedural, files=lambda path: {}),
+    Format("photo files", picked.is_spec, picked.read, files=picked.files_of),
     Format(
         "realestate10k",
         lambda path: realestate.is_scene(path) or realestate.holds_scenes(path),
@@ -97,6 +110,16 @@ def detect(path: Path) -> Format:
     raise UserError(f"There is no '{path}'; give a folder of photos, a video or a dataset.")
 
 
+def is_place(source: Path | str) -> bool:
+    """Whether a scene's source is a path, not a text that stands for a procedure or for photo files."""
+    return not (procedural_spec.is_spec(source) or picked.is_spec(source))
+
+
+def describe(source: str) -> str:
+    """A scene's or a dataset's source as a user is told of it."""
+    return picked.describe(source) if picked.is_spec(source) else source
+
+
 def read(path: Path) -> Capture:
     """A scene in any known format. Raises UserError as :func:`detect` and the format's reader."""
     found = detect(path)
@@ -122,8 +145,10 @@ def scene_names(dataset: Path) -> list[tuple[str, Path]]:
     Raises:
         UserError: there is no complete scene, or none of the chunks can be read.
     """
-    if procedural.is_spec(dataset):
-        return [(procedural.scene_name(spec), spec) for spec in procedural.expand(dataset)]
+    if procedural_spec.is_spec(dataset):
+        return [(procedural_spec.scene_name(spec), spec) for spec in procedural_spec.expand(dataset)]
+    if picked.is_spec(dataset):
+        return [(picked.scene_name(dataset), dataset)]
     if realestate.holds_scenes(dataset):
         return realestate.scenes(dataset)
     found = _format_of(dataset)

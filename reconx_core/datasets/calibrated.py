@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
 from jaxtyping import Bool, Float
 from PIL.Image import Transpose
-from torch import Tensor
 
 from reconx_core.datasets.capture import Photo, fits
 from reconx_core.io.images import read_focal, read_image, read_mask, read_size, read_turn
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # Calibrating programs read pixels as stored, and so do we. But those who turn or convert pictures first calibrate the
 # upright picture and leave the EXIF rotation of the original; the size that the camera is for tells them apart.
@@ -78,4 +80,6 @@ def _needs_turn(shape: Sequence[int], photo: Path, size: tuple[int, int] | None)
 
 def _turned(pixels: Tensor, turn: Transpose | None) -> Tensor:
     """As the EXIF orientation says that the picture is to be seen."""
+    import torch
+
     return torch.flip(pixels.transpose(0, 1), _SIDEWAYS[turn])

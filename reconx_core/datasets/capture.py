@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import torch
 from jaxtyping import Bool, Float
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 DISTORTION = ("k1", "k2", "p1", "p2", "k3", "k4", "k5", "k6")  # in OpenCV's order
 
@@ -52,6 +53,8 @@ class Capture:
 
 def opencv_from_opengl(cam_to_world: Float[Tensor, "*n 4 4"]) -> Float[Tensor, "*n 4 4"]:
     """Flip the camera's y and z axes (the same flip converts back)."""
+    import torch
+
     return cam_to_world * torch.tensor([1.0, -1.0, -1.0, 1.0], dtype=cam_to_world.dtype)
 
 
@@ -62,6 +65,8 @@ def fits(size: Sequence[int], other: Sequence[int]) -> bool:
 
 def pinhole(fx: float, fy: float, cx: float, cy: float) -> Float[Tensor, "3 3"]:
     """Intrinsics matrix."""
+    import torch
+
     return torch.tensor([[fx, 0.0, cx], [0.0, fy, cy], [0.0, 0.0, 1.0]])
 
 

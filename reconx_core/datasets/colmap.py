@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from reconx_core.datasets.calibrated import calibrated_photo
 from reconx_core.datasets.capture import Capture, Photo, Split, every_eighth, pinhole
@@ -215,6 +214,8 @@ def _without_clashes(folder: Path, names: Sequence[str], found: Sequence[Path | 
 
 
 def _photo(image: ModelImage, camera: ModelCamera, path: Path, name: str) -> Photo:
+    import torch
+
     fx, fy, cx, cy, *distortion = opencv_parameters(image, camera)
     return calibrated_photo(
         path,

@@ -23,19 +23,19 @@ from collections.abc import Iterable, Mapping, Set
 from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import scipy.linalg
-import torch
 from jaxtyping import Bool, Float
-from torch import Tensor
 
 from reconx_core.datasets.capture import Capture, Photo, Split, pinhole
 from reconx_core.datasets.photos import find_photos, relative_names, unique_names
 from reconx_core.datasets.poses import make_usable
 from reconx_core.errors import UserError
 from reconx_core.io.images import ImageError, read_focal, read_image, read_mask, read_size
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _SCAN = re.compile(r"(scan\d+)(?:_train)?")
 _RECTIFIED = re.compile(r"rect_(\d{3})_3_r\d+\.(?:png|jpg)")  # light 3 of 7, as in published results
@@ -119,12 +119,14 @@ def decompose(projection: Float[np.ndarray, "3 4"]) -> tuple[Float[np.ndarray, "
     Raises:
         ValueError: the matrix is not a camera's.
     """
+    from scipy.linalg import rq
+
     _require_finite(projection)
     if projection.shape != (3, 4) or np.linalg.matrix_rank(projection[:, :3]) < 3:
         raise ValueError("a projection matrix should hold 3x4 finite numbers and have full rank")
     # A projection matrix is known up to its sign: take the one that is K times a rotation.
     projection = projection * np.sign(np.linalg.det(projection[:, :3]))
-    intrinsics, rotation = scipy.linalg.rq(projection[:, :3])
+    intrinsics, rotation = rq(projection[:, :3])
     signs = np.sign(np.diag(intrinsics))
     intrinsics, rotation = intrinsics * signs, signs[:, None] * rotation
     translation = np.linalg.solve(intrinsics, projection[:, 3:])
@@ -326,6 +328,8 @@ def _is_cropped(size: tuple[int, int]) -> bool:
 
 
 def _photo(file: Path, name: str, camera: _Camera, picture: tuple[int, int] | None, mask: Path | None) -> Photo:
+    import torch
+
     fx, fy, cx, cy = camera.intrinsics[[0, 1, 0, 1], [0, 1, 2, 2]].tolist()
     world_to_cam = np.concatenate([camera.world_to_cam, [[0.0, 0.0, 0.0, 1.0]]])
     cropped = picture is not None and _is_cropped(picture)

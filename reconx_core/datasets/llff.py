@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 import zipfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from jaxtyping import Float
-from torch import Tensor
 
 from reconx_core.datasets import colmap
 from reconx_core.datasets.calibrated import calibrated_photo
@@ -17,6 +16,9 @@ from reconx_core.datasets.capture import Capture, Photo, Split, every_eighth, pi
 from reconx_core.datasets.photos import find_mask, find_photos, image_folders, unique_names
 from reconx_core.datasets.poses import make_usable
 from reconx_core.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def is_scene(path: Path) -> bool:
@@ -51,6 +53,8 @@ def check(path: Path) -> None:
 
 def opencv_from_llff(poses: Float[Tensor, "n 3 4"]) -> Float[Tensor, "n 4 4"]:
     """LLFF's camera axes are (down, right, backwards)."""
+    import torch
+
     down, right, backwards, origin = poses.unbind(-1)
     top = torch.stack([right, down, -backwards, origin], -1)
     return torch.cat([top, top.new_tensor([0.0, 0.0, 0.0, 1.0]).expand(len(top), 1, 4)], 1)
@@ -65,6 +69,8 @@ def _require_complete_model(path: Path) -> None:
 
 
 def _load(file: Path) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    import torch
+
     array = _load_array(file)
     if array.ndim != 2 or array.shape[1] != 17 or array.dtype.kind not in "fiu" or not np.isfinite(array[:, :15]).any():
         raise UserError(f"{file} should hold n rows of 17 numbers (LLFF), but has shape {array.shape} of {array.dtype}.")

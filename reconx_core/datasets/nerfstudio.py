@@ -11,9 +11,7 @@ import math
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from reconx_core.datasets.calibrated import calibrated_photo, upright_size
 from reconx_core.datasets.capture import DISTORTION, Capture, Photo, Split, opencv_from_opengl, pinhole
@@ -30,6 +28,9 @@ from reconx_core.datasets.poses import make_usable
 from reconx_core.errors import UserError
 from reconx_core.io.images import ImageError, read_size
 from reconx_core.names import quoted, shown
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # nerfstudio's k4 is a polynomial's, OpenCV's a quotient's: only where the model is named is it known which one is meant.
 _QUOTIENT = ("k4", "k5", "k6")
@@ -216,7 +217,7 @@ def _distortion(frame: dict[str, Any], file: Path) -> tuple[float, ...]:
     return values[:5] if values[4] else values[:4]
 
 
-def _intrinsics(frame: dict[str, Any], path: Path, file: Path) -> tuple[torch.Tensor | None, tuple[int, int] | None]:
+def _intrinsics(frame: dict[str, Any], path: Path, file: Path) -> tuple[Tensor | None, tuple[int, int] | None]:
     """From a focal length or an angle of view, of either axis; the other axis is taken to have the same focal length.
 
     None where neither is given, or a number is not finite: a program that failed on a frame leaves such.
@@ -289,8 +290,10 @@ def to_number(value: Any) -> float:
         return math.inf if value > 0 else -math.inf
 
 
-def _matrix(rows: Any, file: Path) -> torch.Tensor:
+def _matrix(rows: Any, file: Path) -> Tensor:
     """In float64; null, which JavaScript writes for NaN and infinity, counts as NaN."""
+    import torch
+
     try:
         numbers = [[math.nan if value is None else to_number(value) for value in row] for row in rows]
         matrix = torch.tensor(numbers, dtype=torch.float64)

@@ -11,13 +11,17 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jaxtyping import Float
-from torch import Tensor
 
 from reconx_core.datasets.capture import Capture, Photo
+from reconx_core.errors import UserError
 from reconx_core.io.images import SUFFIXES, is_image, is_unread_picture, read_focal, read_image, read_mask, require_pinhole
 from reconx_core.names import abbreviate, unique_shown
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _IMAGES = re.compile(r"images(?:_(\d+))?")
 _PLACES = ("images", "keyframes/corrected_images", "keyframes/images")  # of a scene's photos; keyframes: Polycam
@@ -50,6 +54,13 @@ def holds_photos(path: Path) -> bool:
 def holds_one_photo(path: Path) -> bool:
     """Whether there is one photo only, directly in a folder."""
     return path.is_dir() and _folder_of_photos(path) == path and len(_named_as_photos(path)) == 1
+
+
+def require_two(path: Path) -> None:
+    """Raise UserError for a scene of photos that has one only."""
+    if len(_named_as_photos(_folder_of_photos(path))) == 1:
+        problem = f"'{path}' holds a single photo; at least two photos of the same place are needed."
+        raise UserError(f"{problem} {describe_unread(path)}".strip())
 
 
 def folders_of_photos(path: Path) -> list[Path]:
@@ -121,7 +132,7 @@ def read(path: Path) -> Capture:
     if unread := describe_unread(path):
         warnings.warn(f"Left out: {unread}", stacklevel=1)
     _warn_of_masks(folder, [mask for mask in masks if mask is not None])
-    return Capture(path.resolve().name, tuple(_photo(*about) for about in zip(files, masks, unique_names(files))))
+    return Capture(path.resolve().name, tuple(photo_of(*about) for about in zip(files, masks, unique_names(files))))
 
 
 def files_of(path: Path) -> dict[str, Path]:
@@ -161,7 +172,7 @@ def _walk(folder: Path) -> Iterator[Path]:
 def _named_as_photos(folder: Path) -> list[Path]:
     """The pictures directly inside a folder and the links to pictures that are not there, without masks."""
     pictures = [p for p in folder.iterdir() if is_image(p) and (p.is_file() or p.is_symlink())]
-    masks = set(_masks_among(pictures))
+    masks = set(masks_among(pictures))
     return sorted((p for p in pictures if p not in masks), key=natural_key)
 
 
@@ -201,7 +212,7 @@ def _count(names: Sequence[str]) -> str:
     return f"{len(names)} file(s), such as {names[0]},"
 
 
-def _photo(path: Path, mask: Path | None, name: str) -> Photo:
+def photo_of(path: Path, mask: Path | None, name: str) -> Photo:
     load_mask = None if mask is None else partial(read_mask, mask)
     return Photo(name, partial(_load, path), load_mask, focal=read_focal(path))
 
@@ -211,7 +222,7 @@ def _load(path: Path) -> Float[Tensor, "h w 3"]:
     return read_image(path)
 
 
-def _masks_among(pictures: Sequence[Path]) -> Iterator[Path]:
+def masks_among(pictures: Sequence[Path]) -> Iterator[Path]:
     """``NAME.mask.png``, and those named as a mask of another picture: ``a_mask.png`` without an ``a.jpg`` is a photo."""
     names = {name.lower() for p in pictures for name in (p.stem, p.name)}
     for picture in pictures:

@@ -7,15 +7,17 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from jaxtyping import Float
-from torch import Tensor
 
 from reconx_core.datasets.capture import Capture
 from reconx_core.datasets.intrinsics import require_plausible
 from reconx_core.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # Cameras farther from the origin than this many times their own spread are moved. At this ratio single precision still keeps
 # positions to 6e-5 of the spread, about a hundredth of a pixel; in UTM or ECEF coordinates the ratio is 10^4 and more.
@@ -48,6 +50,8 @@ def make_usable(capture: Capture, source: Path) -> Capture:
 
 def relative_to(cam_to_world: Float[Tensor, "*n 4 4"], origin: Sequence[float]) -> Float[Tensor, "*n 4 4"]:
     """The same cameras in float64, in a frame of the same axes with its zero at ``origin``."""
+    import torch
+
     moved = cam_to_world.double().clone()
     moved[..., :3, 3] -= torch.tensor(origin, dtype=torch.float64)
     return moved
@@ -73,6 +77,8 @@ def _make_all_rigid(given: Sequence[Float[Tensor, "4 4"] | None], labels: Sequen
 
 
 def _make_rigid(pose: Float[Tensor, "4 4"] | None, label: str) -> Float[Tensor, "4 4"] | None:
+    import torch
+
     if pose is None or not pose.float().isfinite().all():
         return None
     pose = _affine(pose, label)
@@ -126,6 +132,8 @@ def _warn_of_scale(
 
 def _find_origin(positions: Sequence[Float[Tensor, " 3"]]) -> tuple[float, float, float]:
     """A round point amid the cameras if they lie far from zero, else zero. Medians: one stray camera should not decide."""
+    import torch
+
     if not positions:
         return 0.0, 0.0, 0.0
     points = torch.stack(list(positions)).numpy()

@@ -6,13 +6,10 @@ Light and shadow are baked into the textures, so all views agree on every colour
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Literal
-from urllib.parse import parse_qsl
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from reconx_core.datasets.capture import Capture, Photo, Split, pinhole
+from reconx_core.datasets.procedural_spec import WHOLE_ARC, Spec, parse, scene_name
 from reconx_core.datasets.raycast import Scene, build_scene, render
 from reconx_core.datasets.solids import Solid, is_blocked, on_surface
 from reconx_core.datasets.textures import (
@@ -36,94 +34,8 @@ from reconx_core.datasets.textures import (
     tint,
     uniform,
 )
-from reconx_core.errors import UserError
 from reconx_core.geometry.transforms import rigid
 from reconx_core.seeds import generator
-
-PREFIX = "procedural:"
-_MOST_SCENES = 100_000  # of a range of seeds: each is a row of the results
-_WHOLE_ARC = 330  # degrees; farther, and the last cameras meet the first
-_LONGEST_SEED = 18  # digits of one in a range
-_RANGE = re.compile(r"seed=(\d+)\.\.(\d+)")
-
-
-@dataclass(frozen=True)
-class Spec:
-    """What follows ``procedural:``. ``seed`` decides the scene, the rest how it is photographed."""
-
-    scene: str = "room"
-    seed: int = 0
-    views: int = 3  # inputs along the arc
-    targets: int = 1  # held-out views between two inputs
-    arc: float = 12.0  # degrees from one input to the next
-    width: int = 512
-    height: int = 384
-    fov: float = 65.0  # horizontal, degrees
-
-
-# What a scene can be photographed with, in as much memory as a computer has.
-_LIMITS = {
-    "views": (2, 1000),
-    "targets": (0, 1000),
-    "arc": (0, _WHOLE_ARC),
-    "width": (16, 16_384),
-    "height": (16, 16_384),
-    "fov": (10, 120),
-}
-
-
-def is_spec(path: Path | str) -> bool:
-    return str(path).startswith(PREFIX)
-
-
-def parse(path: Path | str) -> Spec:
-    """The spec of ``procedural:room?key=value&...``.
-
-    Raises:
-        UserError: no scene is named, or a scene, key or value does not exist, or a key is given twice.
-    """
-    scene, _, query = str(path).removeprefix(PREFIX).partition("?")
-    known = {f.name: type(f.default) for f in fields(Spec) if f.name != "scene"}
-    values: dict[str, float | int] = {}
-    for key, text in parse_qsl(query, keep_blank_values=True):
-        if key not in known:
-            raise UserError(f"'{path}': there is no '{key}'; the keys are {', '.join(known)}.")
-        if key in values:
-            raise UserError(f"'{path}': '{key}' is given more than once; give it once.")
-        try:
-            values[key] = known[key](text)
-        except ValueError:
-            raise UserError(f"'{path}': '{key}={text}' should be a number.") from None
-    if scene not in ROOMS:
-        problem = f"there is no scene '{scene}'" if scene else "no scene is named"
-        raise UserError(f"'{path}': {problem}; there are {', '.join(ROOMS)}.")
-    spec = replace(Spec(), scene=scene, **values)  # type: ignore[arg-type]
-    if wrong := next((key for key, (least, most) in _LIMITS.items() if not least <= getattr(spec, key) <= most), None):
-        least, most = _LIMITS[wrong]
-        raise UserError(f"'{path}': {wrong} should be from {least} to {most}, not {getattr(spec, wrong)}.")
-    return spec
-
-
-def expand(path: Path | str) -> list[Path]:
-    """One scene for each seed of ``seed=0..4``. Raises UserError for a range of no seed, or of too many."""
-    found = _RANGE.search(str(path))
-    if not found:
-        return [Path(str(path))]
-    if max(map(len, found.groups())) > _LONGEST_SEED:
-        raise UserError(f"'{path}': a seed of a range should have at most {_LONGEST_SEED} digits.")
-    first, last = map(int, found.groups())
-    if last < first:
-        raise UserError(f"'{path}': the range of seeds ends before it begins, so it has no scene; give {last}..{first}.")
-    if last - first >= _MOST_SCENES:
-        count = f"{last - first + 1:,} scenes"
-        raise UserError(f"'{path}': the range of seeds is {count}; at most {_MOST_SCENES:,} are made at a time.")
-    return [Path(str(path).replace(found[0], f"seed={seed}")) for seed in range(first, last + 1)]
-
-
-def scene_name(path: Path | str) -> str:
-    """A name for folders and tables, such as ``room_3``."""
-    spec = parse(path)
-    return f"{spec.scene}_{spec.seed}"
 
 
 def read(path: Path | str) -> Capture:
@@ -140,7 +52,7 @@ def read(path: Path | str) -> Capture:
 def arc_cameras(count: int, spec: Spec) -> Float[Tensor, "count 4 4"]:
     """Cameras on an arc around the middle of the room, moving slightly up and down like a hand-held camera."""
     rng = generator(spec.seed, "procedural", "cameras")
-    total = min(math.radians(spec.arc) * (spec.views - 1), math.radians(_WHOLE_ARC))
+    total = min(math.radians(spec.arc) * (spec.views - 1), math.radians(WHOLE_ARC))
     middle, radius, height = uniform(rng, -0.4, 0.4), uniform(rng, 1.9, 2.15), uniform(rng, 1.2, 1.5)
     angle = middle + torch.linspace(-total / 2, total / 2, count)
     sway = 0.08 * torch.sin(3 * angle + uniform(rng, 0, 6))

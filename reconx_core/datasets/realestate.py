@@ -16,13 +16,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from jaxtyping import Float, UInt8
 from PIL import Image
-from torch import Tensor
 
 from reconx_core.datasets.capture import Capture, Photo, Split, pinhole
 from reconx_core.datasets.locate import is_path
@@ -30,9 +28,11 @@ from reconx_core.datasets.nerfstudio import read_json
 from reconx_core.datasets.photos import find_photos
 from reconx_core.datasets.poses import make_usable
 from reconx_core.errors import UserError
-from reconx_core.geometry.transforms import rigid
 from reconx_core.io.images import ImageError, is_image, read_image, read_size
 from reconx_core.names import abbreviate
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _INDEX = "index.json"
 _SPLITS = ("test", "train", "val")
@@ -199,8 +199,10 @@ def _read_chunk(scene: Path) -> Iterator[Photo]:
 
 def _parts(example: dict[str, Any], label: str) -> tuple[list[Tensor], Tensor]:
     """Encoded pictures and cameras."""
+    from torch import Tensor, uint8
+
     images, cameras = example.get("images", ()), example.get("cameras")
-    encoded = isinstance(images, list) and all(isinstance(i, Tensor) and i.dtype == torch.uint8 for i in images)
+    encoded = isinstance(images, list) and all(isinstance(i, Tensor) and i.dtype == uint8 for i in images)
     if not encoded or not isinstance(cameras, Tensor) or cameras.shape[:1] != (len(images),):
         raise UserError(f"The scene {label} should have one picture (bytes of a JPEG) for each of its cameras.")
     return images, cameras
@@ -209,6 +211,8 @@ def _parts(example: dict[str, Any], label: str) -> tuple[list[Tensor], Tensor]:
 @lru_cache(maxsize=4)
 def _load_chunk(file: Path, modified: int) -> dict[str, dict[str, Any]]:
     """A chunk's examples by key; memory-mapped, so that only the frames in use are read from disk."""
+    import torch
+
     try:
         examples = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
         return {example["key"]: example for example in examples}
@@ -230,6 +234,8 @@ def _encoded_size(encoded: UInt8[Tensor, " b"], label: str) -> tuple[int, int]:
 
 
 def _decode(encoded: UInt8[Tensor, " b"], label: str) -> Float[Tensor, "h w 3"]:
+    import torch
+
     picture = _open(encoded, label)
     try:
         pixels = np.array(picture.convert("RGB"))
@@ -274,6 +280,8 @@ def _read_frames(folder: Path, file: Path) -> Iterator[Photo]:
 
 def _read_cameras(file: Path) -> tuple[list[int], Float[Tensor, "n 18"]]:
     """Timestamps (microseconds) and cameras."""
+    import torch
+
     lines = file.read_text(encoding="utf-8-sig", errors="replace").splitlines()
     rows = [line.split() for line in lines[1:] if line.strip()]
     try:
@@ -295,6 +303,8 @@ def _first_size(sizes: Iterable[partial[tuple[int, int]]]) -> tuple[int, int] | 
 def _photos(
     names: Sequence[str], loads: Sequence[Any], size: tuple[int, int] | None, cameras: Float[Tensor, "n 18"], label: str
 ) -> Iterator[Photo]:
+    from reconx_core.geometry.transforms import rigid
+
     _check_cameras(cameras, label)
     world_to_cam = cameras[:, 6:].double().reshape(-1, 3, 4)
     rotation = world_to_cam[:, :, :3].transpose(1, 2)
@@ -307,6 +317,8 @@ def _photos(
 
 def _check_cameras(cameras: Float[Tensor, "n 18"], label: str) -> None:
     """Raises UserError unless these are cameras; some may be unknown, with numbers that are not finite."""
+    import torch
+
     if cameras.ndim != 2 or cameras.shape[1] != 18 or (len(cameras) and not cameras.isfinite().all(1).any()):
         raise UserError(f"The cameras of {label} should be 18 finite numbers each, but have shape {tuple(cameras.shape)}.")
     rotation = cameras[:, 6:].double().reshape(-1, 3, 4)[:, :, :3]

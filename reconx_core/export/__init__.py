@@ -1,4 +1,7 @@
-"""Export formats: small functions per format that return bytes or tables, and `write_*` that save them atomically."""
+"""Export formats: small functions per format that return bytes or tables, and `write_*` that save them atomically.
+
+Gaussians by the ending of a file are in `formats`, fewer of them in `prune`, meshes in `mesh`.
+"""
 
 from reconx_core.export.camera_path import cameras_to_viewer_path, write_path
 from reconx_core.export.cameras import write_cameras
@@ -10,10 +13,9 @@ from reconx_core.export.ply import (
     points_from_ply,
     points_to_ply,
     read_origin,
-    read_ply,
     write_ply,
 )
-from reconx_core.export.splat import gaussians_from_splat, gaussians_to_splat, read_splat, write_splat
+from reconx_core.export.splat import gaussians_from_splat, gaussians_to_splat
 
 __all__ = [
     "cameras_to_transforms",
@@ -25,12 +27,9 @@ __all__ = [
     "points_from_ply",
     "points_to_ply",
     "read_origin",
-    "read_ply",
-    "read_splat",
     "to_reconstruction",
     "write_cameras",
     "write_colmap",
     "write_path",
     "write_ply",
-    "write_splat",
 ]

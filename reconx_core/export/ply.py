@@ -10,10 +10,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Float
-from plyfile import PlyData, PlyElement, PlyParseError
+from plyfile import PlyData, PlyElement
 from torch import Tensor
 
-from reconx_core.errors import UserError
 from reconx_core.export.finite import finite_gaussians, finite_points
 from reconx_core.export.origin import NO_ORIGIN, Origin, parse_origin
 from reconx_core.io.files import write_atomic
@@ -86,17 +85,6 @@ def write_ply(path: Path, scene: Gaussians | PointCloud, origin: Origin = NO_ORI
         write_atomic(path, gaussians_to_ply(finite_gaussians(scene, label), origin))
     else:
         write_atomic(path, points_to_ply(finite_points(scene, label), origin))
-
-
-def read_ply(path: Path) -> Gaussians:
-    """Gaussians from a file, without those that cannot be shown. Raises UserError if it is missing or holds none."""
-    try:
-        gaussians = gaussians_from_ply(path)
-        if not len(gaussians):
-            raise ValueError("it holds none")
-    except (OSError, ValueError, PlyParseError) as error:
-        raise UserError(f"{path} is no PLY of Gaussians: {error}.") from None
-    return finite_gaussians(gaussians, str(path))
 
 
 def read_origin(path: Path) -> Origin | None:

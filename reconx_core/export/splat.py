@@ -6,15 +6,10 @@ constant term of the spherical harmonics is kept.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from reconx_core.errors import UserError
-from reconx_core.export.finite import finite_gaussians
-from reconx_core.io.files import write_atomic
 from reconx_core.io.images import to_uint8
 from reconx_core.rasterize.conventions import SH_0
 from reconx_core.types import Gaussians
@@ -51,19 +46,3 @@ def gaussians_from_splat(data: bytes) -> Gaussians:
         logit_opacities=torch.logit(rgba[:, 3].clamp(0.5 / 255, 1 - 0.5 / 255)),
         sh=(rgba[:, None, :3] - 0.5) / SH_0,
     )
-
-
-def write_splat(path: Path, gaussians: Gaussians) -> None:
-    """Write Gaussians atomically, without those that no viewer can show. Raises OSError if the file cannot be written."""
-    write_atomic(path, gaussians_to_splat(finite_gaussians(gaussians, f"the scene for {path}")))
-
-
-def read_splat(path: Path) -> Gaussians:
-    """Gaussians from a file, without those that cannot be shown. Raises UserError if it is missing or not a .splat."""
-    try:
-        gaussians = gaussians_from_splat(path.read_bytes())
-        if not len(gaussians):
-            raise ValueError("it holds no Gaussians")
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is no .splat file: {error}.") from None
-    return finite_gaussians(gaussians, str(path))

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from reconx_core.errors import UserError
+from reconx_core.invalid import explain
 
 Shape = TypeVar("Shape", bound=BaseModel)
 
@@ -47,7 +48,5 @@ def check_shape(content: dict[str, Any], shape: type[Shape], file: Path | str) -
     try:
         return shape.model_validate(content)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the whole"
-        reason = f"{where}: {first['msg'].removeprefix('Value error, ').lower()}"
+        reason = explain(error, shape, "entry")[:-1]
         raise UserError(f"'{file}' is damaged, or of no run of this version ({reason}); run again what wrote it.") from None

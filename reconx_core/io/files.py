@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import uuid
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,39 @@ def require_writable_file(path: Path) -> None:
     if path.is_dir():
         raise _is_folder(path)
     require_writable(path.parent)
+
+
+@contextlib.contextmanager
+def as_it_was(folder: Path, files: Sequence[str]) -> Iterator[Callable[[], None]]:
+    """Where an error ends the block before the function that it yields is called: the ``files`` in ``folder`` as before, and
+    the folder and those above it gone where they are new and empty."""
+    before = {file: _bytes_of(file) for file in (folder / name for name in files)}
+    new = [place for place in (folder, *folder.parents) if not place.exists()]
+    kept: list[bool] = []
+    try:
+        yield lambda: kept.append(True)
+    except BaseException:
+        if not kept:
+            with contextlib.suppress(OSError):
+                for file, content in before.items():
+                    _put_back(file, content)
+                for place in new:
+                    place.rmdir()
+        raise
+
+
+def _bytes_of(file: Path) -> bytes | None:
+    try:
+        return file.read_bytes()
+    except OSError:
+        return None
+
+
+def _put_back(file: Path, content: bytes | None) -> None:
+    if content is None:
+        file.unlink(missing_ok=True)
+    elif content != _bytes_of(file):
+        write_atomic(file, content)
 
 
 def explain_disk(error: OSError, folder: Path) -> UserError:

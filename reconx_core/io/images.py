@@ -9,17 +9,19 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pillow_heif
-import torch
 from jaxtyping import Bool, Float
 from PIL import Image
-from torch import Tensor
 
 from reconx_core.errors import UserError
 from reconx_core.io.exif import focal_of, projection_of, turn_of
 from reconx_core.io.files import write_atomic
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 pillow_heif.register_heif_opener()
 
@@ -66,6 +68,8 @@ def read_image(path: Path, upright: bool = True) -> Float[Tensor, "h w 3"]:
     Raises:
         ImageError: the file is missing, truncated or no picture.
     """
+    import torch
+
     picture = _open(path, upright)
     if picture.mode in ("F", "I", "I;16", "I;16B", "I;16L"):
         deep = picture if picture.mode == "F" else picture.convert("I")
@@ -152,6 +156,8 @@ def resize_images(images: Float[Tensor, "n h w 3"], height: int, width: int) -> 
     """Resize a stack of pictures (bilinear, antialiased); returns the stack itself if the size does not change."""
     if images.shape[1:3] == (height, width):
         return images
+    import torch
+
     resized = torch.nn.functional.interpolate(images.permute(0, 3, 1, 2), (height, width), mode="bilinear", antialias=True)
     return resized.permute(0, 2, 3, 1).contiguous()
 
@@ -160,6 +166,8 @@ def resize_for_network(images: Float[Tensor, "n h w 3"], height: int, width: int
     """Resize a stack of pictures as DUSt3R and VGGT were trained: in 8 bits, Lanczos to shrink, bicubic to enlarge."""
     if images.shape[1:3] == (height, width):
         return images
+    import torch
+
     method = Image.Resampling.LANCZOS if max(height, width) < max(images.shape[1:3]) else Image.Resampling.BICUBIC
     return torch.stack([_from_pillow(_to_pillow(image).resize((width, height), method)) for image in images])
 
@@ -168,12 +176,16 @@ def resize_mask(mask: Bool[Tensor, "h w"], height: int, width: int) -> Bool[Tens
     """Resize a mask; True only where (nearly) all source pixels are True."""
     if mask.shape == (height, width):
         return mask
+    import torch
+
     share = Image.fromarray(mask.numpy().astype(np.uint8) * 255).resize((width, height), Image.Resampling.BOX)
     return torch.from_numpy(np.asarray(share) >= 250)
 
 
 def to_uint8(image: Float[Tensor, "*n"]) -> np.ndarray:
     """[0, 1] to 0...255, rounded to nearest."""
+    import torch
+
     return image.detach().clamp(0, 1).mul_(255).round_().to(torch.uint8).cpu().numpy()
 
 
@@ -276,6 +288,8 @@ def _reducible(picture: Image.Image) -> Image.Image:
 
 
 def _from_pillow(picture: Image.Image) -> Float[Tensor, "h w 3"]:
+    import torch
+
     return torch.from_numpy(np.array(picture)).float().div_(255)
 
 

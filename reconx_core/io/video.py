@@ -7,16 +7,18 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import av
 import numpy as np
-import torch
 from jaxtyping import Float
-from torch import Tensor
 
 from reconx_core.errors import UserError
 from reconx_core.io.files import write_atomic
 from reconx_core.io.images import ImageError, to_uint8
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SUFFIXES = (".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm")
 _MEASURED_SIDE = 640  # sharpness is compared at this size, so that 4K noise does not count as detail
@@ -120,6 +122,8 @@ def _count(path: Path) -> int:
 
 
 def _to_tensor(frame: av.VideoFrame) -> Float[Tensor, "h w 3"]:
+    import torch
+
     pixels = frame.to_ndarray(format="rgb24")
     turns = round(frame.rotation / 90) % 4  # phones store portrait video sideways, with a display matrix
     return torch.from_numpy(np.rot90(pixels, turns).copy()).float().div_(255)

@@ -13,7 +13,7 @@ from torch import Tensor
 from reconx_core.geometry.transforms import resize_cameras, size_for
 from reconx_core.geometry.undistort import registered_photos
 from reconx_core.io.images import resize, resize_mask
-from reconx_core.losses.lpips import load_lpips
+from reconx_core.losses.lpips import LAYOUTS, load_lpips
 from reconx_core.metrics.image import Background, score_view
 from reconx_core.metrics.pictures import Picture, confidence_colours, depth_colours, error_heat
 from reconx_core.metrics.pose import pose_errors
@@ -22,7 +22,7 @@ from reconx_core.rasterize import rasterize
 from reconx_core.settings import MetricsSettings
 from reconx_core.types import Cameras, Gaussians, Pointmaps, Scores, Views, ViewScore
 
-IMAGE_METRICS = ("psnr", "ssim", "lpips")
+IMAGE_METRICS = ("psnr", "ssim", "lpips", "lpips_alex")
 
 
 def score_scene(
@@ -104,7 +104,8 @@ def _score(
     refined: bool = False,
 ) -> list[tuple[ViewScore, Picture]]:
     """Score and picture of each view seen by its camera."""
-    lpips = load_lpips("cuda" if torch.cuda.is_available() else "cpu")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    lpips = {net: load_lpips(device, net) for net in LAYOUTS}
     results = []
     for i, name in enumerate(views.names):
         rendering = rasterize(gaussians, cameras[i : i + 1])

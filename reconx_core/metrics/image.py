@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -11,7 +12,7 @@ from skimage.metrics import structural_similarity
 from torch import Tensor
 
 from reconx_core.errors import UserError
-from reconx_core.losses.lpips import Lpips
+from reconx_core.losses.lpips import LAYOUTS, Lpips, Net
 from reconx_core.types import ViewScore
 
 Background = Literal["photo", "white"]
@@ -46,23 +47,29 @@ def score_view(
     render: Float[Tensor, "h w 3"],
     photo: Float[Tensor, "h w 3"],
     mask: Bool[Tensor, "h w"],
-    lpips: Lpips | None,
+    lpips: Mapping[Net, Lpips | None],
     *,
     refined: bool,
     is_target: bool,
     background: Background = "photo",
 ) -> ViewScore:
-    """All metrics of one view; LPIPS is None without its weights.
+    """All metrics of one view; LPIPS of a net is None without its weights.
 
     Raises:
         UserError: the mask leaves nothing to score.
     """
     if not mask[5:-5, 5:-5].any():
         raise UserError(f"The mask of '{name}' leaves no pixel to score; correct the mask or leave the photo out.")
-    return ViewScore(
-        name, psnr(render, photo, mask), ssim(render, photo, mask, background),
-        None if lpips is None else lpips_distance(lpips, render, photo, mask, background), refined, is_target,
-    )  # fmt: skip
+    vgg, alex = (_lpips_or_none(lpips.get(net), render, photo, mask, background) for net in LAYOUTS)
+    quality = psnr(render, photo, mask), ssim(render, photo, mask, background)
+    return ViewScore(name, *quality, vgg, refined, is_target, alex)
+
+
+def _lpips_or_none(
+    lpips: Lpips | None, render: Float[Tensor, "h w 3"], photo: Float[Tensor, "h w 3"], mask: Bool[Tensor, "h w"],
+    background: Background,
+) -> float | None:  # fmt: skip
+    return None if lpips is None else lpips_distance(lpips, render, photo, mask, background)
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from reconx_core.errors import UserError
+from reconx_core.errors import UserError, pip_install
 from reconx_core.types import BackendInfo, Cameras, Gaussians
 
 Backend = Literal["auto", "cpu", "gsplat"]
@@ -39,7 +39,7 @@ def resolve_backend(backend: str) -> Backend:
     if backend not in ("auto", *BACKENDS):
         raise UserError(f"There is no splats backend '{backend}'; choose auto, {' or '.join(BACKENDS)}.")
     # A successful import of gsplat is no proof: without CUDA it fails only at the first call.
-    missing = "a CUDA GPU" if not torch.cuda.is_available() else "gsplat (pip install 'reconx[cuda]')"
+    missing = "a CUDA GPU" if not torch.cuda.is_available() else f"gsplat ({pip_install('cuda')})"
     usable = torch.cuda.is_available() and importlib.util.find_spec("gsplat") is not None
     if backend == "gsplat" and not usable:
         raise UserError(f"splats.backend gsplat needs {missing}, which was not found here; use splats.backend=cpu.")

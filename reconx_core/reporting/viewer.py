@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from reconx_core.errors import UserError
+from reconx_core.errors import UserError, pip_install
 from reconx_core.geometry.transforms import matrix_to_quaternion, quaternion_to_matrix
 from reconx_core.rasterize.conventions import SH_0
 from reconx_core.types import Cameras, Gaussians
@@ -32,7 +32,7 @@ def show_scene(
         UserError: viser is not installed.
     """
     if importlib.util.find_spec("viser") is None:
-        raise UserError("The viewer needs viser; install it with: pip install 'reconx[view]'")
+        raise UserError(f"The viewer needs viser; install it with: {pip_install('view')}")
     import viser
 
     server = viser.ViserServer(host=host, port=port, verbose=False)

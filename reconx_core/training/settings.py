@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
 from reconx_core.errors import UserError
+from reconx_core.invalid import explain
 from reconx_core.settings import PointcloudSettings, Section, Side, read_mapping
 
 # Of pydantic's errors -> how such a value is written.
-_WRITTEN = {
-    "list_type": "a list of sources, such as {key}=[{{path: FOLDER}}]",
-    "tuple_type": "two numbers, such as [128, 256]",
-    "model_type": "{{KEY: VALUE}}, with KEY one of {keys}",
-}
 RENAMED = {"vary": "augment", "kept_clips": "clip_cache"}  # earlier names: accepted in YAML files, -S and checkpoints
 
 
@@ -153,31 +148,9 @@ def load_train_settings(path: Path, overrides: dict[str, Any]) -> TrainSettings:
     try:
         settings = TrainSettings.model_validate(_merged(current_names(base), current_names(overrides)))
     except ValidationError as error:
-        raise UserError(_explain(error, f"(of {path.name} or -S)")) from None
+        raise UserError(explain(error, TrainSettings, "training setting", f" (of {path.name} or -S)")) from None
     _require_crop_in_clips(settings)
     return settings
-
-
-def _explain(error: ValidationError, where: str) -> str:
-    """The first of pydantic's errors in a sentence; ``where``: what was read."""
-    first = error.errors()[0]
-    *sections, key = [str(part) for part in first["loc"]] or [""]
-    name = ".".join([*sections, key])
-    if first["type"] == "extra_forbidden":
-        nearest = difflib.get_close_matches(key, _section(sections).model_fields, n=1, cutoff=0.0)[0]
-        return f"There is no training setting '{name}' {where}; did you mean '{'.'.join([*sections, nearest])}'?"
-    if first["type"] in _WRITTEN:
-        form = _WRITTEN[first["type"]].format(key=key, keys=", ".join(_section([*sections, key]).model_fields))
-        return f"Training setting '{name}' {where} should be {form}, but is {first['input']!r}."
-    said = first["msg"].removeprefix("Value error, ")
-    named = f" '{name}'" if name else ""
-    return f"Training setting{named} {where}: {said[:1].lower()}{said[1:]}."
-
-
-def _section(sections: list[str]) -> type[Section]:
-    """The model of a section of the training settings, such as `pointcloud`, or of an entry of a list of clips."""
-    models: dict[str, type[Section]] = {"pointcloud": PointcloudSettings, "data": ClipSource, "validation": ClipSource}
-    return models.get(sections[0], TrainSettings) if sections else TrainSettings
 
 
 def _require_crop_in_clips(settings: TrainSettings) -> None:

@@ -14,7 +14,7 @@ import zarr
 
 from reconx_core.cache import store
 from reconx_core.errors import UserError
-from reconx_core.types import Cameras, Clip, Condition, Frames, Gaussians, PointCloud, Pointmaps, Views, ViewScore
+from reconx_core.types import Cameras, Clip, Condition, Frames, Gaussians, PointCloud, Pointmaps, Tracks, Views, ViewScore
 
 H, W = 40, 60
 
@@ -32,6 +32,10 @@ def cloud(n):
     return PointCloud(torch.randn(n, 3), colours(n, 3), torch.rand(n))
 
 
+def tracks(n):
+    return Tracks(torch.randint(0, 2, (n,)), torch.randint(0, 5, (n,)), torch.rand(n, 2))
+
+
 def examples():
     torch.manual_seed(0)
     masks = torch.rand(3, H, W) > 0.5
@@ -41,6 +45,7 @@ def examples():
         "views": Views(colours(3, H, W, 3), masks, ("a", "b c", "ü/d"), is_target, cameras(3), focal, "posed"),
         "unposed": Views(colours(3, H, W, 3), masks, ("a", "b", "c"), is_target, None, focal),
         "pointmaps": Pointmaps(torch.randn(2, H, W, 3), torch.rand(2, H, W), cameras(2), cloud(5)),
+        "tracked": Pointmaps(torch.randn(2, H, W, 3), torch.rand(2, H, W), cameras(2), cloud(5), tracks=tracks(7)),
         "empty": Pointmaps(torch.randn(2, H, W, 3), torch.rand(2, H, W), cameras(2), cloud(0)),
         "condition": Condition(cameras(2), colours(2, H, W, 3), torch.zeros(2, H, W), torch.ones(2, 2).long(), torch.rand(2)),
         "frames": Frames(colours(2, H, W, 3), cameras(2), torch.rand(2, H, W), torch.tensor([True, False])),

@@ -6,7 +6,7 @@ import pytest
 import torch
 from small_captures import cameras_of, tiny_hall
 
-from reconx_core.datasets import procedural, read, scene_names
+from reconx_core.datasets import procedural, procedural_spec, read, scene_names
 from reconx_core.datasets.solids import first_hit
 from reconx_core.errors import UserError
 from reconx_core.geometry.transforms import project, transform, unproject
@@ -115,7 +115,7 @@ def test_intrinsics_follow_size_and_field_of_view():
 
 
 def test_seed_ranges_are_several_scenes():
-    assert [str(p) for p in procedural.expand("procedural:room?seed=1..3&views=4")] == [
+    assert [str(p) for p in procedural_spec.expand("procedural:room?seed=1..3&views=4")] == [
         f"procedural:room?seed={seed}&views=4" for seed in (1, 2, 3)
     ]
 

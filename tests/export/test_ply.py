@@ -9,14 +9,15 @@ from export_scene import render, some_gaussians, some_points
 from plyfile import PlyData
 
 from reconx_core.errors import UserError
-from reconx_core.export import gaussians_to_ply, points_from_ply, points_to_ply, read_origin, read_ply, write_ply
+from reconx_core.export import gaussians_to_ply, points_from_ply, points_to_ply, read_origin, write_ply
+from reconx_core.export.formats import read_gaussians
 
 
 @pytest.mark.parametrize("degree", [0, 1, 2, 3])
 def test_what_is_read_back_renders_the_same_to_the_last_bit(tmp_path, degree):
     scene = some_gaussians(degree)
     write_ply(tmp_path / "scene.ply", scene)
-    back = read_ply(tmp_path / "scene.ply")
+    back = read_gaussians(tmp_path / "scene.ply")
     for name in ("means", "quats", "log_scales", "logit_opacities", "sh"):
         assert torch.equal(getattr(back, name), getattr(scene, name)), name
     rendered = render(scene)
@@ -48,7 +49,7 @@ def test_an_origin_is_noted_and_changes_no_gaussian(tmp_path):
     write_ply(tmp_path / "far.ply", scene, origin)
     write_ply(tmp_path / "near.ply", scene)
     assert (read_origin(tmp_path / "far.ply"), read_origin(tmp_path / "near.ply")) == (origin, (0, 0, 0))
-    assert torch.equal(read_ply(tmp_path / "far.ply").means, scene.means)
+    assert torch.equal(read_gaussians(tmp_path / "far.ply").means, scene.means)
     assert b"comment" not in (tmp_path / "near.ply").read_bytes()[:200]
 
 
@@ -65,9 +66,9 @@ def test_points_round_trip(tmp_path):
 def test_what_is_no_gaussian_ply_is_named(tmp_path, content):
     (tmp_path / "x.ply").write_bytes(content)
     with pytest.raises(UserError, match=r"x\.ply"):
-        read_ply(tmp_path / "x.ply")
+        read_gaussians(tmp_path / "x.ply")
 
 
 def test_no_such_file(tmp_path):
     with pytest.raises(UserError, match=r"x\.ply"):
-        read_ply(tmp_path / "x.ply")
+        read_gaussians(tmp_path / "x.ply")

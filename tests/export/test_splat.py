@@ -4,14 +4,15 @@ import torch
 from export_scene import psnr, render, some_gaussians
 
 from reconx_core.errors import UserError
-from reconx_core.export import gaussians_from_splat, gaussians_to_splat, read_splat, write_splat
+from reconx_core.export import gaussians_from_splat, gaussians_to_splat
+from reconx_core.export.formats import read_gaussians, write_gaussians
 from reconx_core.types import Gaussians
 
 
 def test_what_is_read_back_renders_alike(tmp_path):
     scene = some_gaussians(0)
-    write_splat(tmp_path / "a.splat", scene)
-    back = read_splat(tmp_path / "a.splat")
+    write_gaussians(tmp_path / "a.splat", scene)
+    back = read_gaussians(tmp_path / "a.splat")
     assert (len(back), back.sh_degree) == (len(scene), 0)
     assert psnr(render(back), render(scene)) > 35
 
@@ -52,4 +53,4 @@ def test_extreme_opacities_stay_finite():
 def test_other_files_are_named(tmp_path):
     (tmp_path / "a.splat").write_bytes(bytes(33))
     with pytest.raises(UserError, match=r"a\.splat"):
-        read_splat(tmp_path / "a.splat")
+        read_gaussians(tmp_path / "a.splat")

@@ -8,15 +8,16 @@ import sys
 from contextlib import redirect_stdout
 from pathlib import Path
 
+import pycolmap
 import pytest
 import torch
 from PIL import Image
 
 from flows import cli
-from reconx_core import export
 from reconx_core.cache import store
 from reconx_core.datasets import read
 from reconx_core.export import dataset as write
+from reconx_core.export.formats import read_gaussians
 from reconx_core.io import video as video_io
 
 QUICK = [
@@ -77,11 +78,23 @@ def test_exports_hold_what_the_store_holds(made):
     folder, _ = made
     (scene,) = json.loads((folder / "out" / "run.json").read_text())["scenes"].values()
     entry = store.Reference(**scene["artifacts"]["splats"]).folder(folder / "store")
-    kept, exported = store.load(entry, "gaussians"), export.read_ply(folder / "out" / "scene.ply")
+    kept, exported = store.load(entry, "gaussians"), read_gaussians(folder / "out" / "scene.ply")
     assert torch.equal(kept.means, exported.means)
     assert torch.equal(kept.sh, exported.sh)
     assert len(list(video_io.read_frames(folder / "out" / "video.mp4"))) == 4
     assert len(json.loads((folder / "out" / "cameras" / "transforms.json").read_text())["frames"]) == 3
+
+
+def test_colmap_goes_on_from_the_cameras(made):
+    """Tracks of the features that the cameras were found by, and one lens, for the photos are one camera's."""
+    model = pycolmap.Reconstruction(str(made[0] / "out" / "cameras" / "sparse" / "0"))
+    assert model.num_points3D() > 20
+    assert all(point.track.length() > 1 for point in model.points3D.values())
+    before = model.compute_mean_reprojection_error()
+    assert before < 1.5
+    pycolmap.bundle_adjustment(model)
+    model.update_point_3d_errors()
+    assert model.compute_mean_reprojection_error() < 1.02 * before
 
 
 def test_render_and_export_take_the_scene_up_again(reconx, made):
@@ -89,7 +102,7 @@ def test_render_and_export_take_the_scene_up_again(reconx, made):
     assert reconx("render", folder / "out", "-o", folder / "again.mp4", "--frames", 2).code == 0
     assert len(list(video_io.read_frames(folder / "again.mp4"))) == 2
     assert reconx("export", folder / "out" / "scene.ply", folder / "scene.splat").code == 0
-    assert len(export.read_splat(folder / "scene.splat")) == len(export.read_ply(folder / "out" / "scene.ply"))
+    assert len(read_gaussians(folder / "scene.splat")) == len(read_gaussians(folder / "out" / "scene.ply"))
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from flows import export as export_flow
 from flows import scene
 from flows.runs.results import _origin_of
 from reconx_core import datasets, export
@@ -45,7 +46,7 @@ def folder(tmp_path):
 
 def convert(source, target):
     said = io.StringIO()
-    scene.convert(source, target, Console(file=said, width=500))
+    export_flow.convert(source, target, Console(file=said, width=500))
     return said.getvalue()
 
 

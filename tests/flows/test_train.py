@@ -67,16 +67,16 @@ def test_no_data_is_a_sentence(tmp_path):
         for setting, words in (
             (
                 "data=nothere",
-                r"'data' \(of tiny.yaml or -S\) should be a list of sources, such as data=\[{path: FOLDER}\], but is",
+                r"'data' \(of tiny.yaml or -S\) should be a list, such as data=\[{path: PATH}\], but is",
             ),
-            ("crop=5", r"'crop' .* should be two numbers, such as \[128, 256\], but is '5'"),
-            ("data=[{path: x, skip: 1}]", r"'data.0.skip' .* should be two numbers"),
+            ("crop=5", r"'crop' .* should be two whole numbers, such as \[128, 256\], but is '5'"),
+            ("data=[{path: x, skip: 1}]", r"'data.0.skip' .* should be two whole numbers"),
             ("data=[a]", r"'data.0' .* should be {KEY: VALUE}, with KEY one of path, frames, "),
             ("pointcloud=5", r"'pointcloud' .* should be {KEY: VALUE}, with KEY one of backend, "),
             ("stepz=1", r"There is no training setting 'stepz' .*; did you mean 'steps'\?"),
             ("pointcloud.plane=3", r"did you mean 'pointcloud.planes'\?"),
             ("data=[{path: x, fram: 3}]", r"did you mean 'data.0.frames'\?"),
-            ("steps=x", r"'steps' \(of tiny.yaml or -S\): input should be a valid integer"),
+            ("steps=x", r"'steps' \(of tiny.yaml or -S\) should be a whole number, but is 'x'"),
         )
     ],
 )

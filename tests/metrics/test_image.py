@@ -64,7 +64,7 @@ def test_on_white_ssim_is_that_of_two_composited_pictures():
     whole = ssim(*on_white, everything(photo))
     assert ssim(render, photo, mask, "white") == pytest.approx(whole)
     assert whole > ssim(render, photo, mask)  # half of the picture is equal
-    score = score_view("a", render, photo, mask, None, refined=False, is_target=True, background="white")
+    score = score_view("a", render, photo, mask, {}, refined=False, is_target=True, background="white")
     assert (score.psnr, score.ssim) == (psnr(render, photo, mask), pytest.approx(whole))
     black = torch.where(mask[..., None], render, 0.0)
     assert ssim(black, 1 - torch.where(mask[..., None], 1 - photo, 0.3), mask, "white") == pytest.approx(whole)
@@ -73,9 +73,9 @@ def test_on_white_ssim_is_that_of_two_composited_pictures():
 def test_empty_mask_is_a_user_error():
     render, photo = pair()
     with pytest.raises(UserError, match=r"barn\.jpg"):
-        score_view("barn.jpg", render, photo, ~everything(photo), None, refined=False, is_target=True)
+        score_view("barn.jpg", render, photo, ~everything(photo), {}, refined=False, is_target=True)
 
 
 def test_no_number_without_lpips_weights():
     render, photo = pair()
-    assert score_view("a", render, photo, everything(photo), None, refined=False, is_target=True).lpips is None
+    assert score_view("a", render, photo, everything(photo), {}, refined=False, is_target=True).lpips is None

@@ -5,6 +5,7 @@ The package needs torchvision only to build VGG16, which the tests build of plai
 
 import sys
 from dataclasses import replace
+from functools import partial
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
@@ -105,22 +106,40 @@ def vgg16(pretrained=False):
     return SimpleNamespace(features=nn.Sequential(*layers))
 
 
+def alexnet(pretrained=False):
+    """The same for AlexNet."""
+    assert not pretrained
+    convolution = partial(nn.Conv2d, kernel_size=3, padding=1)
+    return SimpleNamespace(
+        features=nn.Sequential(
+            nn.Conv2d(3, 64, 11, 4, 2), nn.ReLU(), nn.MaxPool2d(3, 2), nn.Conv2d(64, 192, 5, padding=2), nn.ReLU(),
+            nn.MaxPool2d(3, 2), convolution(192, 384), nn.ReLU(), convolution(384, 256), nn.ReLU(), convolution(256, 256),
+            nn.ReLU(), nn.MaxPool2d(3, 2),
+        )
+    )  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def package():
     """The `lpips` package: `pip install --no-deps lpips`, for its dependency torchvision would bring another torch."""
     stand_in = ModuleType("torchvision")
-    stand_in.models = SimpleNamespace(vgg16=vgg16)
+    stand_in.models = SimpleNamespace(vgg16=vgg16, alexnet=alexnet)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "torchvision", stand_in)
         return pytest.importorskip("lpips", reason="no lpips package here (pip install --no-deps lpips)")
 
 
+@pytest.fixture(scope="module", params=["vgg", "alex"])
+def net(request):
+    return request.param
+
+
 @pytest.fixture(scope="module", params=["random heads", "published heads"])
-def theirs(package, request):
-    """Their network with a random VGG16, and the heads that the package brings or random ones."""
+def theirs(package, net, request):
+    """Their network with a random backbone, and the heads that the package brings or random ones."""
     torch.manual_seed(0)
     published = request.param == "published heads"
-    network = package.LPIPS(net="vgg", pnet_rand=True, pretrained=published, verbose=False)
+    network = package.LPIPS(net=net, pnet_rand=True, pretrained=published, verbose=False)
     if not published:
         for head in network.lins:
             nn.init.uniform_(head.model[1].weight, 0, 1)
@@ -128,11 +147,11 @@ def theirs(package, request):
 
 
 @pytest.fixture(scope="module")
-def ours(theirs):
+def ours(theirs, net):
     """Our network with the same weights, in the formats in which both files are published."""
     trunk = {name.split(".", 1)[1]: value for name, value in theirs.net.state_dict().items()}
     heads = {name: value for name, value in theirs.state_dict().items() if name.startswith("lin") and "model" in name}
-    return Lpips({f"features.{name}": value for name, value in trunk.items()}, heads)
+    return Lpips({f"features.{name}": value for name, value in trunk.items()}, heads, net)
 
 
 @torch.no_grad()

@@ -135,7 +135,7 @@ def test_users_photos_have_photo_scores_only(gaussians):
         make_views(gaussians, cameras), cameras=None, protocol="unposed", is_target=torch.zeros(5, dtype=torch.bool)
     )
     scores, _ = score(worse(gaussians), views, cameras)
-    assert set(scores.summary) == {"photo_psnr", "photo_ssim", "photo_lpips", "gaussians", "registered"}
+    assert set(scores.summary) == {"photo_psnr", "photo_ssim", "photo_lpips", "photo_lpips_alex", "gaussians", "registered"}
     assert math.isfinite(scores.summary["photo_psnr"])
 
 

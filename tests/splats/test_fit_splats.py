@@ -10,7 +10,7 @@ from exact_scene import draw, room, room_pointmaps
 from reconx_core.condition import build_condition
 from reconx_core.confidence import estimate_confidence
 from reconx_core.errors import UserError
-from reconx_core.losses.lpips import VGG_STAGES, Lpips
+from reconx_core.losses.lpips import LAYOUTS, Lpips
 from reconx_core.pointcloud import make_backend
 from reconx_core.rasterize import rasterize
 from reconx_core.settings import ConditionSettings, ConfidenceSettings, PointcloudSettings, SplatsSettings, VideoSettings
@@ -144,7 +144,7 @@ def lpips() -> Lpips:
     """With random weights: the real ones are not ours to ship."""
     draw_from, before, vgg = draw(7), 3, {}
     channels = (64, 128, 256, 512, 512)
-    for stage, width in zip(VGG_STAGES, channels):
+    for stage, width in zip(LAYOUTS["vgg"].stages, channels):
         for number in stage:
             spread = (2 / (9 * before)) ** 0.5
             vgg[f"features.{number}.weight"] = spread * torch.randn(width, before, 3, 3, generator=draw_from)

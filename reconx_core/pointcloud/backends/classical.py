@@ -92,6 +92,7 @@ def lift(depth: Float[Tensor, "n h w"], confidence: Float[Tensor, "n h w"], mask
         sfm.sparse,
         sfm.camera_confidence,
         sfm.radial,
+        sfm.tracks,
     )
 
 

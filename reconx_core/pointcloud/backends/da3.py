@@ -77,7 +77,7 @@ class Da3:
         aligned = align(*star_pairs(*predicted), views, held, window, iterations=0, shared_focal=False)
         pointmaps = lift(aligned, views, held, window)
         if sfm is not None:
-            pointmaps = replace(pointmaps, sparse=sfm.sparse, camera_confidence=sfm.camera_confidence)
+            pointmaps = replace(pointmaps, sparse=sfm.sparse, camera_confidence=sfm.camera_confidence, tracks=sfm.tracks)
         return pointmaps, torch.arange(len(views))
 
     def locate(

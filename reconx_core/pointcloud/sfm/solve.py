@@ -37,7 +37,7 @@ from reconx_core.pointcloud.sfm.matching import (
 from reconx_core.pointcloud.sfm.open_focal import OPEN, choose_focal, shows_focal
 from reconx_core.pointcloud.sfm.parallax import Pixels, from_one_spot
 from reconx_core.pointcloud.sfm.radial import Lens, corner_shift, radial_lenses
-from reconx_core.types import Cameras, PointCloud, Views
+from reconx_core.types import Cameras, PointCloud, Tracks, Views
 
 pycolmap.logging.minloglevel = 2  # otherwise glog prints every step; errors are raised as exceptions
 
@@ -66,6 +66,7 @@ class Sfm:
     inlier_counts: Int[Tensor, " e"]
     camera_confidence: float | None = None  # [0, 1]; None of known cameras
     radial: Float[Tensor, " n"] | None = None  # k1 of lenses by which the photos have to be undistorted with `cameras`
+    tracks: Tracks | None = None  # where the registered views see the points of `sparse`
 
 
 def require_two(views: Views) -> None:
@@ -284,30 +285,35 @@ def to_sfm(views: Views, fixed: Cameras | None, problem: Problem, reconstruction
     for view in range(0 if fixed is None else len(fixed)):  # copied bit for bit instead of inverted twice
         cam_to_world[where[view]] = fixed.cam_to_world[view]  # type: ignore[union-attr]
     cameras = Cameras(_float(intrinsics), cam_to_world, width, height)
-    sparse, observations = _points(views, reconstruction, where)
+    sparse, tracks = _points(views, reconstruction, where)
+    observations = torch.zeros(len(where), len(sparse), dtype=torch.bool)
+    observations[tracks.view, tracks.point] = True
     pairs = [(where[i], where[j], len(m)) for (i, j), m in problem.matches.items() if i in where and j in where]
     table = torch.tensor(pairs, dtype=torch.int64).reshape(-1, 3)
     mask = torch.zeros(len(views), dtype=torch.bool)
     mask[registered] = True
-    return Sfm(cameras, mask, sparse, observations, table[:, :2], table[:, 2])
+    return Sfm(cameras, mask, sparse, observations, table[:, :2], table[:, 2], tracks=tracks)
 
 
-def _points(
-    views: Views, reconstruction: pycolmap.Reconstruction, where: dict[int, int]
-) -> tuple[PointCloud, Bool[Tensor, "n p"]]:
-    """Points by id with the mean colour of their observations; confidence falls with the reprojection error."""
+def _points(views: Views, reconstruction: pycolmap.Reconstruction, where: dict[int, int]) -> tuple[PointCloud, Tracks]:
+    """Points by id with the mean colour of their observations, and these; confidence falls with the reprojection error."""
     points = [reconstruction.point3D(i) for i in sorted(reconstruction.point3D_ids())]
-    observations = torch.zeros(len(where), len(points), dtype=torch.bool)
     rgb = torch.zeros(len(points), 3)
+    seen = list[tuple[int, int]]()
+    pixels = list[NDArray[np.float64]]()
     for index, point in enumerate(points):
         for element in point.track.elements:
             view = element.image_id - 1
-            x, y = reconstruction.image(element.image_id).points2D[element.point2D_idx].xy.astype(int)
+            xy = reconstruction.image(element.image_id).points2D[element.point2D_idx].xy
+            x, y = xy.astype(int)
             rgb[index] += views.images[view, y, x] / point.track.length()
-            observations[where[view], index] = True
+            seen.append((where[view], index))
+            pixels.append(xy)
     error = torch.tensor([point.error for point in points])
     xyz = _float(np.stack([point.xyz for point in points]))
-    return PointCloud(xyz, rgb, torch.exp(-error).float().clamp(0, 1)), observations
+    view_of, point_of = torch.tensor(seen, dtype=torch.int64).reshape(-1, 2).unbind(-1)
+    tracks = Tracks(view_of.contiguous(), point_of.contiguous(), _float(np.array(pixels).reshape(-1, 2)))
+    return PointCloud(xyz, rgb, torch.exp(-error).float().clamp(0, 1)), tracks
 
 
 def _float(array: NDArray[np.float64]) -> Tensor:

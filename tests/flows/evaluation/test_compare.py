@@ -46,9 +46,9 @@ def test_difference_interval_scenes_and_settings_are_told(tmp_path, reconx):
 
 
 def test_every_run_is_compared_with_the_first(tmp_path, reconx):
-    folders = [write_run(tmp_path / f"r{k}", {name: record_scene(20 + k) for name in "uv"}) for k in range(3)]
+    folders = [write_run(tmp_path / f"r{k}", {name: record_scene(20 + k) for name in "uvw"}) for k in range(3)]
     said = words(reconx("compare", *folders).out)
-    assert said.count("paired over 2 scene(s)") == 2
+    assert said.count("paired over 3 scene(s)") == 2
     for expected in ("B is better", "C is better", "+1.000 … +1.000", "+2.000 … +2.000"):
         assert expected in said, expected
 
@@ -136,11 +136,12 @@ def test_score_that_some_scenes_lack_is_left_out_and_named(tmp_path):
     assert any("SSIM, Photo PSNR" in sentence for sentence in comparison.sentences(pair))
 
 
-def test_lpips_of_two_nets_is_not_compared(tmp_path):
-    scenes = {"u": record_scene(20, summary={"psnr": 20.0, "lpips": 0.5})}
-    a = read(write_run(tmp_path / "a", scenes, protocol={"name": "easy", "lpips": "vgg"}))
-    b = read(write_run(tmp_path / "b", scenes, protocol={"name": "easy", "lpips": "alex"}), "B")
-    assert pair_up(a, b).left_out == ["LPIPS"]
+def test_lpips_of_each_net_is_compared_with_its_like(tmp_path):
+    both = {"u": record_scene(20, summary={"psnr": 20.0, "lpips": 0.5, "lpips_alex": 0.2})}
+    one = {"u": record_scene(20, summary={"psnr": 20.0, "lpips": 0.5})}
+    pair = pair_up(read(write_run(tmp_path / "a", both)), read(write_run(tmp_path / "b", one), "B"))
+    assert [difference.key for difference in pair.differences] == ["psnr", "lpips"]
+    assert pair.left_out == ["LPIPS Alex"]
 
 
 def test_single_scene_has_no_interval(tmp_path):
@@ -148,6 +149,21 @@ def test_single_scene_has_no_interval(tmp_path):
     assert pair.differences[0].bounds is None
     assert comparison.verdict(pair.differences[0]) == "open"
     assert any("single scene" in sentence for sentence in comparison.sentences(pair))
+
+
+def test_two_scenes_have_no_interval_and_no_verdict(tmp_path):
+    pair = pair_of(tmp_path, {"u": 20.0, "v": 20.0}, {"u": 21.0, "v": 21.0})
+    said = " ".join(comparison.sentences(pair))
+    assert "Two scenes say nothing about others: no interval, and no verdict." in said
+    assert "better" not in said
+
+
+def test_identical_runs_give_the_same_results(tmp_path):
+    scenes = {name: 20.0 + i for i, name in enumerate("uvw")}
+    assert comparison.sentences(pair_of(tmp_path / "same", scenes, scenes)) == [
+        "A and B give the same results in all 3 scene(s)."
+    ]
+    assert "the same results" not in " ".join(comparison.sentences(pair_of(tmp_path, scenes, scenes | {"v": 21.0001})))
 
 
 def test_interval_covers_the_true_mean_about_as_often_as_it_says():
@@ -176,6 +192,7 @@ def test_interval_is_the_same_every_time_and_absent_for_one_scene():
     differences = np.array([0.1, 0.5, -0.2, 0.7])
     assert comparison.interval(differences) == comparison.interval(differences)
     assert comparison.interval(np.array([0.1])) is None
+    assert comparison.interval(np.array([0.1, 0.2])) is None
 
 
 @pytest.mark.parametrize("change", [{"protocol": "unposed"}, {"split": "train_6"}, {"size": [512, 384]}])

@@ -397,8 +397,9 @@ def test_command_prints_and_saves(reconx, tmp_path, monkeypatch):
     run = write(tmp_path / "night", record({"u": scene(20)}, protocol=EASY), "0123456789abcdef")
     outcome = reconx("table", "easy", run, "-o", tmp_path / "tables")
     assert outcome.code == 0
-    for expected in ("20.00†", "01234567", "published", "only 1 of the 7,289 scenes"):
+    for expected in ("20.00†", "01234567", "published", "only 1 of the 7,289 scenes", "Of ACID there are no runs of ours"):
         assert expected in outcome.out, expected
+    assert outcome.out.index("01234567") < outcome.out.index("published")
     assert sorted(path.name for path in (tmp_path / "tables").iterdir()) == ["easy.csv", "easy.md", "easy.tex"]
     outcome = reconx("table", "medium", "-o", tmp_path / "tables")
     assert outcome.code == 2

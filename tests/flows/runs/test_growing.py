@@ -168,3 +168,27 @@ def test_table_of_thousands_of_scenes_is_short(tmp_path):
     assert printed.count("\n") < 40
     for part in ("s0 ", "s3500", "s6999", "289 of 7289 scenes failed", "x0, x1", "and 281 more", "1 h 23 min"):
         assert part in printed, part
+
+
+@pytest.mark.parametrize("width", [30, 40, 80, 200])
+def test_scores_of_several_seeds_are_whole_on_any_screen(width):
+    """Columns that do not fit stand in a table below; no cell is cut or broken."""
+    from flows.evaluation.score_tables import print_scores
+
+    summary = {
+        "psnr": 20.07,
+        "ssim": 0.673,
+        "photo_psnr": 30.1,
+        "photo_ssim": 0.9,
+        "rotation_error": 0.3,
+        "gaussians": 123456.0,
+    }
+    scene = {"error": None, "summary": summary, "spread": summary, "protocol": "unposed", "split": "s", "size": [8, 8]}
+    file = io.StringIO()
+    print_scores(Console(file=file, width=width), {"scenes": {"fountain_p11": scene, "fox": scene}, "settings": {"seed": 0}})
+    printed = file.getvalue()
+    for cell in ("20.07 ± 20.07", "0.673 ± 0.673", "30.10 ± 30.10", "0.900 ± 0.900", "0.30 ± 0.30", "123,456", "photo PSNR dB"):
+        assert cell in printed, (cell, printed)
+    assert "…" not in printed
+    assert max(map(len, printed.splitlines()[:-1])) <= max(width, 30)
+    assert printed.count(" scene ") == {30: 6, 40: 6, 80: 2, 200: 1}[width]
