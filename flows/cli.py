@@ -17,6 +17,7 @@ from rich.console import Console
 
 from flows.execution.ending import INTERRUPTED, leave_stages_behind, stop_at_once
 from reconx_core.errors import UserError
+from reconx_core.names import one_line
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
 console = Console(highlight=False, emoji=False)  # names may hold ':smile:'
