@@ -109,11 +109,18 @@ def write_rows(
         UserError: of no scene there are photos that can be used.
     """
     from flows.evaluation import score_tables as tables
+    from flows.runs.earlier import EARLIER
     from flows.runs.registry import end_run
 
-    say = lambda note: console.print(f"[yellow]{escape(note)}[/]", soft_wrap=True)  # noqa: E731
+    say = lambda note: console.print(f"[yellow]{escape(one_line(note))}[/]", soft_wrap=True)  # noqa: E731
     end_run(root, out, [reference for run in runs for reference in run.references.values()], say)
-    put_rest_aside(request, folders, out, console)
+    try:
+        told = put_rest_aside(request, folders, out)
+    except UserError as error:
+        say(f"What an earlier run left in {out} could not be put aside: {error}")
+    else:
+        if told:
+            say(f"An earlier run into this folder made what is now in {out / EARLIER}: {abbreviate(told)}")
     unreadable = all(run.failed_stage == STAGES[0] and isinstance(run.error, UserError) for run in runs)
     for row in rows_of(request):
         record = write_row(request, row, [run for run in runs if run.plan.row == row], folders[row], started)
@@ -127,8 +134,12 @@ def write_rows(
     return sum(run.error is not None for run in runs)
 
 
-def put_rest_aside(request: EvaluationRequest, folders: dict[str, RunFolder], out: Path, console: Console) -> None:
-    """Put aside what an earlier run into ``out`` left and this one has not made, and say so."""
+def put_rest_aside(request: EvaluationRequest, folders: dict[str, RunFolder], out: Path) -> list[str]:
+    """Put aside what an earlier run into ``out`` left and this one has not made; returns the names of what was put aside.
+
+    Raises:
+        UserError: something cannot be moved.
+    """
     from flows.runs import earlier
 
     rows = {row.name for row in load_ablation()} - folders.keys()
@@ -140,9 +151,7 @@ def put_rest_aside(request: EvaluationRequest, folders: dict[str, RunFolder], ou
     if request.ablation or (out / earlier.MADE).is_file():  # of a run with other rows, or of `reconx reconstruct`
         more = (*earlier.RUN_FILES, earlier.SCORES) if request.ablation else ()
         told += [out.name] if earlier.put_results_aside(out, Path(), more) else []
-    if told:
-        line = one_line(f"An earlier run into this folder made what is now in {out / earlier.EARLIER}: {abbreviate(told)}")
-        console.print(f"[yellow]{escape(line)}[/]", soft_wrap=True)
+    return told
 
 
 def _nothing_to_do(runs: list[SceneRun], out: Path) -> UserError:

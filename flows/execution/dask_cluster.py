@@ -90,6 +90,7 @@ class Cluster:
     messenger: Messenger
     offered: frozenset[str]  # resources that workers declare: GPU for the stages that use one, CPU for the others
     crew: Crew | None = None  # where the workers are of this run, on this machine
+    ended: set[str] = field(default_factory=set)  # workers that it has ended itself
     found: Room | None = None  # when it last looked, a monotonic time
     looked: float = 0.0
     seen: float = field(default_factory=time.monotonic)  # a worker
@@ -136,6 +137,7 @@ class Cluster:
 
     def restart(self, worker: str) -> None:
         """End the worker's process, whose thread goes on with a stage; its nanny starts another one."""
+        self.ended.add(worker)
         self.client.restart_workers([worker], timeout=RESTART_SECONDS, raise_for_error=False)
 
     def require_workers(self, local: bool) -> None:
@@ -172,11 +174,12 @@ def open_cluster(workers: Workers, root: Path, monitor: Monitor, stages: tuple[s
         client = stack.enter_context(_connect(address))
         token = stack.enter_context(store.token(root))
         messenger = Messenger(token.name)
-        stack.enter_context(_relay(client, messenger.topic, monitor))
+        ended: set[str] = set()
+        stack.enter_context(_relay(client, messenger.topic, monitor, ended))
         stack.enter_context(_prepare(client, token, messenger, stages))
         known = client.scheduler_info(n_workers=-1)["workers"].values()
         offered = frozenset(name for worker in known for name, amount in worker["resources"].items() if amount)
-        yield Cluster(address, client, messenger, offered, crew)
+        yield Cluster(address, client, messenger, offered, crew, ended)
 
 
 def _local(workers: Workers, tries: int = PREPARE_TRIES) -> SpecCluster:
@@ -250,8 +253,8 @@ def _wait_for_worker(client: Client) -> None:
 
 
 @contextmanager
-def _relay(client: Client, topic: str, monitor: Monitor) -> Iterator[None]:
-    """Hand on what workers tell, and tell when one is lost."""
+def _relay(client: Client, topic: str, monitor: Monitor, ended: set[str]) -> Iterator[None]:
+    """Hand on what workers tell, and tell when one is lost that was not ``ended``."""
 
     def forward(event: tuple[float, list[str]]) -> None:
         name, *arguments = event[1]
@@ -259,7 +262,7 @@ def _relay(client: Client, topic: str, monitor: Monitor) -> Iterator[None]:
 
     def happened(event: tuple[float, dict[str, Any]]) -> None:
         about = event[1]
-        if about.get("action") == "remove-worker" and not about["expected"]:
+        if about.get("action") == "remove-worker" and not about["expected"] and about["worker"] not in ended:
             monitor.say(f"The worker {about['worker']} is gone; what it was doing is done again.")
 
     handlers: dict[str, Any] = {topic: forward, "all": happened}

@@ -45,7 +45,7 @@ from reconx_core.cache import store
 from reconx_core.cache.store import RECORD, DamagedEntry, Reference
 from reconx_core.errors import UserError
 from reconx_core.io.files import write_atomic
-from reconx_core.names import one_line
+from reconx_core.names import one_line, shown
 from reconx_core.settings import STAGES
 from tasks.execute import PARENTS, Job, Monitor, code_of, device_class, execute, key_of, uses_gpu
 
@@ -448,7 +448,7 @@ def run_stage(job: Job, parents: dict[str, dict[str, Any]], remote: bool = False
         keep_failure(job.root, job.stage, name, job.shown, description)
         if passing and _tries() <= RETRIES:
             job.monitor.say(f"{job.stage} of {job.shown} is tried again in {PAUSE:.0f} s: {description}")
-        if not remote and one_line(str(error)) == str(error):  # else Prefect could not send it to its server
+        if not remote and shown(str(error)) == str(error):  # else Prefect could not send it to its server
             raise
     else:
         forget_failure(job.root, job.stage, name)

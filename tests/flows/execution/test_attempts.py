@@ -12,6 +12,7 @@ from standins import write_folder
 from flows.execution import attempts
 from flows.execution import flow as pipeline
 from flows.execution.attempts import StageOverran, passes_by_itself, with_memory, within
+from flows.execution.ending import left_behind
 from reconx_core import splats, views
 from reconx_core.errors import UserError
 from reconx_core.io.files import explain_disk
@@ -141,6 +142,7 @@ def test_within_its_time_a_stage_is_what_it_is():
         within(5.0, "views", fail)
     with pytest.raises(StageOverran, match=r"views took longer than 0\.1 s, which --stage-timeout allows"):
         within(0.1, "views", lambda: time.sleep(2))
+    assert left_behind()
 
 
 def test_a_stage_that_takes_too_long_fails_and_the_other_scenes_go_on(reconx, tiny, tmp_path, monkeypatch):

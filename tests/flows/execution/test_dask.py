@@ -142,6 +142,7 @@ def test_worker_with_a_stage_that_takes_too_long_is_ended_and_the_other_scenes_g
     printed = " ".join(outcome.out.split())
     assert (outcome.code, outcome.err) == (1, "")
     assert printed.count("stuck failed in views: views took longer than 20.0 s, which --stage-timeout allows.") == 1
+    assert "is gone" not in printed, "it was ended, and is not missed"
     assert (tmp_path / "out" / "attic" / "scene.ply").exists()
     wait_for_workers(workers.address, 2)
     assert len(processes(workers.address) & before) == 1, "one of the two is another process now"
