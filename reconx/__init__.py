@@ -20,7 +20,7 @@ from torch import Tensor
 from reconx_core import metrics, seeds
 from reconx_core.cache import store as stored
 from reconx_core.cache.lock import in_use
-from reconx_core.datasets import procedural, scene_names
+from reconx_core.datasets import is_place, scene_names
 from reconx_core.errors import UserError
 from reconx_core.export.formats import write_gaussians
 from reconx_core.export.origin import NO_ORIGIN, Origin, parse_origin
@@ -134,7 +134,7 @@ def reconstruct_stored(
     if len(scenes) != 1:
         raise UserError(f"'{source}' holds {len(scenes)} scenes: give the path of one of them.")
     (name, place), references = scenes[0], dict[str, stored.Reference]()
-    found = place if procedural.is_spec(place) else place.absolute()
+    found = place.absolute() if is_place(place) else place
     with in_use(root):
         load_stages(_RECONSTRUCTING)
         digest = source_digest(str(found), root)
