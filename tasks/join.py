@@ -16,7 +16,9 @@ def run(job: Job, read: Inputs) -> dict[str, Any]:
     placement = read.json("confidence", "placement.json")
     left_out = {int(frame) for frame in placement["left_out"] or {}}
     kept = [frame for frame in range(len(guide.cameras)) if frame not in left_out]
-    backend = pointcloud.make_backend(job.settings.pointcloud)
+    backend = pointcloud.make_backend(
+        job.settings.pointcloud, fast=True
+    )  # many frames; the full settings take ten times as long
     joined = join_round(before, guide, made, kept, backend, job.last_round, job.generator())
     first = job.round == 1
     return {

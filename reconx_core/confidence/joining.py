@@ -18,7 +18,7 @@ from reconx_core.geometry.camera_path import se3_exp, se3_log
 from reconx_core.geometry.orbit import orbit_of
 from reconx_core.geometry.point_renders import OCCLUDER_CONFIDENCE, render_points, visible_points
 from reconx_core.geometry.transforms import join_cameras, rotation_angle, transform
-from reconx_core.types import Cameras, Condition, Frames, GeometryBackend, PointCloud, Pointmaps, Views
+from reconx_core.types import Cameras, Condition, Frames, GeometryBackend, Located, PointCloud, Pointmaps, Views
 
 SURE = 0.3  # confidence from which a generated pixel counts as seen
 ENOUGH = 0.3  # share of a frame's pixels that have to be sure, or it does not join
@@ -192,21 +192,29 @@ def joined_frames(*parts: Frames) -> Frames:
 def close_ring(
     before: Joined, grown: Joined, new: Frames, told: bool, backend: GeometryBackend, generator: torch.Generator
 ) -> Joined:
-    """The closed ring with its drift measured: the frame at the first photo's place, located among the photos alone.
+    """The closed ring with its drift measured: the frame at the first photo's place, as the photos alone say where it is.
 
-    Where the generator was not told the cameras, so that each was found from frames before it, the drift is distributed over
-    all frames, evenly along the ring.
+    Where the generator was not told the cameras, that is held against where the joined frames alone say that it is, and the
+    drift is distributed over all frames, evenly along the ring.
     """
-    frame = as_views(new.select(torch.tensor([len(new) - 1])), len(grown.path) - 1)
-    photos, known = grown.views.select(torch.arange(grown.photos)), views_of(grown.pointmaps, torch.arange(grown.photos))
-    located = backend.locate(photos, known, replace(frame, protocol="intrinsics"), None, generator)
-    about: dict[str, Any] = {"lost": located.lost[0]}
-    if not located.lost[0]:
-        about |= drift(new.cameras.cam_to_world[-1], located.cam_to_world[0], known)
+    photos, frames = torch.arange(grown.photos), torch.arange(grown.photos, len(before.views))
+    end, true = new.cameras.cam_to_world[-1], located_among(grown, photos, new, backend, generator)
+    chained = Located(end[None], ("",)) if told else located_among(grown, frames, new, backend, generator)
+    about: dict[str, Any] = {"lost": true.lost[0] or chained.lost[0], "distributed": False}
+    if not about["lost"]:
+        known = views_of(grown.pointmaps, photos)
+        about |= drift(chained.cam_to_world[0], true.cam_to_world[0], known) | {"distributed": not told}
         if not told:
-            grown = distributed(grown, located.cam_to_world[0] @ torch.linalg.inv(new.cameras.cam_to_world[-1]))
-            about["distributed"] = True
+            grown = distributed(grown, true.cam_to_world[0] @ torch.linalg.inv(chained.cam_to_world[0]))
     return replace(grown, rounds=[*grown.rounds[:-1], grown.rounds[-1] | {"closed": about}])
+
+
+def located_among(
+    scene: Joined, index: Int[Tensor, " k"], new: Frames, backend: GeometryBackend, generator: torch.Generator
+) -> Located:
+    """The camera of the last of the ``new`` frames, found among some views of the scene."""
+    frame = replace(as_views(new.select(torch.tensor([len(new) - 1])), len(scene.path) - 1), protocol="intrinsics")
+    return backend.locate(scene.views.select(index), views_of(scene.pointmaps, index), frame, None, generator)
 
 
 def views_of(pointmaps: Pointmaps, index: Int[Tensor, " k"]) -> Pointmaps:
