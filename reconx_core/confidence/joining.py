@@ -6,6 +6,7 @@ most confident and show most that was not seen before. What lies beyond the oute
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -23,6 +24,7 @@ from reconx_core.types import Cameras, Condition, Frames, GeometryBackend, Locat
 SURE = 0.3  # confidence from which a generated pixel counts as seen
 ENOUGH = 0.3  # share of a frame's pixels that have to be sure, or it does not join
 MOST = 6  # frames that join in a round, evenly spaced
+MOST_TURN, MOST_SHIFT = 1.0, 0.01  # degrees and radii up to which a ring is closed
 NEIGHBOURS = 4  # views of the geometry that depth of new frames is matched with
 
 
@@ -206,7 +208,18 @@ def close_ring(
         about |= drift(chained.cam_to_world[0], true.cam_to_world[0], known) | {"distributed": not told}
         if not told:
             grown = distributed(grown, true.cam_to_world[0] @ torch.linalg.inv(chained.cam_to_world[0]))
+    warn_of_drift(about)
     return replace(grown, rounds=[*grown.rounds[:-1], grown.rounds[-1] | {"closed": about}])
+
+
+def warn_of_drift(about: dict[str, Any]) -> None:
+    """A sentence where the ring does not close, or nobody can tell."""
+    if about["lost"]:
+        warnings.warn(f"Whether the ring closes cannot be told: its last frame {about['lost']}.", stacklevel=3)
+    elif about["degrees"] > MOST_TURN or about["radii"] > MOST_SHIFT:
+        done = "; that is distributed over all frames" if about["distributed"] else ""
+        off = f"{about['degrees']:.1f} degrees and {about['radii']:.1%} of the radius off"
+        warnings.warn(f"The ring does not close: its last frame shows the first photo's place {off}{done}.", stacklevel=3)
 
 
 def located_among(
