@@ -46,6 +46,10 @@ def run_stage(stage: str, root: Path, console: Console, artifacts: Path = ARTIFA
         raise UserError(f"There is no stage '{stage}'; there are {', '.join((INPUTS, *STAGES))}.")
     started = time.time()
     dataset, settings = load_params()
+    if settings.condition.rounds > 1:
+        raise UserError(
+            "dvc repro knows the seven stages, not rounds of them; condition.rounds is for reconstruct and evaluate."
+        )
 
     def plans() -> list[ScenePlan]:
         adopt(artifacts, root)

@@ -92,6 +92,25 @@ class ConditionSettings(Section):
         360.0, gt=0, le=360, description="Length of an orbit, half of it to each side of the photos' middle."
     )
     frames: int = Field(48, ge=1, description="Frames of an orbit; of a file's cameras at most so many, evenly thinned.")
+    rounds: int = Field(
+        1, ge=1, le=32, description="Rounds of generation; in each one an orbit goes on from what the one before has made."
+    )
+    advance: float = Field(
+        60.0, gt=0, le=180, description="Degrees that a round goes on; the last goes all the way round, to the first photo."
+    )
+    unseen: float = Field(
+        0.02,
+        ge=0,
+        le=1,
+        description="Share of its pixels that a round should see for the first time; less, and it is left out.",
+    )
+
+    @field_validator("rounds")
+    @classmethod
+    def _rounds_of_an_orbit(cls, value: int, info: ValidationInfo) -> int:
+        if value > 1 and info.data.get("path") != "orbit":
+            raise ValueError("more than one round needs condition.path=orbit")
+        return value
 
     @property
     def beyond(self) -> int:

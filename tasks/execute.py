@@ -32,24 +32,17 @@ from reconx_core.pointcloud import BACKENDS as GEOMETRY
 from reconx_core.pointcloud import weights_of as geometry_weights
 from reconx_core.settings import STAGES, ClipSettings, Settings
 from reconx_core.video import weights_of as video_weights
+from tasks.graph import JOIN, PARENTS, named
 from tasks.machine import device_class, machine, note_machine, rasterizer, versions
 
-PARENTS: dict[str, tuple[str, ...]] = {
-    "views": (),
-    "pointcloud": ("views",),
-    "condition": ("views", "pointcloud"),
-    "video": ("views", "pointcloud", "condition"),
-    "confidence": ("views", "pointcloud", "video"),
-    "splats": ("pointcloud", "confidence"),
-    "metrics": ("views", "pointcloud", "confidence", "splats"),
-    "clip": (),  # not a stage of a run: training data of `reconx train`
-}
-# The sections that a stage reads: its own; `confidence` also builds the geometry backend that `pointcloud` names, and `clip`
-# does at once what `views` and `pointcloud` do.
+# The sections that a stage reads: its own; `confidence` and `join` also build the geometry backend that `pointcloud` names, and
+# `clip` does at once what `views` and `pointcloud` do.
 SECTIONS = {stage: (stage,) for stage in PARENTS} | {
     "confidence": ("confidence", "pointcloud"),
+    JOIN: ("pointcloud",),
     "clip": ("views", "pointcloud", "clip"),
 }
+OF_ROUNDS = ("rounds", "advance", "unseen")  # settings of `condition` that say nothing where there is one round
 SEEDLESS = ("views",)  # no randomness, so all seeds share its artifacts
 
 
@@ -82,12 +75,22 @@ class Job:
     monitor: Monitor = field(compare=False)
     label: str = ""  # of the scene in this run, if that is more than its name
     code: str = ""  # code version at the start of the run; a process with another one may not compute
+    round: int = 0  # of generation, from 1; 0 outside of rounds
 
     def generator(self) -> torch.Generator:
-        return seeds.generator(self.settings.seed, self.stage, self.scene)
+        return seeds.generator(self.settings.seed, self.stage, self.scene, *([str(self.round)] if self.round > 1 else []))
+
+    @property
+    def name(self) -> str:
+        """The task's among those of its scene."""
+        return named(self.stage, self.round)
+
+    @property
+    def last_round(self) -> bool:
+        return self.round == self.settings.condition.rounds
 
     def progress(self, done: int, total: int) -> None:
-        self.monitor.advanced(self.stage, self.shown, done, total)
+        self.monitor.advanced(self.name, self.shown, done, total)
 
     @property
     def shown(self) -> str:
@@ -113,25 +116,33 @@ class Inputs:
         return json.loads((self.parents[stage].folder(self.root) / name).read_text())
 
 
-def resolved_settings(stage: str, settings: Settings) -> dict[str, Any]:
-    """The part of the settings that the stage's artifact depends on."""
+def resolved_settings(stage: str, settings: Settings, number: int = 0) -> dict[str, Any]:
+    """The part of the settings that the stage's artifact, in round ``number``, depends on.
+
+    How many rounds there are counts for the last one alone, so that another number keeps those before it.
+    """
     seed = {} if stage in SEEDLESS else {"seed": settings.seed}
-    return {**seed, **{name: getattr(settings, name).model_dump(mode="json") for name in SECTIONS[stage]}}
+    resolved = {**seed, **{name: getattr(settings, name).model_dump(mode="json") for name in SECTIONS[stage]}}
+    if "condition" in resolved:
+        kept = resolved["condition"].items()
+        resolved["condition"] = {key: value for key, value in kept if key not in OF_ROUNDS or (number and key != "rounds")}
+    last = {"last": number == settings.condition.rounds} if number and stage in ("condition", JOIN) else {}
+    return resolved | ({"round": number} if number > 1 else {}) | last
 
 
 def key_parts(job: Job, parents: Mapping[str, Reference]) -> dict[str, Any]:
     """Everything that the artifact depends on. A parent counts by the digest of its output, not by its own key."""
     digests = {stage: reference.digest for stage, reference in parents.items()}
     environment = environment_of(job.stage, job.settings, job.root, job.code)
-    return parts_of(job.stage, job.settings, digests, environment, job.source_digest)
+    return parts_of(job.stage, job.settings, digests, environment, job.source_digest, job.round)
 
 
 def parts_of(
-    stage: str, settings: Settings, parents: Mapping[str, str], environment: Mapping[str, Any], source: str
+    stage: str, settings: Settings, parents: Mapping[str, str], environment: Mapping[str, Any], source: str, number: int = 0
 ) -> dict[str, Any]:
     """The parts of a cache key, from digests of the parents' outputs and the source, and from :func:`environment_of`."""
     source = "" if PARENTS[stage] else source
-    resolved = resolved_settings(stage, settings)
+    resolved = resolved_settings(stage, settings, number)
     if "condition" in resolved and settings.condition.path_file is not None:  # its content counts, wherever it lies
         resolved["condition"]["path"] = "file"
     return {"settings": resolved, "parents": dict(parents), "source": source, **environment}
@@ -205,10 +216,10 @@ def execute(job: Job, parents: Mapping[str, Reference]) -> tuple[Reference, bool
     key = store.artifact_key(stage=job.stage, scene=job.scene, **parts)
     found, damage = find_or_repair(job, key)
     if found is not None:
-        job.monitor.finished(job.stage, job.shown, store.measured(job.root, found), cached=True)
+        job.monitor.finished(job.name, job.shown, store.measured(job.root, found), cached=True)
         return found, False
     require_code(job.stage, parts["code"])
-    job.monitor.started(job.stage, job.shown)
+    job.monitor.started(job.name, job.shown)
     run = importlib.import_module(f"tasks.{job.stage}").run
     outputs, measured = measure(lambda: run(job, Inputs(job.root, parents)), job.monitor.say)
     parent_keys = {stage: parent.key for stage, parent in parents.items()}
@@ -216,7 +227,7 @@ def execute(job: Job, parents: Mapping[str, Reference]) -> tuple[Reference, bool
     measured |= {"made": time.time(), "damage": damage}
     note_machine(job.root)
     reference = store.publish(job.root, job.stage, key, about, outputs, measured)
-    job.monitor.finished(job.stage, job.shown, measured, cached=False)
+    job.monitor.finished(job.name, job.shown, measured, cached=False)
     return reference, True
 
 
@@ -225,7 +236,7 @@ def find_or_repair(job: Job, key: str) -> tuple[Reference | None, str]:
     try:
         return store.find(job.root, job.stage, key), ""
     except store.DamagedEntry as damage:
-        job.monitor.repaired(job.stage, job.shown, str(damage))
+        job.monitor.repaired(job.name, job.shown, str(damage))
         store.remove(job.root, job.stage, key)
         return None, str(damage)
 
@@ -298,7 +309,7 @@ def uses_gpu(stage: str, settings: Settings) -> bool:
 def finds_geometry(stage: str, settings: Settings) -> bool:
     """Whether the stage runs the geometry backend."""
     with_points = isinstance(settings, ClipSettings) and settings.clip.contents != "frames"
-    return stage in ("pointcloud", "confidence") or (stage == "clip" and with_points)
+    return stage in ("pointcloud", "confidence", JOIN) or (stage == "clip" and with_points)
 
 
 def stages_before(stage: str) -> tuple[str, ...]:

@@ -13,16 +13,24 @@ from typing import Any
 from reconx_core.io.checked import find_object
 from reconx_core.io.files import write_json
 from reconx_core.settings import Settings
-from tasks.execute import resolved_settings, stages_before
+from tasks.execute import resolved_settings
+from tasks.graph import ORDER, Node, named, tasks_of
 
 
-def task_id(stage: str, scene: str, source: str, settings: Settings) -> str:
+def task_id(stage: str, scene: str, source: str, settings: Settings, number: int = 0) -> str:
     """Id of a task by its inputs and settings; unlike the cache key of its artifact it is known before anything is computed.
 
-    Plans that agree in it share the task.
+    Plans that agree in it share the task. ``number``: of the round, 0 outside of rounds.
     """
-    parts = [stage, scene, source, [resolved_settings(each, settings) for each in stages_before(stage)]]
+    before = [resolved_settings(each.stage, settings, each.round) for each in _until(stage, number, settings)]
+    parts = [named(stage, number), scene, source, before]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _until(stage: str, number: int, settings: Settings) -> list[Node]:
+    """The task and those before it in a run."""
+    nodes = tasks_of(settings) if stage in ORDER else tasks_of(settings, [stage])
+    return nodes[: [(node.stage, node.round) for node in nodes].index((stage, number)) + 1]
 
 
 def keep_failure(root: Path, stage: str, name: str, scene: str, error: str) -> None:

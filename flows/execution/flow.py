@@ -47,7 +47,8 @@ from reconx_core.errors import UserError
 from reconx_core.io.files import write_atomic
 from reconx_core.names import one_line, shown
 from reconx_core.settings import STAGES
-from tasks.execute import PARENTS, Job, Monitor, code_of, device_class, execute, key_of, uses_gpu
+from tasks.execute import Job, Monitor, code_of, device_class, execute, key_of, uses_gpu
+from tasks.graph import Node, tasks_of
 
 if TYPE_CHECKING:
     from flows.execution.dask_cluster import Cluster
@@ -192,9 +193,9 @@ class Step:
     """One stage of one scene, for all runs that agree in what it depends on."""
 
     name: str  # see `task_id`
-    stage: str
+    node: Node
     plan: ScenePlan  # the first of those that need it
-    parents: dict[str, Step]
+    parents: dict[str, Step]  # by the stage whose results they give
     number: int  # of all steps
     children: list[Step] = field(default_factory=list)
     runs: list[SceneRun] = field(default_factory=list)
@@ -202,6 +203,10 @@ class Step:
     result: dict[str, Any] | None = None  # of its task, once that has ended
     failed: bool = False
     awaited: int = 0  # parents that have not ended
+
+    @property
+    def stage(self) -> str:
+        return self.node.stage
 
     @property
     def uses_gpu(self) -> bool:
@@ -212,15 +217,16 @@ def make_steps(runs: list[SceneRun], wanted: tuple[str, ...]) -> list[Step]:
     """All steps of the runs, each once and after its parents."""
     steps: dict[str, Step] = {}
     for run in runs:
-        by_stage: dict[str, Step] = {}
-        for stage in wanted:
-            name = task_id(stage, run.plan.name, run.plan.source, run.plan.settings)
+        of_scene: dict[str, Step] = {}
+        for node in tasks_of(run.plan.settings, wanted):
+            name = task_id(node.stage, run.plan.name, run.plan.source, run.plan.settings, node.round)
             if name not in steps:
-                parents = {parent: by_stage[parent] for parent in PARENTS[stage]}
-                steps[name] = Step(name, stage, run.plan, parents, len(steps), awaited=len(parents))
-                for parent in parents.values():
+                parents = {stage: of_scene[task] for stage, task in node.parents.items()}
+                different = dict.fromkeys(parents.values())
+                steps[name] = Step(name, node, run.plan, parents, len(steps), awaited=len(different))
+                for parent in different:
                     parent.children.append(steps[name])
-            by_stage[stage] = steps[name]
+            of_scene[node.name] = steps[name]
             steps[name].runs.append(run)
             run.to_do += 1
     return list(steps.values())
@@ -274,7 +280,7 @@ class Order:
 
 
 def _read_and_run(steps: list[Step], order: Order, ready: Ready, hooks: Hooks, ended: threading.Event) -> None:
-    sources = [step.plan.source for step in steps if not PARENTS[step.stage]]
+    sources = [step.plan.source for step in steps if not step.parents]
     with read_ahead(sources, order.root, hooks.on_sources) as digest_of:
         _run_steps(steps, order, ready, digest_of)
     ended.set()
@@ -282,7 +288,7 @@ def _read_and_run(steps: list[Step], order: Order, ready: Ready, hooks: Hooks, e
 
 def _run_steps(steps: list[Step], order: Order, ready: Ready, digest_of: Callable[[str], str]) -> None:
     for step in steps:
-        order.monitor.planned(step.stage, step.plan.label)
+        order.monitor.planned(step.node.name, step.plan.label)
         if not step.parents:
             ready.add(step)
     ended: SimpleQueue[Step] = SimpleQueue()
@@ -319,15 +325,26 @@ def _submit(step: Step, order: Order, digest_of: Callable[[str], str]) -> Future
     plan, cluster = step.plan, order.cluster
     step.failed = any(parent.failed for parent in step.parents.values())
     try:
-        digest = "" if PARENTS[step.stage] else digest_of(plan.source)
+        digest = "" if step.parents else digest_of(plan.source)
     except Exception as error:
         _fail(step, error, order)
     if step.failed:
         return None
     remote: Monitor = cluster.messenger if cluster else order.monitor
-    job = Job(step.stage, plan.name, plan.source, digest, plan.settings, order.root, remote, plan.label, code_of(step.stage))
+    job = Job(
+        step.stage,
+        plan.name,
+        plan.source,
+        digest,
+        plan.settings,
+        order.root,
+        remote,
+        plan.label,
+        code_of(step.stage),
+        step.node.round,
+    )
     stage_task: Any = run_stage.with_options(
-        name=step.stage, task_run_name=f"{step.stage} {plan.label}", tags=tags_of(step, cluster)
+        name=step.stage, task_run_name=f"{step.node.name} {plan.label}", tags=tags_of(step, cluster)
     )
     # Set afterwards: Prefect wants a storage block that is registered with the server, which this one need not be.
     stage_task.result_storage = StoreRecords(root=str(order.root))
@@ -371,11 +388,11 @@ def _succeed(step: Step, outcome: dict[str, Any], order: Order) -> None:
     step.result = outcome
     reference = _reference(outcome)
     for run in step.runs:
-        run.references[step.stage] = reference
-        run.computed |= {step.stage} if outcome["computed"] else set()
+        run.references[step.node.name] = reference
+        run.computed |= {step.node.name} if outcome["computed"] else set()
     if order.cluster or outcome["cached"]:  # else the thread has reported it
         measured = store.measured(order.root, reference)
-        order.monitor.finished(step.stage, step.plan.label, measured, cached=not outcome["computed"])
+        order.monitor.finished(step.node.name, step.plan.label, measured, cached=not outcome["computed"])
 
 
 def _outcome(future: Future) -> dict[str, Any] | BaseException:
@@ -397,8 +414,8 @@ def _fail(step: Step, error: BaseException, order: Order) -> None:
     # Again, since a source that cannot be read and a worker that died have failed without their task.
     keep_failure(order.root, step.stage, step.name, step.plan.label, describe_error(error))
     for run in step.runs:
-        run.failed_stage, run.error = step.stage, error
-    order.monitor.failed([run.plan.label for run in step.runs], step.stage, describe_error(error))
+        run.failed_stage, run.error = step.node.name, error
+    order.monitor.failed([run.plan.label for run in step.runs], step.node.name, describe_error(error))
 
 
 def _record_path(context: Any, parameters: dict[str, Any]) -> str:
@@ -439,7 +456,7 @@ def _may_pass(_task: Any, _run: Any, state: State) -> bool:
 )  # fmt: skip
 def run_stage(job: Job, parents: dict[str, dict[str, Any]], remote: bool = False, limit: float | None = None) -> dict[str, Any]:
     """One stage of one scene; returns a reference, never arrays, and whether it was computed."""
-    name = task_id(job.stage, job.scene, job.source, job.settings)
+    name = task_id(job.stage, job.scene, job.source, job.settings, job.round)
     try:
         attempt = partial(within, limit, job.stage, partial(execute, job, _references(parents)))
         reference, computed = with_memory(job.stage, attempt)
@@ -447,7 +464,7 @@ def run_stage(job: Job, parents: dict[str, dict[str, Any]], remote: bool = False
         description, overran, passing = describe_error(error), isinstance(error, StageOverran), passes_by_itself(error)
         keep_failure(job.root, job.stage, name, job.shown, description)
         if passing and _tries() <= RETRIES:
-            job.monitor.say(f"{job.stage} of {job.shown} is tried again in {PAUSE:.0f} s: {description}")
+            job.monitor.say(f"{job.name} of {job.shown} is tried again in {PAUSE:.0f} s: {description}")
         if not remote and shown(str(error)) == str(error):  # else Prefect could not send it to its server
             raise
     else:

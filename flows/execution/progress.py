@@ -20,11 +20,20 @@ from rich.text import Text
 from reconx_core.cache.store import MEASURED
 from reconx_core.io.checked import find_object
 from reconx_core.reporting.numbers import format_duration
-from reconx_core.settings import STAGES
 from tasks.execute import Monitor
+from tasks.graph import ORDER
 
 # Seconds per stage of three 800x600 photos on two cores, until the store has measured its own.
-_FIRST_GUESS = {"views": 1, "pointcloud": 30, "condition": 5, "video": 1, "confidence": 15, "splats": 60, "metrics": 20}
+_FIRST_GUESS = {
+    "views": 1,
+    "pointcloud": 30,
+    "condition": 5,
+    "video": 1,
+    "confidence": 15,
+    "join": 30,
+    "splats": 60,
+    "metrics": 20,
+}
 CLIP_GUESS = 3.0  # seconds of a training clip, which is no stage of a run
 _RECENT = 5
 
@@ -201,9 +210,14 @@ class Forecast:
         self.done += not stages
         if seconds is not None:
             self.work += seconds
-            self.recent.setdefault(stage, deque(maxlen=_RECENT)).append(seconds)
-            self.expected[stage] = statistics.median(self.recent[stage])
+            kind = _stage_of(stage)
+            self.recent.setdefault(kind, deque(maxlen=_RECENT)).append(seconds)
+            self.expected[kind] = statistics.median(self.recent[kind])
         return True
+
+    def expect(self, task: str) -> float:
+        """Seconds that a task will take."""
+        return self.expected.get(_stage_of(task), CLIP_GUESS)
 
     def give_up(self, scene: str) -> None:
         """Nothing more is done for the scene."""
@@ -213,13 +227,18 @@ class Forecast:
     def left(self, running: Mapping[tuple[str, str], tuple[float, float]]) -> float:
         """Seconds until the end, as far as can be told. ``running``: (stage, scene) to start and share done."""
         now = time.monotonic()
-        all_of_them = sum(count * self.expected.get(stage, CLIP_GUESS) for stage, count in self.count.items())
+        all_of_them = sum(count * self.expect(stage) for stage, count in self.count.items())
         for (stage, _), (start, share) in running.items():
-            expected = self.expected.get(stage, CLIP_GUESS)
+            expected = self.expect(stage)
             all_of_them += _remaining(now - start, share, expected) - expected
         busy, elapsed = self.work + sum(now - start for start, _ in running.values()), now - (self.began or now)
         side, beside = busy / max(elapsed, 1.0), max(0.0, elapsed - busy) / max(self.ended, 1)
         return max(0.0, all_of_them) / max(side, 1.0) + beside * self.count.total()
+
+
+def _stage_of(task: str) -> str:
+    """Without the number of its round."""
+    return task.partition(" ")[0]
 
 
 def clock(seconds: float) -> str:
@@ -243,7 +262,7 @@ def describe(measured: dict[str, Any] | None, cached: bool) -> str:
 def expected_seconds(root: Path) -> dict[str, float]:
     """Per stage the median wall time of the store's most recent entries, or a first guess."""
     expected = {stage: float(seconds) for stage, seconds in _FIRST_GUESS.items()}
-    for stage in STAGES:
+    for stage in ORDER:
         files = sorted((root / stage).glob(f"*/{MEASURED}"), key=lambda p: p.stat().st_mtime)[-_RECENT:]
         times = [seconds for file in files if (seconds := find_object(file).get("seconds")) is not None]
         if times:

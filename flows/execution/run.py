@@ -129,6 +129,7 @@ def run_stages(
                 store.clear_abandoned(root)
                 load_stages(stages)
                 plans = make_plans()
+                stages_of_all = _with_rounds(stages, plans)
             if workers.dask is None:  # else it is the workers that have them
                 for settings in distinct_files(plans):
                     require_weights(stages, settings)
@@ -145,8 +146,18 @@ def run_stages(
                     return run_scenes(plans, root, display, stages, workers, None, hooks)
                 from flows.execution.dask_cluster import open_cluster
 
-                with open_cluster(workers, root, display, stages) as cluster:
+                with open_cluster(workers, root, display, stages_of_all) as cluster:
                     return run_scenes(plans, root, display, stages, workers, cluster, hooks)
+
+
+def _with_rounds(stages: tuple[str, ...], plans: Iterable[ScenePlan]) -> tuple[str, ...]:
+    """With the stage that only runs in rounds have, loaded like the others."""
+    from tasks.execute import load_stages
+    from tasks.graph import stages_of
+
+    found = tuple(dict.fromkeys(stage for plan in plans for stage in stages_of(plan.settings, stages)))
+    load_stages(stage for stage in found if stage not in stages)
+    return (*stages, *(stage for stage in found if stage not in stages))
 
 
 def distinct_files(plans: Iterable[ScenePlan]) -> Iterable[Settings]:

@@ -23,7 +23,7 @@ from reconx_core.errors import UserError
 from reconx_core.names import abbreviate, one_line
 from reconx_core.reporting.numbers import format_duration
 from reconx_core.settings import STAGES
-from tasks.execute import PARENTS
+from tasks.graph import JOIN, ORDER
 
 Manifest = dict[str, Any]
 _PARTS = ("settings", "parents", "source", "code", "weights", "libraries", "device", "rasterizer", "cameras")  # of a key
@@ -46,7 +46,7 @@ def why(
     Raises:
         UserError: no such run, scene, stage, row or seed, or one must be chosen.
     """
-    if stage not in STAGES:
+    if stage.partition(" ")[0] not in ORDER:
         raise UserError(f"There is no stage '{stage}'; there are {', '.join(STAGES)}.")
     scene = one_line(scene)  # as the run calls it
     request = newest_run(root or default_store(), scene) if out is None else read_request(out)
@@ -72,6 +72,9 @@ def choose(request: RunRequest, root: Path, scene: str, stage: str, row: str | N
     if seed is not None and seed not in seeds:
         raise UserError(f"The run {request.shown} has no seed {seed}; there are {', '.join(map(str, seeds))}.")
     meant = [(p, c) for p, c in found if row in (None, p.row) and seed in (None, p.settings.seed)]
+    if any(stage not in states for _, states in meant):
+        names = ", ".join(meant[0][1])
+        raise UserError(f"The run {request.shown} has no task '{stage}' of '{scene}'; there are {names}.")
     if len({states[stage].name for _, states in meant}) > 1:
         rows, seeds = _options(plan for plan, _ in meant)
         options = [f"--row ({', '.join(rows)})"] if len(rows) > 1 else []
@@ -83,12 +86,12 @@ def choose(request: RunRequest, root: Path, scene: str, stage: str, row: str | N
 def explain(request: RunRequest, root: Path, states: States, stage: str) -> list[str]:
     """Sentences on what came of a stage and why."""
     task = states[stage]
-    what = f"{stage} of {task.plan.label}"
+    what = f"{task.node.name} of {task.plan.label}"
     if task.manifest is None:
         return _unreached(request, states, task, what)
     measured = measured_of(root, task.manifest)
     if measured["made"] < request.started:
-        return _reused(request, root, states, task.manifest, what)
+        return _reused(request, root, task, what)
     took = f" in {format_duration(measured['seconds'])}" if "seconds" in measured else ""
     sentences = [f"{what} was computed in this run ({request.shown}), done {moment(measured['made'])}{took}."]
     if measured.get("damage"):
@@ -96,7 +99,7 @@ def explain(request: RunRequest, root: Path, states: States, stage: str) -> list
             *sentences,
             f"The store had it already, but damaged ({measured['damage']}); nothing that it depends on had changed.",
         ]
-    if (stage, task.manifest["key"]) in request.missing | _kept_before(request, root, measured["made"]):
+    if (task.stage, task.manifest["key"]) in request.missing | _kept_before(request, root, measured["made"]):
         return [
             *sentences,
             "An earlier run had made it, but it was missing from the store; nothing that it depends on had changed.",
@@ -159,7 +162,7 @@ def _part(part: str, first: Manifest, second: Manifest) -> list[str]:
 
 def _parents(root: Path, first: Manifest, second: Manifest, reported: set[str]) -> list[str]:
     lines, again = [], []
-    for stage in [stage for stage in STAGES if first["parents"].get(stage) != second["parents"].get(stage)]:
+    for stage in [stage for stage in ORDER if first["parents"].get(stage) != second["parents"].get(stage)]:
         if stage not in first["parents"] or stage not in second["parents"]:
             lines.append(f"{stage} is {'no longer' if stage in first['parents'] else 'now'} among what it reads")
         elif stage in reported:
@@ -178,7 +181,7 @@ def _parent(root: Path, stage: str, first: Manifest, second: Manifest, reported:
         return [f"the bytes of {stage} changed; from which artifacts is not recorded"]
     if old == new:
         return [f"the bytes of {stage} changed, although it was computed from the same: it does not repeat itself exactly"]
-    ends = [store.manifest_of(root, stage, key) for key in (old, new)]
+    ends = [store.manifest_of(root, stage, key) or store.manifest_of(root, JOIN, key) for key in (old, new)]
     if ends[0] is None or ends[1] is None:
         return [
             f"the bytes of {stage} changed; {'the earlier' if ends[0] is None else 'that'} artifact is no longer in the store"
@@ -186,15 +189,15 @@ def _parent(root: Path, stage: str, first: Manifest, second: Manifest, reported:
     return [f"the bytes of {stage} changed, because", *(f"  {line}" for line in changes(root, ends[0], ends[1], reported))]
 
 
-def _reused(request: RunRequest, root: Path, states: States, manifest: Manifest, what: str) -> list[str]:
+def _reused(request: RunRequest, root: Path, task: TaskState, what: str) -> list[str]:
     """On an artifact that the run found, and on parents that were made anew and came out as before."""
-    parents = PARENTS[manifest["stage"]]
+    parents = task.parents
     inputs = f"the bytes of {', '.join(parents)}" if parents else "input files"
     sentences = [
-        f"{what} was found in the store by this run ({request.shown}); it was made {_origin(root, manifest)}.",
+        f"{what} was found in the store by this run ({request.shown}); it was made {_origin(root, task.manifest or {})}.",
         f"Nothing that it depends on has changed since: {inputs}, settings, code, weights, libraries, device.",
     ]
-    anew = [stage for stage in parents if _made(root, states[stage]) >= request.started]
+    anew = [stage for stage, parent in parents.items() if _made(root, parent) >= request.started]
     return [*sentences, *(f"{stage} was computed anew in this run and gave the same bytes as before." for stage in anew)]
 
 
@@ -202,11 +205,11 @@ def _unreached(request: RunRequest, states: States, task: TaskState, what: str) 
     cause = task if task.failure else task.blocked_by
     if cause is not None and cause.failure is not None:
         failed = f"failed at {moment(cause.failure['time'])}: {cause.failure['error']}"
-        return [f"{what} {failed}" if cause is task else f"{what} was not reached, because {cause.stage} {failed}"]
+        return [f"{what} {failed}" if cause is task else f"{what} was not reached, because {cause.node.name} {failed}"]
     if request.finished():
         return [f"{what} is no longer in the store; the same command computes it again."]
-    waiting = next(stage for stage in STAGES if states[stage].manifest is None)
-    until = "it is its turn" if waiting == task.stage else f"{waiting} comes first"
+    waiting = next(name for name, other in states.items() if other.manifest is None)
+    until = "it is its turn" if waiting == task.node.name else f"{waiting} comes first"
     if request.running() is False:
         return [
             f"{what} was not reached: the run {request.shown} stopped before its end; the same command goes on with {waiting}."

@@ -25,8 +25,9 @@ from reconx_core.errors import UserError
 from reconx_core.io.checked import check_shape, find_object, read_object
 from reconx_core.io.files import explain_disk, write_json
 from reconx_core.names import one_line
-from reconx_core.settings import STAGES, Settings, parse_settings
+from reconx_core.settings import Settings, parse_settings
 from tasks.execute import environment_of, parts_of
+from tasks.graph import stages_of
 
 
 class _Process(BaseModel):
@@ -119,7 +120,7 @@ def record_request(plans: list[ScenePlan], started: float, source: str, out: Pat
     }  # fmt: skip
     _write(content, out)  # already now: reading weights may take a while
     content["environment"] = {
-        row: {stage: _environment(stage, settings, root) for stage in STAGES} for row, settings in rows.items()
+        row: {stage: _environment(stage, settings, root) for stage in stages_of(settings)} for row, settings in rows.items()
     }
     _write(content, out)
 

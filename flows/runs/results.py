@@ -37,6 +37,7 @@ from reconx_core.reporting.scene_page import page_version, write_scene_page
 from reconx_core.settings import STAGES, Settings
 from reconx_core.types import Cameras, PointCloud, Pointmaps, Scores, ViewScore
 from reconx_core.version import __version__
+from tasks.graph import JOIN, named, tasks_of
 from tasks.machine import machine
 
 RECORD = "run.json"
@@ -68,7 +69,7 @@ def write_scene(run: SceneRun, root: Path, out: Path, page: bool = True) -> None
             write_scene_page(out / PAGE, run.name, gaussians, pointmaps.cameras, photos.names, photos.images, origin)
         else:
             (out / PAGE).unlink(missing_ok=True)  # an earlier run's
-        _write_path(store.load(run.references["condition"].folder(root), "condition").cameras, pointmaps, cloud, origin, out)
+        _write_path(_path_of(run, root), pointmaps, cloud, origin, out)
         for name in COPIED:
             _copy(folder / name, out / name)
         for picture in (folder / "pictures").iterdir():
@@ -79,6 +80,18 @@ def write_scene(run: SceneRun, root: Path, out: Path, page: bool = True) -> None
         write_json(out / MADE, {"of": made_of, "files": _stamps(out)})
     except OSError as error:
         raise explain_disk(error, out) from error
+
+
+def _path_of(run: SceneRun, root: Path) -> Cameras:
+    """The cameras of the generated frames, of all rounds."""
+    if (joined := _last_join(run)) is not None:
+        return store.load(joined.folder(root), "path")
+    return store.load(run.references["condition"].folder(root), "condition").cameras
+
+
+def _last_join(run: SceneRun) -> Reference | None:
+    """What the last round has left, where there are several."""
+    return run.references.get(named(JOIN, run.plan.settings.condition.rounds))
 
 
 def _write_path(path: Cameras, pointmaps: Pointmaps, cloud: PointCloud, origin: Origin, out: Path) -> None:
@@ -121,9 +134,11 @@ def _origin_of(views: Path) -> Origin:
 def _made_of(run: SceneRun, page: bool) -> dict[str, str]:
     """All that the files of a scene depend on: artifacts by their digests, and the code that lays them out."""
     digests = {stage: run.references[stage].digest for stage in ("views", "pointcloud", "condition", "splats", "metrics")}
+    joined = _last_join(run)
     return {
         **digests,
         "page": page_version() if page else "none",
+        **({} if joined is None else {JOIN: joined.digest}),
         "code": code_version(
             "flows.runs.results",
             "reconx_core.export",
@@ -349,8 +364,9 @@ def _failed_at(run: SceneRun, root: Path) -> float | None:
     """When the stage failed, in seconds since the epoch."""
     if run.failed_stage is None:
         return None
-    name = task_id(run.failed_stage, run.plan.name, run.plan.source, run.plan.settings)
-    return (failure_of(root, run.failed_stage, name) or {}).get("time")
+    node = next(node for node in tasks_of(run.plan.settings) if node.name == run.failed_stage)
+    name = task_id(node.stage, run.plan.name, run.plan.source, run.plan.settings, node.round)
+    return (failure_of(root, node.stage, name) or {}).get("time")
 
 
 def _measured(run: SceneRun, root: Path) -> dict[str, dict[str, Any]]:

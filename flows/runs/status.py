@@ -18,7 +18,7 @@ from flows.runs.request import RunRequest, newest_run, read_request, shown
 from flows.runs.task_states import TaskState, measured_of, states_of_run
 from reconx_core.names import one_line
 from reconx_core.reporting.numbers import format_duration
-from reconx_core.settings import STAGES
+from tasks.graph import JOIN, ORDER
 
 Measured = tuple[str, float, float]  # stage, when it was done in seconds since the epoch, and the seconds it took
 _STATES = ("done", "failed", "not reached", "to do")
@@ -39,7 +39,7 @@ def status(out: Path | None, root: Path | None, console: Console) -> None:
     console.print(_table(tasks, seconds))
     for task in tasks:
         if task.failure:
-            line = f"{task.plan.label} failed in {task.stage}: {task.failure['error']}"
+            line = f"{task.plan.label} failed in {task.node.name}: {task.failure['error']}"
             console.print(f"[red]{escape(one_line(line))}[/red]", soft_wrap=True)
     for sentence in [*time_left(request, tasks, measured, expected_seconds(where)), *closing(request)]:
         console.print(one_line(sentence), soft_wrap=True, markup=False)
@@ -92,7 +92,7 @@ def _side_by_side(request: RunRequest, measured: list[Measured]) -> float:
 
 
 def _first_of(stages: set[str]) -> str:
-    return min(stages, key=STAGES.index)
+    return min(stages, key=ORDER.index)
 
 
 def closing(request: RunRequest) -> list[str]:
@@ -128,7 +128,8 @@ def _state(request: RunRequest, tasks: list[TaskState]) -> str:
 
 def _table(tasks: list[TaskState], seconds: dict[str, float]) -> Table:
     """A row per stage: how many tasks are in each state, and their median time."""
-    states = {stage: Counter(task.state for task in tasks if task.stage == stage) for stage in STAGES}
+    states = {stage: Counter(task.state for task in tasks if task.stage == stage) for stage in ORDER}
+    states = {stage: count for stage, count in states.items() if count or stage != JOIN}
     failed = any(count["failed"] for count in states.values())
     shown = [state for state in _STATES if failed or state != "not reached"]
     table = Table("stage")

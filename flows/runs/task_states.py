@@ -13,11 +13,11 @@ from flows.runs.request import RunRequest
 from reconx_core.cache import store
 from reconx_core.cache.store import MANIFEST, MEASURED
 from reconx_core.io.checked import find_object
-from reconx_core.settings import STAGES
-from tasks.execute import PARENTS, on_machine, parts_of
+from tasks.execute import on_machine, parts_of
+from tasks.graph import Node, tasks_of
 from tasks.machine import known_machines
 
-States = dict[str, "TaskState"]  # by stage
+States = dict[str, "TaskState"]  # by the tasks' names, each after its parents
 
 
 @dataclass(frozen=True)
@@ -25,11 +25,16 @@ class TaskState:
     """A stage of a scene, which several plans may share."""
 
     name: str
-    stage: str
+    node: Node
     plan: ScenePlan  # the first that has it
+    parents: dict[str, TaskState]  # by the stage whose results they give
     manifest: dict[str, Any] | None = None  # of its artifact, where that is in the store
     failure: dict[str, Any] | None = None  # its last in this run, where the artifact is not
     blocked_by: TaskState | None = None  # the failed task before it
+
+    @property
+    def stage(self) -> str:
+        return self.node.stage
 
     @property
     def state(self) -> str:
@@ -71,35 +76,37 @@ def _plan_states(
     request: RunRequest, root: Path, plan: ScenePlan, known: dict[str, TaskState], machines: list[dict[str, str]]
 ) -> States:
     states: States = {}
-    for stage in STAGES:
-        name = task_id(stage, plan.name, plan.source, plan.settings)
+    for node in tasks_of(plan.settings):
+        name = task_id(node.stage, plan.name, plan.source, plan.settings, node.round)
         if name not in known:
-            parents = [states[parent] for parent in PARENTS[stage]]
-            known[name] = _state_of(request, root, plan, name, stage, parents, machines)
-        states[stage] = known[name]
+            parents = {stage: states[task] for stage, task in node.parents.items()}
+            known[name] = _state_of(request, root, plan, name, node, parents, machines)
+        states[node.name] = known[name]
     return states
 
 
 def _state_of(
-    request: RunRequest, root: Path, plan: ScenePlan, name: str, stage: str, parents: list[TaskState],
+    request: RunRequest, root: Path, plan: ScenePlan, name: str, node: Node, parents: dict[str, TaskState],
     machines: list[dict[str, str]],
 ) -> TaskState:  # fmt: skip
-    if all(parent.manifest for parent in parents):
-        for key in _keys(request, plan, stage, {parent.stage: parent.digest for parent in parents}, machines):
-            manifest = store.manifest_of(root, stage, key)
+    if all(parent.manifest for parent in parents.values()):
+        for key in _keys(request, plan, node, {stage: parent.digest for stage, parent in parents.items()}, machines):
+            manifest = store.manifest_of(root, node.stage, key)
             if manifest is not None:
-                return TaskState(name, stage, plan, manifest)
-    failure = failure_of(root, stage, name)
+                return TaskState(name, node, plan, parents, manifest)
+    failure = failure_of(root, node.stage, name)
     if failure is not None and failure["time"] >= request.started:
-        return TaskState(name, stage, plan, failure=failure)
-    blocked_by = next((parent if parent.failure else parent.blocked_by for parent in parents if not parent.manifest), None)
-    return TaskState(name, stage, plan, blocked_by=blocked_by)
+        return TaskState(name, node, plan, parents, failure=failure)
+    open_ones = (parent for parent in parents.values() if not parent.manifest)
+    blocked_by = next((parent if parent.failure else parent.blocked_by for parent in open_ones), None)
+    return TaskState(name, node, plan, parents, blocked_by=blocked_by)
 
 
 def _keys(
-    request: RunRequest, plan: ScenePlan, stage: str, digests: dict[str, str], machines: list[dict[str, str]]
+    request: RunRequest, plan: ScenePlan, node: Node, digests: dict[str, str], machines: list[dict[str, str]]
 ) -> list[str]:
     """Where the artifact may lie; the workers' machines may be others than that of the process that started the run."""
+    stage = node.stage
     if stage == "views":
         key = request.views.get(plan.row, {}).get(plan.name)
         return [key] if key else []
@@ -109,5 +116,5 @@ def _keys(
     if "libraries" not in environment:  # of an earlier version, whose devices had no version
         machines = [{"device": device, "rasterizer": ""} for device in ("cuda", "cpu")]
     elsewhere = [on_machine(environment, stage, plan.settings, traits) for traits in machines]
-    parts = [parts_of(stage, plan.settings, digests, where, "") for where in (environment, *elsewhere)]
+    parts = [parts_of(stage, plan.settings, digests, where, "", node.round) for where in (environment, *elsewhere)]
     return list(dict.fromkeys(store.artifact_key(stage=stage, scene=plan.name, **part) for part in parts))

@@ -6,6 +6,7 @@ Light and shadow are baked into the textures, so all views agree on every colour
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator
 from functools import lru_cache, partial
 from pathlib import Path
@@ -17,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from reconx_core.datasets.capture import Capture, Photo, Split, pinhole
-from reconx_core.datasets.procedural_spec import WHOLE_ARC, Spec, parse, scene_name
+from reconx_core.datasets.procedural_spec import Spec, parse, scene_name
 from reconx_core.datasets.raycast import Scene, build_scene, render
 from reconx_core.datasets.solids import Solid, is_blocked, on_surface
 from reconx_core.datasets.textures import (
@@ -42,7 +43,12 @@ def read(path: Path | str) -> Capture:
     """Inputs along an arc with ``targets`` held-out views in each gap; pixels are rendered when a photo is loaded."""
     spec = parse(path)
     step = spec.targets + 1
-    poses = arc_cameras((spec.views - 1) * step + 1, spec)
+    count = (spec.views - 1) * step + 1
+    if spec.arc * (spec.views - 1) > whole_turn(count):
+        less = whole_turn(count) / (spec.views - 1)
+        message = f"{spec.views} views {spec.arc:g} degrees apart go round more than once; they are {less:.3g} degrees apart"
+        warnings.warn(f"'{path}': {message}, once round.", stacklevel=2)
+    poses = arc_cameras(count, spec)
     photos = tuple(_photo(spec, pose, f"view_{i:03d}") for i, pose in enumerate(poses))
     inputs = tuple(range(0, len(photos), step))
     split = Split(inputs, tuple(i for i in range(len(photos)) if i % step))
@@ -52,12 +58,17 @@ def read(path: Path | str) -> Capture:
 def arc_cameras(count: int, spec: Spec) -> Float[Tensor, "count 4 4"]:
     """Cameras on an arc around the middle of the room, moving slightly up and down like a hand-held camera."""
     rng = generator(spec.seed, "procedural", "cameras")
-    total = min(math.radians(spec.arc) * (spec.views - 1), math.radians(WHOLE_ARC))
+    total = math.radians(min(spec.arc * (spec.views - 1), whole_turn(count)))
     middle, radius, height = uniform(rng, -0.4, 0.4), uniform(rng, 1.9, 2.15), uniform(rng, 1.2, 1.5)
     angle = middle + torch.linspace(-total / 2, total / 2, count)
     sway = 0.08 * torch.sin(3 * angle + uniform(rng, 0, 6))
     eyes = torch.stack([radius * angle.sin(), sway - height, -radius * angle.cos()], -1)
     return look_at(eyes, torch.tensor([0.0, -0.75, 0.25]))
+
+
+def whole_turn(count: int) -> float:
+    """Degrees from the first to the last of so many cameras that go all the way round, evenly."""
+    return 360 * (1 - 1 / count)
 
 
 def look_at(eyes: Float[Tensor, "n 3"], target: Float[Tensor, " 3"]) -> Float[Tensor, "n 4 4"]:

@@ -12,7 +12,7 @@ from reconx_core.errors import UserError
 PREFIX = "procedural:"
 SCENES = ("room", "hall")
 _MOST_SCENES = 100_000  # of a range of seeds: each is a row of the results
-WHOLE_ARC = 330  # degrees; farther, and the last cameras meet the first
+_WHOLE_ARC = 330  # degrees from one input to the next
 _LONGEST_SEED = 18  # digits of one in a range
 _RANGE = re.compile(r"seed=(\d+)\.\.(\d+)")
 
@@ -35,7 +35,7 @@ class Spec:
 _LIMITS = {
     "views": (2, 1000),
     "targets": (0, 1000),
-    "arc": (0, WHOLE_ARC),
+    "arc": (0, _WHOLE_ARC),
     "width": (16, 16_384),
     "height": (16, 16_384),
     "fov": (10, 120),

@@ -97,7 +97,7 @@ def surface_normals(pointmaps: Pointmaps) -> Float[Tensor, "n h w 3"]:
 def obstacles(space: FreeSpace, cameras: Cameras) -> list[str]:
     """For each camera why it cannot be there, as the end of a sentence; empty where it can."""
     centres = cameras.cam_to_world[:, :3, 3]
-    near = (_distance(space.tree, centres) < space.clearance) | outside(space, centres)
+    near = inside(space, centres)
     free, hidden = seen_through(space, centres)
     filled, backs = what_is_seen(space, cameras)
     behind = ~free & (hidden | (backs > MOSTLY))
@@ -105,6 +105,11 @@ def obstacles(space: FreeSpace, cameras: Cameras) -> list[str]:
         INSIDE if inside else HIDDEN if back else BLIND if seen < LEAST_SEEN else ""
         for inside, seen, back in zip(near.tolist(), filled.tolist(), behind.tolist())
     ]
+
+
+def inside(space: FreeSpace, places: Float[Tensor, "k 3"]) -> Bool[Tensor, " k"]:
+    """Whether a place is nearer to a surface than a camera should be, or beyond a wall."""
+    return (_distance(space.tree, places) < space.clearance) | outside(space, places)
 
 
 def outside(space: FreeSpace, places: Float[Tensor, "k 3"]) -> Bool[Tensor, " k"]:

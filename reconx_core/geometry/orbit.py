@@ -60,10 +60,14 @@ def orbit_of(pointmaps: Pointmaps) -> Orbit:
     return Orbit(centre, axes, angles, radius, height, cameras)
 
 
-def orbit_cameras(orbit: Orbit, angles: Float[Tensor, " k"]) -> Cameras:
-    """Cameras at ``angles`` (radians) that look at the centre, upright; at a photo's angle in its place."""
+def orbit_cameras(orbit: Orbit, angles: Float[Tensor, " k"], share: Float[Tensor, " k"] | None = None) -> Cameras:
+    """Cameras at ``angles`` (radians) that look at the centre, upright; at a photo's angle in its place.
+
+    ``share``: of the radius, where they are to be nearer to the axis.
+    """
     turn = angles.double()
     radius, height = (torch.from_numpy(value) for value in _through(orbit, turn.numpy()))
+    radius = radius if share is None else radius * share
     flat = torch.stack([radius * turn.cos(), radius * turn.sin(), height], -1)
     places = orbit.centre + flat @ orbit.axes.mT
     forward = normalize(orbit.centre - places, dim=-1)
@@ -71,6 +75,12 @@ def orbit_cameras(orbit: Orbit, angles: Float[Tensor, " k"]) -> Cameras:
     rotation = torch.stack([right, torch.linalg.cross(forward, right), forward], -1)
     intrinsics = orbit.photos.intrinsics.mean(0).repeat(len(angles), 1, 1)
     return Cameras(intrinsics, rigid(rotation, places).float(), orbit.photos.width, orbit.photos.height)
+
+
+def angles_of(orbit: Orbit, cameras: Cameras) -> Float[Tensor, " k"]:
+    """Where cameras are about the axis, between -pi and pi."""
+    flat = (cameras.cam_to_world[:, :3, 3].double() - orbit.centre) @ orbit.axes
+    return torch.atan2(flat[:, 1], flat[:, 0])
 
 
 def looked_at(pointmaps: Pointmaps) -> Float[Tensor, " 3"]:

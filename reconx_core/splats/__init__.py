@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 
@@ -26,7 +27,8 @@ def fit_splats(
         UserError: the rasteriser cannot run here, or there are no points to initialise from.
     """
     backend = resolve_backend(settings.backend)
-    start = initial_gaussians(frames, pointmaps, settings, backend, generator)
+    views = torch.arange(len(frames)) < len(pointmaps.cameras)  # with the frames that have joined in rounds of generation
+    start = initial_gaussians(replace(frames, is_photo=views), pointmaps, settings, backend, generator)
     return optimise(start, frames, settings, backend, generator, progress)
 
 

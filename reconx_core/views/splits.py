@@ -16,6 +16,7 @@ FORMS = {
     "spread": "spread:INPUTS, for example spread:6",
     "gap": "gap:FRAMES, for example gap:201",
     "outside": "outside:INPUTS, for example outside:2",
+    "ring": "ring:INPUTS, for example ring:2",
 }
 
 
@@ -32,7 +33,8 @@ def split_by_rule(name: str, photos: int) -> Split:
     (LLFF, RegNeRF). ``spread:N``: N inputs are spread evenly over all, every eighth of the others is held out (the paper's
     Table III). ``gap:FRAMES``: two inputs FRAMES apart in the middle of the capture, three targets evenly between (`hard`).
     ``outside:N``: N evenly spaced inputs around the middle, as far apart as the capture allows; held out are the photos before
-    and after them that are no farther than the inputs are from each other.
+    and after them that are no farther than the inputs are from each other. ``ring:N``: of a capture all the way round, N inputs
+    a twelfth of it apart; held out are those half-way between the twelfths, all around.
 
     Raises:
         UserError: the rule is malformed, or there are too few photos for it.
@@ -87,6 +89,12 @@ def _outside(photos: int, count: int) -> Split:
     return Split(tuple(range(first, first + length + 1, gap)), (*before, *after)) if gap else Split((), ())
 
 
+def _ring(photos: int, count: int) -> Split:
+    places = [round(photos * half / 24) for half in range(24)]
+    whole = photos >= 24 and 1 < count <= 12
+    return Split(tuple(places[: 2 * count : 2]), tuple(places[1::2])) if whole else Split((), ())
+
+
 def _evenly(among: tuple[int, ...], count: int) -> tuple[int, ...]:
     if not 0 < count <= len(among):
         return ()
@@ -95,4 +103,5 @@ def _evenly(among: tuple[int, ...], count: int) -> tuple[int, ...]:
 
 _RULES: dict[str, Callable[..., Split]] = {
     "clip": _clip, "every8": _every8, "spread": _spread, "gap": _gap, "outside": _outside,
+    "ring": _ring,
 }  # fmt: skip

@@ -108,6 +108,14 @@ def test_inputs_and_targets_alternate():
     assert steps.max() < 1.5 * steps.min()
 
 
+def test_more_than_once_round_is_said_and_spread_evenly():
+    with pytest.warns(UserWarning, match="36 views 12 degrees apart go round more than once; they are 10 degrees apart, once"):
+        capture = read(Path("procedural:hall?views=36&targets=0&width=32&height=24"))
+    centres = cameras_of(capture).cam_to_world[:, :3, 3]
+    steps = (centres.roll(-1, 0) - centres)[:, [0, 2]].norm(dim=-1)
+    torch.testing.assert_close(steps, steps.mean().expand(36), atol=1e-4, rtol=0)  # the last is as near to the first
+
+
 def test_intrinsics_follow_size_and_field_of_view():
     photo = read(Path("procedural:hall?fov=90&width=200&height=100")).photos[0]
     torch.testing.assert_close(photo.intrinsics, torch.tensor([[100.0, 0, 100], [0, 100, 50], [0, 0, 1]]))

@@ -56,6 +56,15 @@ def test_what_lies_outside_is_no_farther_than_the_inputs_from_each_other(photos,
     assert (min(targets), max(targets)) == (inputs[0] - gap, inputs[-1] + gap)
 
 
+def test_a_ring_is_scored_all_around():
+    inputs, targets = split_by_rule("ring:2", 36)
+    assert inputs == (0, 3)
+    assert targets == (2, 4, 8, 10, 14, 16, 20, 22, 26, 28, 32, 34)
+    assert not set(split_by_rule("ring:12", 24).inputs) & set(split_by_rule("ring:12", 24).targets)
+    with pytest.raises(UserError, match="at least two inputs"):
+        split_by_rule("ring:2", 20)
+
+
 @pytest.mark.parametrize("name", ["every8:", "spread:a", "gap:1:2", "views:1,2", "views:1,2:3:4", "clip:1:2"])
 def test_a_malformed_rule_says_how_it_should_look(name):
     with pytest.raises(UserError, match=f"The split '{name}' should look like {name.split(':')[0]}:"):
