@@ -110,7 +110,7 @@ def _turned(g: Gaussians) -> Gaussians:
 
 
 def _attributes(g: Gaussians) -> dict[str, np.ndarray]:
-    def array(values: Float[Tensor, n * c]) -> np.ndarray:
+    def array(values: Float[Tensor, "n ..."]) -> np.ndarray:
         return values.cpu().numpy().astype("<f4")
 
     opacity = g.logit_opacities.sigmoid()
