@@ -21,6 +21,7 @@ from reconx_core import splats
 from reconx_core.errors import UserError
 from reconx_core.settings import STAGES, Settings
 from tasks.execute import uses_gpu
+from tasks.graph import Node
 
 SCRIPT = Path(standins.__file__)
 
@@ -154,7 +155,7 @@ def test_workers_of_this_machine_that_do_not_come_back_end_the_run_and_others_ar
 
 
 def steps(stage, *numbers):
-    return [Step(f"{stage}{n}", stage, ScenePlan(f"scene{n}", "", Settings()), {}, n) for n in numbers]
+    return [Step(f"{stage}{n}", Node(stage, 0, {}), ScenePlan(f"scene{n}", "", Settings()), {}, n) for n in numbers]
 
 
 def test_earlier_scenes_first_and_a_slot_for_each_on_the_gpu():

@@ -358,7 +358,7 @@ def test_settings_that_make_no_network(networks, tmp_path):
         (folder / "config.json").write_text(json.dumps(DUST3R | changes))
         assert words in refused(load_dust3r, folder)
     (folder / "config.json").write_text("{")
-    assert "config.json' cannot be read" in refused(load_dust3r, folder)
+    assert "config.json' is damaged" in refused(load_dust3r, folder)
     (folder / "config.json").unlink()
     assert "config.json beside it" in refused(load_dust3r, folder)
     torch.save({"model": published("dust3r", networks["dust3r"])}, tmp_path / "bare.pth")
