@@ -30,7 +30,7 @@ WORDS = {  # of pydantic, by which typer reads values
     "Input should be less than or equal to": "it should be at most",
 }
 
-PresetOption = Annotated[str | None, typer.Option("--preset", "-p", help="default, permissive, paper, or a YAML file.")]
+PresetOption = Annotated[str | None, typer.Option("--preset", "-p", help="default, draft, permissive, paper, or a YAML file.")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", "-S", metavar="STAGE.KEY=VALUE", help="Change one setting.")]
 StoreOption = Annotated[
     Path | None,

@@ -305,7 +305,7 @@ def test_where_prefect_and_the_store_fail_at_the_end_the_results_are_told(reconx
         assert (tmp_path / command / "report.html").exists()
 
 
-@pytest.mark.parametrize("name", ["default", "permissive", "paper"])
+@pytest.mark.parametrize("name", ["default", "draft", "permissive", "paper"])
 def test_presets_are_valid_settings(name):
     from flows.execution.run import resolve_settings
 
