@@ -203,6 +203,11 @@ def evaluate(
     pages: Annotated[
         bool | None, typer.Option("--pages/--no-pages", help="scene.html of every scene; default: of at most 50 scenes.")
     ] = None,
+    predictions: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Score another method's pictures or Gaussians instead (docs/bundles.md)."),
+    ] = None,
+    label: Annotated[str | None, typer.Option(help="What that method is called; default: the name of its folder.")] = None,
 ) -> None:
     """Reconstruct and score every scene of a dataset; exit code 1 if a scene failed."""
     from flows.evaluate import evaluate as run
@@ -214,7 +219,22 @@ def evaluate(
     read_anew(verify)
     overrides = ([f"views.split={split}"] if split else []) + (set_ or [])
     only = split_names(scenes) if scenes is not None else ()
+    if label is not None and predictions is None:
+        raise UserError("--label names another method's --predictions; name a row of a table by LABEL=RUN there.")
     request = make_request(dataset, preset, overrides, protocol, views, index, only, seeds, ablation)
+    if predictions is not None:
+        from flows.predictions import require_no_method, score_predictions
+
+        unused = {
+            "--ablation": ablation, "--seeds": seeds > 1, "--vram": vram, "--workers": workers, "--dask": dask, "--gpus": gpus,
+            "--gpu-slots": gpu_slots > 1, "--stage-timeout": stage_timeout, "--pages": pages,
+        }  # fmt: skip
+        if given := [option for option, value in unused.items() if value]:
+            raise UserError(f"{', '.join(given)}: not with --predictions, by which nothing is reconstructed.")
+        require_no_method(set_ or [])
+        with results_folder(out, request.dataset) as folder:
+            failed = score_predictions(request, predictions, label, folder, store or default_store(), console)
+        raise typer.Exit(1 if failed else 0)
     request = replace(request, settings=apply_vram(request.settings, vram, overrides, console), pages=pages)
     crew = choose_workers(workers, dask, gpus, gpu_slots, stage_timeout)
     with results_folder(out, request.dataset) as folder:

@@ -86,7 +86,7 @@ def entry_of(run: Run, published: PaperTable) -> tuple[Entry, list[str]]:
     scored = {name: scene for name, scene in record["scenes"].items() if _unscored(scene) is None}
     keys = {key: score_key(key, protocol) for key in SCORES}
     entry = Entry(
-        label=run.label or method_label(record["settings"], switched_settings() if ablation else set()),
+        label=run.label or record.get("label") or method_label(record["settings"], switched_settings() if ablation else set()),
         row=record["row"] if ablation else "",
         set=protocol.get("set") or record.get("dataset") or record["title"],
         views=protocol.get("views") or _input_views(scored),
