@@ -76,7 +76,7 @@ def require_seen(gaussians: Gaussians, views: Views) -> None:
     covered = [(rasterize(gaussians, views.cameras[i : i + 1]).alpha > 0.5).float().mean().item() for i in range(len(views))]
     if (share := sum(covered) / len(covered)) < _COVERED:
         raise UserError(
-            f"The cameras see next to nothing of the Gaussians ({share:.1%} of the pixels): they are not in the dataset's frame; "
+            f"The cameras see nearly nothing of the Gaussians ({share:.1%} of the pixels): their frame is not the dataset's; "
             "train without normalising it (gsplat: --no-normalize-world-space), or give the pictures."
         )
 
