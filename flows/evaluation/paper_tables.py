@@ -99,7 +99,8 @@ def entry_of(run: Run, published: PaperTable) -> tuple[Entry, list[str]]:
         terms=_terms(protocol, scored),
     )  # fmt: skip
     remarks = _remarks(entry, record["scenes"], published)
-    return replace(entry, whole=not remarks), remarks
+    elsewhere = [f"{entry.label}: made by another method, and scored as our runs are."] if record.get("predictions") else []
+    return replace(entry, whole=not remarks), remarks + elsewhere
 
 
 def method_label(settings: dict[str, Any], ignored: Iterable[str] = ()) -> str:
