@@ -153,7 +153,7 @@ def tracked_runs(name: str, console: Console) -> Iterator[Run]:
 
 
 def _check_place(record: dict[str, Any], name: str) -> None:
-    title, other = record["title"], (record.get("protocol") or {}).get("table")
+    title, other = record["title"], (record.get("protocol") or {}).get("table") or None
     if name == "ablation" and not record.get("row"):
         raise UserError(f"Run '{title}' is no row of an ablation; make one by 'reconx evaluate DATASET --ablation'.")
     if name != "ablation" and other not in (None, name):

@@ -60,9 +60,7 @@ def scene_places(given: Path, scenes: Sequence[str]) -> dict[str, Path]:
     if len(scenes) == 1 and not found:
         return {scenes[0]: given}
     if missing := [name for name in scenes if name not in found]:
-        raise UserError(
-            f"'{given}' has nothing of {abbreviate(missing)}: a folder of each scene's name is expected; choose by --scenes."
-        )
+        raise UserError(f"'{given}' has no folder of {abbreviate(missing)}; leave these scenes out by --scenes.")
     return found
 
 
