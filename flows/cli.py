@@ -14,6 +14,7 @@ from typing import Annotated, Any, NoReturn, cast
 import typer
 from rich import control
 from rich.console import Console
+from typer.core import TyperGroup
 
 from flows.execution.ending import INTERRUPTED, leave_stages_behind, stop_at_once
 from reconx_core.errors import UserError
@@ -203,6 +204,11 @@ def evaluate(
     pages: Annotated[
         bool | None, typer.Option("--pages/--no-pages", help="scene.html of every scene; default: of at most 50 scenes.")
     ] = None,
+    predictions: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Score another method's pictures or Gaussians instead (docs/bundles.md)."),
+    ] = None,
+    label: Annotated[str | None, typer.Option(help="What that method is called; default: the name of its folder.")] = None,
 ) -> None:
     """Reconstruct and score every scene of a dataset; exit code 1 if a scene failed."""
     from flows.evaluate import evaluate as run
@@ -214,7 +220,22 @@ def evaluate(
     read_anew(verify)
     overrides = ([f"views.split={split}"] if split else []) + (set_ or [])
     only = split_names(scenes) if scenes is not None else ()
+    if label is not None and predictions is None:
+        raise UserError("--label names another method's --predictions; name a row of a table by LABEL=RUN there.")
     request = make_request(dataset, preset, overrides, protocol, views, index, only, seeds, ablation)
+    if predictions is not None:
+        from flows.predictions import require_no_method, score_predictions
+
+        unused = {
+            "--ablation": ablation, "--seeds": seeds > 1, "--vram": vram, "--workers": workers, "--dask": dask, "--gpus": gpus,
+            "--gpu-slots": gpu_slots > 1, "--stage-timeout": stage_timeout, "--pages": pages,
+        }  # fmt: skip
+        if given := [option for option, value in unused.items() if value]:
+            raise UserError(f"{', '.join(given)}: not with --predictions, by which nothing is reconstructed.")
+        require_no_method(set_ or [])
+        with results_folder(out, request.dataset) as folder:
+            failed = score_predictions(request, predictions, label, folder, store or default_store(), console)
+        raise typer.Exit(1 if failed else 0)
     request = replace(request, settings=apply_vram(request.settings, vram, overrides, console), pages=pages)
     crew = choose_workers(workers, dask, gpus, gpu_slots, stage_timeout)
     with results_folder(out, request.dataset) as folder:
@@ -406,6 +427,55 @@ def doctor(store: StoreOption = None) -> None:
     from flows.execution.run import default_store
 
     run(store or default_store(), console)
+
+
+class MakesByDefault(TyperGroup):
+    """Commands below `bundle`: a first word that is none of them is the run to bundle."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        known = not args or args[0] in self.commands or args[0] == "--help"
+        return super().parse_args(ctx, args if known else ["make", *args])
+
+
+bundles = typer.Typer(
+    cls=MakesByDefault, no_args_is_help=True, help="A run as one file to hand on: reconx bundle RUN [-o FILE.zip]."
+)
+app.add_typer(bundles, name="bundle")
+
+
+@bundles.command("make")
+def make_bundle(
+    run: Annotated[Path, typer.Argument(help="A run's folder.")],
+    out: Annotated[Path | None, typer.Option("-o", "--out", metavar="FILE.zip", help="Default: bundle.zip in it.")] = None,
+    store: StoreOption = None,
+) -> None:
+    """Renders of the held-out views, scores, settings, versions and SHA-256 of a run, as one zip; `make` may be left out."""
+    from flows.bundle import make
+
+    make(run, out, store, console)
+
+
+@bundles.command("verify")
+def verify_bundle(
+    file: Annotated[Path, typer.Argument(help="A bundle.")],
+    data: Annotated[str | None, typer.Option(help="The dataset, to compute the scores from the renders again.")] = None,
+) -> None:
+    """Check a bundle's digests and means and, with its dataset, its scores; exit code 1 if it does not hold."""
+    from flows.bundle import verify
+
+    if not verify(file, data, console):
+        raise typer.Exit(1)
+
+
+@bundles.command("page")
+def bundle_page(
+    files: Annotated[list[Path], typer.Argument(metavar="FILES...", help="Bundles.")],
+    out: Annotated[Path, typer.Option("-o", "--out", metavar="PAGE.html")] = Path("leaderboard.html"),
+) -> None:
+    """Several bundles as one page: a leaderboard over the scenes that all of them have."""
+    from flows.bundle import page
+
+    page(files, out, console)
 
 
 stored = typer.Typer(no_args_is_help=True, help="Where results of stages are kept.")

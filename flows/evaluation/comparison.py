@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -149,7 +149,11 @@ def changed_most(pair: Pair) -> list[tuple[str, float, float, float | None]]:
 
 def changes(first: Run, second: Run) -> list[tuple[str, list[tuple[str, Any, Any]]]]:
     """What else differs: a sentence for settings, weights, code and the rest, and below it (key, first, second)."""
-    sections = []
+    sections: list[tuple[str, list[tuple[str, Any, Any]]]] = []
+    if foreign := [run for run in (first, second) if run.record.get("predictions")]:
+        named = " and ".join(f"{run.label} ({run.record['label']})" for run in foreign)
+        sections.append((f"Made by another method: {named}; compared is what scoring depends on.", []))
+        first, second = (replace(run, record=_scoring_alone(run.record)) for run in (first, second))
     for section, (differ, same) in _SECTIONS.items():
         silent = [run.label for run in (first, second) if section not in run.record]
         if section == "rest":
@@ -161,6 +165,15 @@ def changes(first: Run, second: Run) -> list[tuple[str, list[tuple[str, Any, Any
             (f"{section.capitalize()} not recorded in {' and '.join(silent)}." if unknown else differ if rows else same, rows)
         )
     return sections
+
+
+def _scoring_alone(record: dict[str, Any]) -> dict[str, Any]:
+    """The record without what says how a scene was made, which that of another method does not know."""
+    kept = {"settings": ("seed", "views", "metrics"), "weights": ("metrics",), "code": ("views",)}
+    parts = {
+        name: {key: record[name][key] for key in keys if key in record[name]} for name, keys in kept.items() if name in record
+    }
+    return {**record, **parts}
 
 
 def failures(run: Run) -> list[tuple[str, str, str]]:

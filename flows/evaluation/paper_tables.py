@@ -86,7 +86,7 @@ def entry_of(run: Run, published: PaperTable) -> tuple[Entry, list[str]]:
     scored = {name: scene for name, scene in record["scenes"].items() if _unscored(scene) is None}
     keys = {key: score_key(key, protocol) for key in SCORES}
     entry = Entry(
-        label=run.label or method_label(record["settings"], switched_settings() if ablation else set()),
+        label=run.label or record.get("label") or method_label(record["settings"], switched_settings() if ablation else set()),
         row=record["row"] if ablation else "",
         set=protocol.get("set") or record.get("dataset") or record["title"],
         views=protocol.get("views") or _input_views(scored),
@@ -99,7 +99,8 @@ def entry_of(run: Run, published: PaperTable) -> tuple[Entry, list[str]]:
         terms=_terms(protocol, scored),
     )  # fmt: skip
     remarks = _remarks(entry, record["scenes"], published)
-    return replace(entry, whole=not remarks), remarks
+    elsewhere = [f"{entry.label}: made by another method, and scored as our runs are."] if record.get("predictions") else []
+    return replace(entry, whole=not remarks), remarks + elsewhere
 
 
 def method_label(settings: dict[str, Any], ignored: Iterable[str] = ()) -> str:
@@ -152,7 +153,7 @@ def tracked_runs(name: str, console: Console) -> Iterator[Run]:
 
 
 def _check_place(record: dict[str, Any], name: str) -> None:
-    title, other = record["title"], (record.get("protocol") or {}).get("table")
+    title, other = record["title"], (record.get("protocol") or {}).get("table") or None
     if name == "ablation" and not record.get("row"):
         raise UserError(f"Run '{title}' is no row of an ablation; make one by 'reconx evaluate DATASET --ablation'.")
     if name != "ablation" and other not in (None, name):

@@ -58,7 +58,7 @@ def write_scene(run: SceneRun, root: Path, out: Path, page: bool = True) -> None
     folder, geometry = run.references["metrics"].folder(root), run.references["pointcloud"].folder(root)
     before = {file: file.stat().st_ino for file in _files(out)}
     try:
-        origin = _origin_of(run.references["views"].folder(root))
+        origin = origin_of(run.references["views"].folder(root))
         gaussians = store.load(run.references["splats"].folder(root), "gaussians")
         export.write_ply(out / "scene.ply", gaussians, origin)
         pointmaps, cloud = store.load(geometry, "pointmaps"), store.load(geometry, "pointcloud")
@@ -122,7 +122,7 @@ def lay_scene(run: SceneRun, root: Path, out: Path, page: bool = True) -> dict[s
     return record
 
 
-def _origin_of(views: Path) -> Origin:
+def origin_of(views: Path) -> Origin:
     """Where the scene's zero lies in the frame of its dataset: elsewhere only for cameras far from it."""
     file = views / "origin.json"
     if not file.is_file():
@@ -322,7 +322,7 @@ def scene_record(run: SceneRun, root: Path) -> dict[str, Any]:
     measured = _measured(run, root)
     costs = [cost_of(stage, taken, stage not in run.computed) for stage, taken in measured.items()]
     record = {
-        "source": _source(run, root),
+        "source": source_of(run, root),
         "split": "all photos", "size": None, "protocol": None, "summary": {}, "views": [], "notes": [],
         "artifacts": {stage: asdict(reference) for stage, reference in run.references.items()},
         "costs": [asdict(cost) for cost in costs],
@@ -351,7 +351,7 @@ def cost_of(stage: str, measured: Mapping[str, Any], cached: bool) -> StageCost:
     )
 
 
-def _source(run: SceneRun, root: Path) -> dict[str, str] | None:
+def source_of(run: SceneRun, root: Path) -> dict[str, str] | None:
     """Where the photos lie and their digest; None where they could not be read."""
     manifest = store.manifest_of(root, "views", run.references["views"].key) if "views" in run.references else None
     if manifest is None:

@@ -41,11 +41,11 @@ def score_scene(
     Raises:
         UserError: a view's mask leaves nothing to score, or damaged LPIPS weights.
     """
-    photos = _resized(registered_photos(views, kept, pointmaps), settings.size)
-    targets = _resized(views.targets(), settings.size)
+    photos = resized_views(registered_photos(views, kept, pointmaps), settings.size)
+    targets = resized_views(views.targets(), settings.size)
     size = photos.images.shape[1:3]
     cameras = resize_cameras(pointmaps.cameras, *size)
-    results = _score(gaussians, photos, cameras, settings.background, _at_size(pointmaps.confidence, *size))
+    results = score_views(gaussians, photos, cameras, settings.background, _at_size(pointmaps.confidence, *size))
     truth = photos.true_cameras
     if len(targets) and targets.true_cameras is not None and truth is not None:
         posed = views.protocol == "posed"
@@ -84,18 +84,18 @@ def _score_targets(
     gaussians: Gaussians, targets: Views, cameras: Cameras, background: Background, steps: int
 ) -> list[tuple[ViewScore, Picture]]:
     """Held-out views at the given cameras and, where ``steps`` is not 0, again at the refined ones."""
-    results = _score(gaussians, targets, cameras, background)
+    results = score_views(gaussians, targets, cameras, background)
     if not steps:
         return results
     refined = [
         refine_camera(gaussians, cameras[i : i + 1], targets.images[i], targets.masks[i], steps) for i in range(len(targets))
     ]
     poses = torch.cat([camera.cam_to_world for camera in refined])
-    return results + _score(gaussians, targets, replace(cameras, cam_to_world=poses), background, refined=True)
+    return results + score_views(gaussians, targets, replace(cameras, cam_to_world=poses), background, refined=True)
 
 
 @torch.no_grad()
-def _score(
+def score_views(
     gaussians: Gaussians,
     views: Views,
     cameras: Cameras,
@@ -120,7 +120,7 @@ def _score(
     return results
 
 
-def _resized(views: Views, long_side: int) -> Views:
+def resized_views(views: Views, long_side: int) -> Views:
     """The views at the size at which they are scored; 0 leaves them unchanged."""
     height, width = views.masks.shape[1:]
     if long_side in (0, max(height, width)):

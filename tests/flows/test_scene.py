@@ -16,7 +16,7 @@ from rich.console import Console
 
 from flows import cli, scene
 from flows import export as export_flow
-from flows.runs.results import _origin_of
+from flows.runs.results import origin_of
 from reconx_core import datasets, export
 from reconx_core.errors import UserError
 from reconx_core.export.dataset import write_photos
@@ -98,7 +98,7 @@ def test_the_views_stage_hands_the_origin_on_where_poses_are_used(tmp_path, recw
     results = views.run(job, None)
     for name in results.keys() & {"origin.json"}:
         (tmp_path / name).write_bytes(results[name])
-    assert _origin_of(tmp_path) == origin
+    assert origin_of(tmp_path) == origin
     assert any("(500000, 5400000, 120) is subtracted" in str(w.message) for w in recwarn) == (protocol == "auto")
 
 
