@@ -87,9 +87,9 @@ def judge(scene: str, inputs: Views, frames: Frames, pointmaps: Pointmaps, setti
     """The stage `confidence`, or without it every pixel alike."""
     chosen = settings.confidence.model_copy(update={"enabled": weighed})
     draw = generator(settings.seed, "confidence", scene)
-    placed, _ = confidence.place_frames(inputs, frames, pointmaps, pointcloud.make_backend(settings.pointcloud), chosen, draw)
-    backend = pointcloud.make_backend(settings.pointcloud, fast=True)
-    return confidence.estimate_confidence(inputs, placed, pointmaps, backend, chosen, draw)
+    geometry = settings.pointcloud
+    backends = confidence.Backends(pointcloud.make_backend(geometry), pointcloud.make_backend(geometry, fast=True))
+    return confidence.trusted_frames(inputs, frames, pointmaps, backends, chosen, draw)[0]
 
 
 def fit(scene: str, views: Views, kept: object, frames: Frames, pointmaps: Pointmaps, settings: Settings) -> Score:
