@@ -53,8 +53,8 @@ def cells_of(beside: Expected) -> list[Cells]:
 
 
 def _means(images: Float[Tensor, "m h w c"]) -> Float[Tensor, "m y x c"]:
-    grid = [max(1, round(side / CELL)) for side in images.shape[1:3]]
-    return F.adaptive_avg_pool2d(images.movedim(-1, 1), grid).movedim(1, -1)
+    height, width = (max(1, round(side / CELL)) for side in images.shape[1:3])
+    return F.adaptive_avg_pool2d(images.movedim(-1, 1), (height, width)).movedim(1, -1)
 
 
 def enough(cells: Cells) -> bool:
