@@ -198,10 +198,9 @@ def fit_and_score(result: Result, method: str, views: Views, geometry: Geometry 
 
 def judge(inputs: Views, frames: Frames, pointmaps: Pointmaps, settings: Settings, draw: torch.Generator) -> Frames:
     """The stage `confidence`."""
-    chosen, backend = settings.confidence, pointcloud.make_backend(settings.pointcloud)
-    placed, _ = confidence.place_frames(inputs, frames, pointmaps, backend, chosen, draw)
-    fast = pointcloud.make_backend(settings.pointcloud, fast=True)
-    return confidence.estimate_confidence(inputs, placed, pointmaps, fast, chosen, draw)
+    geometry = settings.pointcloud
+    backends = confidence.Backends(pointcloud.make_backend(geometry), pointcloud.make_backend(geometry, fast=True))
+    return confidence.trusted_frames(inputs, frames, pointmaps, backends, settings.confidence, draw)[0]
 
 
 def image_based(result: Result, scene: Path, views: Views) -> None:

@@ -77,7 +77,15 @@ def outputs(stage: str, side: int) -> dict[str, Any]:
     if stage in ("video", "confidence"):
         confidence = torch.ones(many, *pixels) if stage == "video" else noise(many, *pixels)
         frames = Frames(noise(many, *pixels, 3), cameras(many, side), confidence, torch.arange(many) < 2)
-        placed = {"cameras": "given", "frames": FRAMES, "moved": 0, "turn": None, "shift": None, "left_out": None}
+        placed = {
+            "cameras": "given",
+            "frames": FRAMES,
+            "moved": 0,
+            "turn": None,
+            "shift": None,
+            "left_out": None,
+            "judged": None,
+        }
         return {"frames": frames, "placement.json": json.dumps(placed).encode()}
     if stage == "splats":
         return {"gaussians": Gaussians(*(torch.randn(points, *shape) for shape in ((3,), (4,), (3,), (), (4, 3))))}

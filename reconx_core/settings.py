@@ -155,6 +155,9 @@ class ConfidenceSettings(Section):
         "auto",
         description="Generated frames' cameras: as given, refined a little, or found; auto: found if the generator had none.",
     )
+    judge: bool = Field(
+        True, description="Leave out or correct frames that contradict the photos or their neighbours; False: take all."
+    )
 
 
 class SplatsSettings(Section):

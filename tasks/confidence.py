@@ -10,10 +10,8 @@ from tasks.execute import Inputs, Job
 def run(job: Job, read: Inputs) -> dict[str, Any]:
     frames, pointmaps = read("video", "frames"), read("pointcloud", "pointmaps")
     inputs = registered_photos(read("views", "views"), read("pointcloud", "kept"), pointmaps)
-    settings, generator = job.settings.confidence, job.generator()
-    frames, placement = confidence.place_frames(
-        inputs, frames, pointmaps, pointcloud.make_backend(job.settings.pointcloud), settings, generator
+    find, match = pointcloud.make_backend(job.settings.pointcloud), pointcloud.make_backend(job.settings.pointcloud, fast=True)
+    judged, placement = confidence.trusted_frames(
+        inputs, frames, pointmaps, confidence.Backends(find, match), job.settings.confidence, job.generator()
     )
-    judge = pointcloud.make_backend(job.settings.pointcloud, fast=True)
-    judged = confidence.estimate_confidence(inputs, frames, pointmaps, judge, settings, generator)
     return {"frames": judged, "placement.json": placement.as_json()}

@@ -55,7 +55,8 @@ def together(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
         name: max((part[name] for part in (before, now) if part[name] is not None), default=None) for name in ("turn", "shift")
     }
     counts = {name: before[name] + now[name] for name in ("frames", "moved")}
-    return {**now, **counts, **most, "left_out": left_out or None}
+    later = [{**one, "frame": before["frames"] + one["frame"]} for one in now["judged"] or []]
+    return {**now, **counts, **most, "left_out": left_out or None, "judged": [*(before["judged"] or []), *later] or None}
 
 
 def encoded(content: dict[str, Any]) -> bytes:

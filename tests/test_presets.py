@@ -7,6 +7,7 @@ from reconx_core.errors import UserError
 
 PAPER = {  # where the paper's choice is not our default
     "confidence.generator": False,  # C_i is the stereo network's
+    "confidence.judge": False,  # all frames count as they are
     "splats.pixels": "all",  # Gaussians start from the pointmaps of the first and the last frame
     "splats.max_gaussians": 0,
     "splats.fill": False,

@@ -237,13 +237,27 @@ def scene_report(name: str, record: Mapping[str, Any], root: Path) -> SceneRepor
 
 
 def placement_notes(placement: dict[str, Any]) -> tuple[str, ...]:
-    """What became of the generated frames' cameras, in a sentence; none where all stayed as they were given."""
+    """What became of the generated frames that count, in sentences; none where all stayed as they were made and placed."""
+    return (*_moved_note(placement), *_colour_note(placement))
+
+
+def _moved_note(placement: dict[str, Any]) -> tuple[str, ...]:
     if not placement["moved"]:
         return ()
     done = "found" if placement["cameras"] == "find" else "refined"
     return (
         f"The cameras of {placement['moved']} of {placement['frames']} generated frames were {done}; in the median they are "
         f"{placement['turn']:.1f} degrees and {placement['shift']:.0%} of the photos' distance from the planned path.",
+    )
+
+
+def _colour_note(placement: dict[str, Any]) -> tuple[str, ...]:
+    changed = [one["shift"] for one in placement["judged"] or [] if one["corrected"]]
+    if not changed:
+        return ()
+    return (
+        f"The colours of {len(changed)} of {placement['frames']} generated frames were brought to the photos', by up to "
+        f"{255 * max(changed):.0f} of 255 in a frame's mean.",
     )
 
 

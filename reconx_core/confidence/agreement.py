@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
@@ -19,17 +21,29 @@ COVERED = 0.7  # share of a window that the points must cover
 SEEN, TEXTURED = 0.2, 0.02  # shares of a frame that must show points, and textured ones; less says nothing
 
 
-def frame_agreement(photos: Views, known: Pointmaps, images: Float[Tensor, "m h w 3"], cameras: Cameras) -> Float[Tensor, " m"]:
+class Expected(NamedTuple):
+    """What frames should show: the photos' points as their cameras see them, beside the frames at that size."""
+
+    renders: Float[Tensor, "m y x 3"]
+    visibility: Float[Tensor, "m y x"]  # [0, 1]; 0 where no point is seen
+    frames: Float[Tensor, "m y x 3"]
+
+
+def expected(photos: Views, known: Pointmaps, images: Float[Tensor, "m h w 3"], cameras: Cameras) -> Expected:
+    """The frames with what the photos' points look like from there, at most SIZE pixels on the long side."""
+    height, width = images.shape[1:3]
+    size = size_for(min(SIZE, max(height, width)), height, width)
+    renders, visibility, _ = render_points(*visible_points(photos, known), resize_cameras(cameras, *size))
+    return Expected(renders, visibility, resize_images(images, *size))
+
+
+def frame_agreement(beside: Expected) -> Float[Tensor, " m"]:
     """Median correlation in [-1, 1] of each frame with the photos' points as its camera sees them; NaN where it sees too few.
 
     Correlations are of brightness in windows, so that neither light nor colour of a frame matters. Frames of another place have
     about 0.
     """
-    height, width = images.shape[1:3]
-    size = size_for(min(SIZE, max(height, width)), height, width)
-    renders, visibility, _ = render_points(*visible_points(photos, known), resize_cameras(cameras, *size))
-    seen = visibility > 0
-    return _correlation(_brightness(renders), _brightness(resize_images(images, *size)), seen)
+    return _correlation(_brightness(beside.renders), _brightness(beside.frames), beside.visibility > 0)
 
 
 def _brightness(images: Float[Tensor, "m h w 3"]) -> Float[Tensor, "m h w"]:

@@ -11,13 +11,13 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from reconx_core.confidence.agreement import frame_agreement
+from reconx_core.confidence.agreement import expected, frame_agreement
 from reconx_core.confidence.clips import Clip, clips_of
 from reconx_core.geometry.transforms import rotation_angle
 from reconx_core.settings import ConfidenceSettings
@@ -40,6 +40,7 @@ class Placement:
     turn: float | None = None  # degrees: median rotation of these from the path that the frames were planned on
     shift: float | None = None  # the median distance from it, in baselines of the frames' photos
     left_out: dict[str, str] | None = None  # frame, counted from 0 among the generated ones -> why
+    judged: list[dict[str, Any]] | None = None  # what was found of each frame (docs/confidence.md); None: nothing was asked
 
     def as_json(self) -> bytes:
         return json.dumps(asdict(self), indent=1, sort_keys=True).encode()
@@ -95,7 +96,7 @@ def locate_clip(
         near = (turn <= MOST_TURN) & (shift <= MOST_SHIFT)
         why = ["" if not lost and near[i] else "kept" for i, lost in enumerate(located.lost)]
         return Moves(_moves(clip, cameras, why).cam_to_world, {})
-    agreement = frame_agreement(photos, known, views.images, cameras)
+    agreement = frame_agreement(expected(photos, known, views.images, cameras))
     return _moves(clip, cameras, [lost or ("" if agreement[i] >= AGREES else UNLIKE) for i, lost in enumerate(located.lost)])
 
 

@@ -15,13 +15,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from reconx_core.confidence.judging import SURE, confident_share
 from reconx_core.geometry.camera_path import se3_exp, se3_log
 from reconx_core.geometry.orbit import orbit_of
 from reconx_core.geometry.point_renders import OCCLUDER_CONFIDENCE, render_points, visible_points
 from reconx_core.geometry.transforms import join_cameras, rotation_angle, transform
 from reconx_core.types import Cameras, Condition, Frames, GeometryBackend, Located, PointCloud, Pointmaps, Views
 
-SURE = 0.3  # confidence from which a generated pixel counts as seen
 ENOUGH = 0.3  # share of a frame's pixels that have to be sure, or it does not join
 MOST = 6  # frames that join in a round, evenly spaced
 MOST_TURN, MOST_SHIFT = 1.0, 0.01  # degrees and radii up to which a ring is closed
@@ -78,11 +78,6 @@ def join_round(
 def place(before: Joined, chosen: list[int], frame: int) -> int:
     """Where among the views a frame of the round is that has joined."""
     return len(before.views) + chosen.index(frame)
-
-
-def confident_share(frames: Frames) -> Float[Tensor, " f"]:
-    """Share of each frame's pixels that are sure enough to count as seen."""
-    return (frames.confidence >= SURE).float().mean((1, 2))
 
 
 def choose_pair(frames: Frames, unseen: Float[Tensor, " f"]) -> tuple[int, int] | None:

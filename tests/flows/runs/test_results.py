@@ -5,7 +5,15 @@ import pytest
 from flows.runs.results import placement_notes
 from tasks.metrics import placed_share
 
-FOUND = {"cameras": "find", "frames": 30, "moved": 28, "turn": 1.24, "shift": 0.081, "left_out": {"3": "why", "9": "why"}}
+FOUND = {
+    "cameras": "find",
+    "frames": 30,
+    "moved": 28,
+    "turn": 1.24,
+    "shift": 0.081,
+    "left_out": {"3": "why", "9": "why"},
+    "judged": None,
+}
 
 
 def test_frames_whose_cameras_were_found_are_counted():
@@ -15,7 +23,7 @@ def test_frames_whose_cameras_were_found_are_counted():
 
 
 def test_of_given_cameras_there_is_nothing_to_say():
-    given = {"cameras": "given", "frames": 30, "moved": 0, "turn": None, "shift": None, "left_out": None}
+    given = {"cameras": "given", "frames": 30, "moved": 0, "turn": None, "shift": None, "left_out": None, "judged": None}
     assert placement_notes(given) == ()
     assert placed_share(given) == {}
     assert placed_share(FOUND | {"frames": 0, "moved": 0}) == {}
