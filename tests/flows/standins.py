@@ -109,7 +109,8 @@ def render_loop(gaussians, path, frames):
 
 REPLACED = (
     (views, views_of), (pointcloud, estimate), (pointcloud, make_backend), (condition, build_condition),
-    (video, generate_frames), (confidence, judge_frames), (confidence, estimate_confidence), (splats, fit_splats), (metrics, score_scene),
+    (video, generate_frames), (confidence, judge_frames), (confidence, estimate_confidence), (splats, fit_splats),
+    (metrics, score_scene),
 )  # fmt: skip
 
 
