@@ -68,6 +68,11 @@ def generate_frames(inputs, pointmaps, guide, settings, generator, progress):
     return Frames(images, cameras(len(images)), torch.ones(images.shape[:3]), is_photo)
 
 
+def judge_frames(inputs, frames, pointmaps, placement):
+    """Frames of noise would all be left out."""
+    return frames, placement
+
+
 def estimate_confidence(inputs, frames, pointmaps, backend, settings, generator):
     _enter("confidence")
     return frames
@@ -104,7 +109,8 @@ def render_loop(gaussians, path, frames):
 
 REPLACED = (
     (views, views_of), (pointcloud, estimate), (pointcloud, make_backend), (condition, build_condition),
-    (video, generate_frames),    (confidence, estimate_confidence), (splats, fit_splats), (metrics, score_scene),
+    (video, generate_frames), (confidence, judge_frames), (confidence, estimate_confidence), (splats, fit_splats),
+    (metrics, score_scene),
 )  # fmt: skip
 
 
