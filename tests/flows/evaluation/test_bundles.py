@@ -79,11 +79,11 @@ def test_what_is_no_bundle_is_a_sentence(tmp_path, content):
 
 
 def test_leaderboard_ranks_the_scenes_that_all_have(tmp_path):
-    first = read_bundle(write(tmp_path / "x.zip", [scene("a", 20), scene("b", 40)], "first"))
+    first = read_bundle(write(tmp_path / "x.zip", [scene("a", 20), scene("b", 40)], "Method A"))
     second = read_bundle(write(tmp_path / "y.zip", [scene("a", 21)], "<second>"))
     page = render_leaderboard([first, second])
-    assert page.index("&lt;second&gt;") < page.index("first")
-    assert "first: 1 more scene(s), which not all have." in page
+    assert page.index("&lt;second&gt;") < page.index("Method A")
+    assert "Method A: 1 more scene(s), which not all have." in page
     assert '<td class="n" data-key="psnr">20.00</td>' in page
     assert 'data-key="lpips"' not in page
     assert "30.00" not in page  # the mean of scenes that only one has
