@@ -61,13 +61,14 @@ def reconx_evaluate(
     try:
         request = make_request(dataset, preset, overrides or [], protocol, views, only=only, seeds=seeds)
         with _server_of_this_flow():
-            failed = evaluate(request, Path(output), root, console, choose_workers(workers, dask, gpus, limit=stage_timeout))
+            evaluate(request, Path(output), root, console, choose_workers(workers, dask, gpus, limit=stage_timeout))
     except UserError as error:
         return Failed(message=str(error))
-    record = json.loads((Path(output) / "run.json").read_text())
+    done = json.loads((Path(output) / "run.json").read_text())["scenes"].values()
+    failed = sum(scene["error"] is not None for scene in done)  # not per seed, as `evaluate` counts
     if failed:
-        return Failed(message=f"{failed} of {len(record['scenes'])} scenes failed; {output}/report.html says how.")
-    return Completed(data=mean_scores(scene["summary"] for scene in record["scenes"].values()))
+        return Failed(message=f"{failed} of {len(done)} scenes failed; {output}/report.html says how.")
+    return Completed(data=mean_scores(scene["summary"] for scene in done))
 
 
 @contextmanager

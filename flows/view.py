@@ -17,6 +17,7 @@ from reconx_core.datasets import nerfstudio
 from reconx_core.errors import UserError
 from reconx_core.export.origin import NO_ORIGIN
 from reconx_core.io.files import require_writable_file
+from reconx_core.names import one_line
 from reconx_core.reporting.pages import write_page
 from reconx_core.reporting.scene_page import render_scene_page
 
@@ -36,7 +37,7 @@ def view(scene: Path, port: int, out: Path | None, console: Console) -> None:
     if out is not None:
         require_writable_file(out)
         write_page(out, page)
-        console.print(f"The scene is in {out}; it opens in any browser.", soft_wrap=True, markup=False)
+        console.print(f"The scene is in {one_line(str(out))}; it opens in any browser.", soft_wrap=True, markup=False)
         return
     with serve(page, port) as server:
         console.print(f"The scene is at http://localhost:{server.server_address[1]}; Ctrl-C ends it.", soft_wrap=True)

@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -25,19 +25,20 @@ from reconx_core.errors import UserError
 from reconx_core.export.formats import write_gaussians
 from reconx_core.export.origin import NO_ORIGIN, Origin, parse_origin
 from reconx_core.rasterize import rasterize
-from reconx_core.settings import STAGES, Settings, load_settings, parse_settings
+from reconx_core.settings import Settings, load_settings, parse_settings
 from reconx_core.types import Cameras, Frames, Gaussians, PointCloud, Pointmaps, Scores, Views
 from reconx_core.views import load_views
 from reconx_core.weights.choice import resolve_geometry
-from tasks.execute import PARENTS, Inputs, Job, Monitor, execute, load_stages, source_digest
+from tasks.execute import Inputs, Job, Monitor, execute, load_stages, source_digest
+from tasks.graph import Node, tasks_of
 
 __all__ = [
     "Cameras", "Frames", "Gaussians", "PointCloud", "Pointmaps", "Reconstruction", "Scores", "Settings", "UserError", "Views",
     "export", "load_photos", "make_settings", "reconstruct", "reconstruct_stored", "render", "score",
 ]  # fmt: skip
 
-Progress = Callable[[str, int, int], None]  # stage, steps done, steps in all
-_RECONSTRUCTING = STAGES[: STAGES.index("splats") + 1]
+Result = TypeVar("Result")
+Progress = Callable[[str, int, int], None]  # stage, in rounds from the second on with its number; steps done, steps in all
 
 
 @dataclass(frozen=True)
@@ -113,10 +114,11 @@ def reconstruct(photos: Views, settings: Settings | None = None, progress: Progr
     """
     used = make_settings() if settings is None else settings
     outputs: dict[str, dict[str, Any]] = {"views": {"views": photos}}
-    for stage in _RECONSTRUCTING[1:]:
-        job = Job(stage, "", "", "", used, Path(), _Told(progress))
-        outputs[stage] = importlib.import_module(f"tasks.{stage}").run(job, _Held(Path(), {}, outputs))
-    return _reconstruction(_Held(Path(), {}, outputs))
+    _, *making, scoring = tasks_of(used)
+    for node in making:
+        job = Job(node.stage, "", "", "", used, Path(), _Told(progress), round=node.round)
+        outputs[node.name] = importlib.import_module(f"tasks.{node.stage}").run(job, _Held(Path(), {}, _read_by(node, outputs)))
+    return _reconstruction(_Held(Path(), {}, _read_by(scoring, outputs)))
 
 
 def reconstruct_stored(
@@ -135,13 +137,19 @@ def reconstruct_stored(
         raise UserError(f"'{source}' holds {len(scenes)} scenes: give the path of one of them.")
     (name, place), references = scenes[0], dict[str, stored.Reference]()
     found = place.absolute() if is_place(place) else place
+    *making, scoring = tasks_of(used)
     with in_use(root):
-        load_stages(_RECONSTRUCTING)
+        load_stages(dict.fromkeys(node.stage for node in making))
         digest = source_digest(str(found), root)
-        for stage in _RECONSTRUCTING:
-            job = Job(stage, name, str(found), digest, used, root, _Told(progress))
-            references[stage], _ = execute(job, {parent: references[parent] for parent in PARENTS[stage]})
-        return _reconstruction(Inputs(root, references))
+        for node in making:
+            job = Job(node.stage, name, str(found), digest, used, root, _Told(progress), round=node.round)
+            references[node.name], _ = execute(job, _read_by(node, references))
+        return _reconstruction(Inputs(root, _read_by(scoring, references)))
+
+
+def _read_by(node: Node, made: dict[str, Result]) -> dict[str, Result]:
+    """What a task reads, by stage, of what the tasks before it ``made``."""
+    return {stage: made[task] for stage, task in node.parents.items()}
 
 
 def _reconstruction(read: Inputs) -> Reconstruction:

@@ -30,7 +30,7 @@ from reconx_core.cache.lock import has_locks, lock_file
 from reconx_core.errors import UserError
 from reconx_core.names import shown
 
-START_SECONDS = 120.0  # for a server that we start
+START_SECONDS = 600.0  # for a server that we start: on a machine with ten times its work two minutes are not enough
 LOG = "server.log"  # what our last server wrote
 ANSWER_SECONDS = 5.0  # for one that is said to be there
 ENVIRONMENT = {
@@ -57,7 +57,7 @@ def prefect_server(root: Path) -> Iterator[Callable[[], None]]:
     """Prefect's environment, and a server on a free port that is starting up, unless ``PREFECT_API_URL`` names one.
 
     Yields a function that returns when the server answers; it raises UserError where the server ends first, or does not
-    answer within two minutes.
+    answer within ten minutes.
 
     Raises:
         UserError: ``PREFECT_API_URL`` names one, and it does not answer.
@@ -115,7 +115,7 @@ def _own_server() -> Iterator[Callable[[], None]]:
 
 
 def _wait_until_up(child: subprocess.Popen, url: str, log: Path) -> None:
-    """Return when the child answers; raise UserError where it ends first, or does not within two minutes."""
+    """Return when the child answers; raise UserError where it ends first, or does not within ten minutes."""
     wait_for_server(url, lambda: child.poll() is None)
     if child.poll() is not None:
         lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
@@ -144,14 +144,14 @@ def wait_for_server(url: str, lives: Callable[[], bool]) -> None:
     """Return when the server answers, or lives no more.
 
     Raises:
-        UserError: it lives, and does not answer within two minutes.
+        UserError: it lives, and does not answer within ten minutes.
     """
     end = time.monotonic() + START_SECONDS
     while lives():
         if answers(url):
             return
         if time.monotonic() > end:
-            raise UserError(f"The Prefect server at {url} does not answer after two minutes; run the same command again.")
+            raise UserError(f"The Prefect server at {url} does not answer after ten minutes; run the same command again.")
         time.sleep(0.05)
 
 

@@ -65,9 +65,9 @@ def test_runs_with_a_server_of_their_own_have_no_tags(monkeypatch):
 
 def test_flow_of_a_failed_scene_has_failed(tiny, server, dataset, tmp_path):
     write_folder(tmp_path / "data" / "broken")
-    with pytest.raises(FailedRun, match="1 of 2 scenes failed"):
-        reconx_evaluate(dataset, str(tmp_path / "out"), store=str(tmp_path / "store"))
-    assert (tmp_path / "out" / "attic" / "scene.ply").exists()
+    with pytest.raises(FailedRun, match="1 of 2 scenes failed"):  # whatever the number of seeds
+        reconx_evaluate(dataset, str(tmp_path / "out"), store=str(tmp_path / "store"), seeds=2)
+    assert (tmp_path / "out" / "attic" / "seed-0" / "scene.ply").exists()
 
 
 def test_mistakes_are_found_before_anything_runs(tiny, server, dataset, tmp_path):

@@ -74,7 +74,8 @@ def test_page_is_served_to_this_machine_and_a_taken_port_is_passed_over(folder):
 
 
 def test_page_can_be_written_instead(folder):
-    view(folder, 8080, folder / "page.html", Console(file=io.StringIO()))
-    assert (folder / "page.html").read_text() == make_page(folder)
+    view(folder, 8080, folder / "a\npage.html", Console(file=(said := io.StringIO())))
+    assert (folder / "a\npage.html").read_text() == make_page(folder)
+    assert said.getvalue().count("\n") == 1
     with pytest.raises(UserError, match=r"should end in \.html"):
         view(folder, 8080, folder / "page.txt", Console(file=io.StringIO()))

@@ -72,6 +72,39 @@ def test_a_store_gives_the_same_and_computes_nothing_twice(tmp_path):
     assert reconx.render(again.gaussians, again.cameras).shape == (3, 96, 128, 3)
 
 
+ORBIT = ["condition.path=orbit", "condition.rounds=2"]
+
+
+def test_rounds_are_those_of_the_command_line(monkeypatch):
+    made = []
+
+    class Stand:
+        """A stage whose results are its task's name and the names of what it has read."""
+
+        @staticmethod
+        def run(job, read):
+            made.append(job.name)
+            names = ("views", "pointmaps", "pointcloud", "kept", "frames", "gaussians")
+            return dict.fromkeys(names, f"{job.name} of {read.outputs['pointcloud']['pointmaps']}" if made[1:] else job.name)
+
+    monkeypatch.setattr(reconx.importlib, "import_module", lambda name: Stand)
+    scene = reconx.reconstruct("photos", reconx.make_settings(ORBIT))
+    of_round = ["condition", "video", "confidence", "join"]
+    assert made == ["pointcloud", *of_round, *(f"{stage} 2" for stage in of_round), "splats"]
+    assert scene.gaussians == "splats of join 2 of join of pointcloud"
+    assert scene.frames == "join 2 of join of pointcloud"
+    assert scene.pointmaps == "pointcloud"  # the photos' alone
+
+
+@pytest.mark.slow
+def test_rounds_go_through_memory_and_a_store(tmp_path):
+    settings = reconx.make_settings([*QUICK, *ORBIT, "condition.frames=8"])
+    stored = reconx.reconstruct_stored(PHOTOS, tmp_path / "store", settings)
+    assert len(list((tmp_path / "store" / "join").iterdir())) == 2
+    held = reconx.reconstruct(reconx.load_photos(PHOTOS, settings), settings)
+    assert len(held.frames.images) == len(stored.frames.images) > len(stored.cameras)
+
+
 def test_mistakes_are_user_errors(tmp_path):
     with pytest.raises(reconx.UserError, match="stepz"):
         reconx.make_settings(["splats.stepz=3"])

@@ -171,7 +171,7 @@ def test_server_that_dies_at_its_start_is_a_sentence(tmp_path):
         servers.prefect_server(tmp_path) as wait_for_server,
     ):
         wait_for_server()
-    assert time.monotonic() - started < servers.START_SECONDS / 2
+    assert time.monotonic() - started < 60
     assert "Traceback" in (home / "server.log").read_text()
     assert os.listdir(home).count("server.log") == len([name for name in os.listdir(home) if name.startswith("server.log")])
 
