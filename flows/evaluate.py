@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from flows.evaluation.ablation import load_ablation
-from flows.evaluation.protocols import INDEX, Protocol, load_protocol, plan_protocol
+from flows.evaluation.protocols import INDEX, Protocol, bins_of, load_protocol, plan_protocol
 from flows.execution.hooks import Hooks
 from flows.execution.plan import REQUEST, ScenePlan, SceneRun, place_of
 from flows.execution.run import load_params, look_up, resolve_auto, resolve_settings, run_stages
@@ -220,11 +220,12 @@ def make_plans(request: EvaluationRequest, out: Path) -> list[ScenePlan]:
     """
     scenes = find_scenes(request.dataset, request.only)
     if request.protocol is None:
-        chosen = [(name, source, request.settings) for name, source in scenes]
+        bins, chosen = {}, [(name, source, request.settings) for name, source in scenes]
     else:
+        bins = bins_of(request.protocol, scenes, request.index)
         chosen = plan_protocol(request.protocol, scenes, request.settings, request.index, out)
     return [
-        ScenePlan(name, source, altered(settings, overrides, seed), row, seeded=request.seeds > 1)
+        ScenePlan(name, source, altered(settings, overrides, seed), row, request.seeds > 1, bins.get(name, ""))
         for row, overrides in rows_of(request).items()
         for name, source, settings in chosen
         for seed in range(request.settings.seed, request.settings.seed + request.seeds)

@@ -49,6 +49,7 @@ def _print_pair(console: Console, pair: Pair) -> None:
     for d in pair.differences:
         table.add_row(*_row(d), *([_plain(d.spread)] if seeded else []))
     console.print(table)
+    _print_bins(console, pair)
     for sentence in sentences(pair):
         console.print(sentence)
     _print_scenes(console, pair)
@@ -60,6 +61,19 @@ def _row(d: Difference) -> tuple[str, ...]:
     bounds = f"{d.bounds[0]:+.3f} … {d.bounds[1]:+.3f}" if d.bounds else f"needs {FEWEST} scenes"
     title = f"{COLUMNS[d.key][0]} {COLUMNS[d.key][2]}".strip()
     return title, format_score(d.key, d.first), format_score(d.key, d.second), f"{d.mean:+.3f}", bounds
+
+
+def _print_bins(console: Console, pair: Pair) -> None:
+    """The differences in each bin of the protocol, where it has any."""
+    if not pair.bins:
+        return
+    table = Table(title="By the overlap of the input views", title_justify="left")
+    for column in ("overlap", "scenes", "score", pair.first.label, pair.second.label, "difference", "95 % interval"):
+        table.add_column(column, justify="left" if column in ("overlap", "score") else "right")
+    for name, (count, differences) in pair.bins.items():
+        for i, d in enumerate(differences):
+            table.add_row(*((escape(name), str(count)) if i == 0 else ("", "")), *_row(d))
+    console.print(table)
 
 
 def _print_scenes(console: Console, pair: Pair) -> None:

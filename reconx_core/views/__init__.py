@@ -154,7 +154,7 @@ def _load_all(photos: Sequence[Photo], indices: Sequence[int], settings: ViewsSe
 def _load(photo: Photo, settings: ViewsSettings) -> _View:
     image = photo.load()
     stored = (image.shape[0], image.shape[1])
-    height, width = _size(stored, settings)
+    height, width = _size(stored, photo.size or stored, settings)
     mask = torch.ones(stored, dtype=torch.bool) if photo.load_mask is None else photo.load_mask()
     if abs(mask.shape[0] * stored[1] / (mask.shape[1] * stored[0]) - 1) > 0.05:
         sizes = f"{mask.shape[1]}x{mask.shape[0]}, but the photo {stored[1]}x{stored[0]}"
@@ -185,12 +185,32 @@ def _check_projection(photo: Photo, image: Float[Tensor, "h w 3"]) -> None:
         raise ImageError(f"Photo '{photo.name}' looks like one that is {projection}, which no pinhole camera fits; {advice}.")
 
 
-def _size(stored: tuple[int, int], settings: ViewsSettings) -> tuple[int, int]:
-    """Height and width to which a photo is resized; it is never enlarged, except to cover the crop."""
+def _size(stored: tuple[int, int], calibrated: tuple[int, int], settings: ViewsSettings) -> tuple[int, int]:
+    """Height and width to which a photo is resized; it is never enlarged, except to cover the crop.
+
+    ``calibrated``: the size that its camera is for, of which datasets publish smaller copies, too.
+    """
+    if settings.shrink is not None:
+        return _shrunk(stored, calibrated, settings.shrink)
     if settings.crop is not None:
         scale = max(settings.crop[0] / stored[0], settings.crop[1] / stored[1])
         return max(settings.crop[0], round(stored[0] * scale)), max(settings.crop[1], round(stored[1] * scale))
     return stored if max(stored) <= settings.size else size_for(settings.size, *stored)
+
+
+def _shrunk(stored: tuple[int, int], calibrated: tuple[int, int], factor: int) -> tuple[int, int]:
+    """The calibrated size over ``factor``, rounded; a photo of that size stays as it is, whichever way it was rounded.
+
+    Raises:
+        UserError: the photo is smaller.
+    """
+    if all(abs(side / factor - own) <= 1 for side, own in zip(calibrated, stored)):
+        return stored
+    height, width = (max(1, math.floor(side / factor + 0.5)) for side in calibrated)
+    if height > stored[0] or width > stored[1]:
+        wanted = f"{width}x{height}, which views.shrink={factor} makes of its camera's size"
+        raise UserError(f"A photo is {stored[1]}x{stored[0]}, smaller than {wanted}; fetch the larger ones.")
+    return height, width
 
 
 def _cropped(view: _View, height: int, width: int) -> _View:
