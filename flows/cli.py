@@ -200,13 +200,17 @@ def evaluate(
     stage_timeout: Annotated[
         str | None, typer.Option("--stage-timeout", metavar="30m", help="A stage that takes longer fails; the others go on.")
     ] = None,
+    rule: Annotated[
+        str | None,
+        typer.Option(metavar="RULE", help="By which compare will judge this run (docs/compare.md)."),
+    ] = None,
     pages: Annotated[
         bool | None, typer.Option("--pages/--no-pages", help="scene.html of every scene; default: of at most 50 scenes.")
     ] = None,
 ) -> None:
     """Reconstruct and score every scene of a dataset; exit code 1 if a scene failed."""
+    from flows.evaluate import checked_rule, make_request, results_folder, split_names
     from flows.evaluate import evaluate as run
-    from flows.evaluate import make_request, results_folder, split_names
     from flows.execution.memory import apply_vram
     from flows.execution.run import default_store
     from flows.execution.workers import choose_workers
@@ -215,7 +219,8 @@ def evaluate(
     overrides = ([f"views.split={split}"] if split else []) + (set_ or [])
     only = split_names(scenes) if scenes is not None else ()
     request = make_request(dataset, preset, overrides, protocol, views, index, only, seeds, ablation)
-    request = replace(request, settings=apply_vram(request.settings, vram, overrides, console), pages=pages)
+    settings = apply_vram(request.settings, vram, overrides, console)
+    request = replace(request, settings=settings, pages=pages, rule=checked_rule(rule))
     crew = choose_workers(workers, dask, gpus, gpu_slots, stage_timeout)
     with results_folder(out, request.dataset) as folder:
         failed = run(request, folder, store or default_store(), console, crew)
@@ -248,11 +253,19 @@ def compare(
     b: Annotated[str, typer.Argument(help="The other run.")],
     more: Annotated[list[str] | None, typer.Argument(metavar="[C ...]", help="Further runs; each is compared with A.")] = None,
     out: Annotated[Path | None, typer.Option("-o", "--out", metavar="PAGE.html", help="Also as a page, with pictures.")] = None,
+    rule: Annotated[
+        str | None,
+        typer.Option(metavar="RULE|FILE", help="Such as 'mean difference > 0.1 dB with 95 % confidence' (docs/compare.md)."),
+    ] = None,
 ) -> None:
-    """The difference between runs, paired by scene, with 95 % intervals, and what differs in settings, weights and code."""
+    """The difference between runs, paired by scene, with 95 % intervals, and what differs in settings, weights and code.
+
+    Exit code 1 where a rule does not hold.
+    """
     from flows.evaluation.compare import compare as run
 
-    run([a, b, *(more or [])], console, out)
+    if not run([a, b, *(more or [])], console, out, rule):
+        raise typer.Exit(1)
 
 
 @app.command()

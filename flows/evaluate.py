@@ -45,6 +45,7 @@ class EvaluationRequest:
     index: Path | None = None  # in place of the protocol's
     seeds: int = 1  # from the settings' seed on
     ablation: bool = False
+    rule: str | None = None  # by which it will be compared
     pages: bool | None = None  # a `scene.html` of every scene; None: of few, see `MOST_PAGES`
 
 
@@ -77,7 +78,7 @@ def _evaluate(
         from flows.runs.tracking import open_run
 
         mlflow_client.load()  # while Prefect's server starts
-        record_request(plans, started, request.dataset, out, root, workers.side_by_side)
+        record_request(plans, started, request.dataset, out, root, workers.side_by_side, request.rule)
         known = {"facts": facts()}
         for row in rows_of(request):
             beginning = known | opening(request, row, out / row, started)
@@ -194,6 +195,13 @@ def make_request(
     return EvaluationRequest(dataset, settings, only, named, index, seeds, ablation)
 
 
+def checked_rule(text: str | None) -> str | None:
+    """A rule for `reconx compare` as it is written down. Raises UserError if it is none."""
+    from flows.evaluation.rules import parse_rule
+
+    return None if text is None else parse_rule(text).text
+
+
 def split_names(text: str) -> tuple[str, ...]:
     """The names of scenes in ``--scenes a,b``.
 
@@ -282,7 +290,8 @@ def title_of(out: Path, row: str) -> str:
 def about(request: EvaluationRequest, row: str, started: float) -> dict[str, Any]:
     """What the record of a run says of how it came about."""
     protocol = request.protocol and request.protocol.record()
-    return {"dataset": request.dataset, "protocol": protocol, "row": row or None, "started": started}
+    rule = {} if request.rule is None else {"rule": request.rule}
+    return {"dataset": request.dataset, "protocol": protocol, "row": row or None, "started": started, **rule}
 
 
 def find_scenes(dataset: str, only: Iterable[str] = ()) -> list[tuple[str, str]]:

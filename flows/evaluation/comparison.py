@@ -97,13 +97,15 @@ def shared_scenes(first: Run, second: Run) -> list[str]:
     return scenes
 
 
-def interval(differences: np.ndarray) -> tuple[float, float] | None:
-    """The 95 % percentile bootstrap interval of the mean of paired differences; None for fewer than FEWEST."""
+def interval(differences: np.ndarray, level: float = 0.95) -> tuple[float, float] | None:
+    """The percentile bootstrap interval of the mean of paired differences, of 95 %; None for fewer than FEWEST."""
     if len(differences) < FEWEST:
         return None
     # The resampling is seeded: the same two runs always give the same interval. Batches keep thousands of scenes in memory.
     rng, batch = np.random.default_rng(0), max(1, 2_000_000 // len(differences))
-    found = bootstrap((differences,), np.mean, n_resamples=RESAMPLES, method="percentile", batch=batch, rng=rng)
+    found = bootstrap(
+        (differences,), np.mean, n_resamples=RESAMPLES, confidence_level=level, method="percentile", batch=batch, rng=rng
+    )
     return float(found.confidence_interval.low), float(found.confidence_interval.high)
 
 
