@@ -22,7 +22,7 @@ _RULE = re.compile(
     r"with\s+(?P<confidence>\d+(\.\d+)?)\s*%\s*confidence(?P<over>\s+over\s+(seeds|scenes))?",
     re.IGNORECASE,
 )
-_UNITS = {"db": "dB", "°": "°", "degrees": "°"}
+_UNITS = {"%": "%", "db": "dB", "°": "°", "degrees": "°"}
 
 
 @dataclass(frozen=True)
@@ -182,4 +182,4 @@ def judge(rule: Rule, written: str, first: Run, second: Run) -> Decision:
 
 def _unit(key: str) -> str:
     """Of a score; empty where it has none."""
-    return COLUMNS[key][2].split()[0] if COLUMNS[key][2][:1] in ("d", "°") else ""
+    return COLUMNS[key][2].split()[0] if COLUMNS[key][2][:1] in ("d", "°", "%") else ""

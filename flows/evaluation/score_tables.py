@@ -15,7 +15,10 @@ from reconx_core.names import abbreviate, one_line
 from reconx_core.reporting.numbers import format_duration, mean_or_none, pooled_spread
 from reconx_core.reporting.report import COLUMNS, format_score
 
-HEADLINE = ("psnr", "ssim", "lpips", "lpips_alex", "photo_psnr", "photo_ssim", "rotation_error", "auc_30", "gaussians")
+HEADLINE = (
+    "psnr", "ssim", "lpips", "lpips_alex", "photo_psnr", "photo_ssim", "rotation_error", "auc_30", "depth_error", "f_score",
+    "gaussians",
+)  # fmt: skip
 
 
 def print_made(console: Console, record: dict[str, Any], out: Path, seconds: float, told: bool = False) -> None:
@@ -39,6 +42,7 @@ def print_made(console: Console, record: dict[str, Any], out: Path, seconds: flo
 
 _TITLES = {
     "psnr": "PSNR dB", "photo_psnr": "photo PSNR dB", "photo_ssim": "photo SSIM", "rotation_error": "pose °",
+    "depth_error": "depth error %",
 }  # fmt: skip
 _NARROWEST = 8  # characters for the names of scenes
 _ROWS = 60  # of the table at most
