@@ -201,6 +201,10 @@ def evaluate(
     stage_timeout: Annotated[
         str | None, typer.Option("--stage-timeout", metavar="30m", help="A stage that takes longer fails; the others go on.")
     ] = None,
+    rule: Annotated[
+        str | None,
+        typer.Option(metavar="RULE", help="By which compare will judge this run (docs/compare.md)."),
+    ] = None,
     pages: Annotated[
         bool | None, typer.Option("--pages/--no-pages", help="scene.html of every scene; default: of at most 50 scenes.")
     ] = None,
@@ -211,8 +215,8 @@ def evaluate(
     label: Annotated[str | None, typer.Option(help="What that method is called; default: the name of its folder.")] = None,
 ) -> None:
     """Reconstruct and score every scene of a dataset; exit code 1 if a scene failed."""
+    from flows.evaluate import checked_rule, make_request, results_folder, split_names
     from flows.evaluate import evaluate as run
-    from flows.evaluate import make_request, results_folder, split_names
     from flows.execution.memory import apply_vram
     from flows.execution.run import default_store
     from flows.execution.workers import choose_workers
@@ -228,7 +232,7 @@ def evaluate(
 
         unused = {
             "--ablation": ablation, "--seeds": seeds > 1, "--vram": vram, "--workers": workers, "--dask": dask, "--gpus": gpus,
-            "--gpu-slots": gpu_slots > 1, "--stage-timeout": stage_timeout, "--pages": pages,
+            "--gpu-slots": gpu_slots > 1, "--stage-timeout": stage_timeout, "--pages": pages, "--rule": rule,
         }  # fmt: skip
         if given := [option for option, value in unused.items() if value]:
             raise UserError(f"{', '.join(given)}: not with --predictions, by which nothing is reconstructed.")
@@ -236,7 +240,8 @@ def evaluate(
         with results_folder(out, request.dataset) as folder:
             failed = score_predictions(request, predictions, label, folder, store or default_store(), console)
         raise typer.Exit(1 if failed else 0)
-    request = replace(request, settings=apply_vram(request.settings, vram, overrides, console), pages=pages)
+    settings = apply_vram(request.settings, vram, overrides, console)
+    request = replace(request, settings=settings, pages=pages, rule=checked_rule(rule))
     crew = choose_workers(workers, dask, gpus, gpu_slots, stage_timeout)
     with results_folder(out, request.dataset) as folder:
         failed = run(request, folder, store or default_store(), console, crew)
@@ -269,11 +274,19 @@ def compare(
     b: Annotated[str, typer.Argument(help="The other run.")],
     more: Annotated[list[str] | None, typer.Argument(metavar="[C ...]", help="Further runs; each is compared with A.")] = None,
     out: Annotated[Path | None, typer.Option("-o", "--out", metavar="PAGE.html", help="Also as a page, with pictures.")] = None,
+    rule: Annotated[
+        str | None,
+        typer.Option(metavar="RULE|FILE", help="Such as 'mean difference > 0.1 dB with 95 % confidence' (docs/compare.md)."),
+    ] = None,
 ) -> None:
-    """The difference between runs, paired by scene, with 95 % intervals, and what differs in settings, weights and code."""
+    """The difference between runs, paired by scene, with 95 % intervals, and what differs in settings, weights and code.
+
+    Exit code 1 where a rule does not hold.
+    """
     from flows.evaluation.compare import compare as run
 
-    run([a, b, *(more or [])], console, out)
+    if not run([a, b, *(more or [])], console, out, rule):
+        raise typer.Exit(1)
 
 
 @app.command()

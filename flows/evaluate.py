@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from flows.evaluation.ablation import load_ablation
-from flows.evaluation.protocols import INDEX, Protocol, load_protocol, plan_protocol
+from flows.evaluation.protocols import INDEX, Protocol, bins_of, load_protocol, plan_protocol
 from flows.execution.hooks import Hooks
 from flows.execution.plan import REQUEST, ScenePlan, SceneRun, place_of
 from flows.execution.run import load_params, look_up, resolve_auto, resolve_settings, run_stages
@@ -45,6 +45,7 @@ class EvaluationRequest:
     index: Path | None = None  # in place of the protocol's
     seeds: int = 1  # from the settings' seed on
     ablation: bool = False
+    rule: str | None = None  # by which it will be compared
     pages: bool | None = None  # a `scene.html` of every scene; None: of few, see `MOST_PAGES`
 
 
@@ -77,7 +78,7 @@ def _evaluate(
         from flows.runs.tracking import open_run
 
         mlflow_client.load()  # while Prefect's server starts
-        record_request(plans, started, request.dataset, out, root, workers.side_by_side)
+        record_request(plans, started, request.dataset, out, root, workers.side_by_side, request.rule)
         known = {"facts": facts()}
         for row in rows_of(request):
             beginning = known | opening(request, row, out / row, started)
@@ -194,6 +195,13 @@ def make_request(
     return EvaluationRequest(dataset, settings, only, named, index, seeds, ablation)
 
 
+def checked_rule(text: str | None) -> str | None:
+    """A rule for `reconx compare` as it is written down. Raises UserError if it is none."""
+    from flows.evaluation.rules import parse_rule
+
+    return None if text is None else parse_rule(text).text
+
+
 def split_names(text: str) -> tuple[str, ...]:
     """The names of scenes in ``--scenes a,b``.
 
@@ -220,11 +228,12 @@ def make_plans(request: EvaluationRequest, out: Path) -> list[ScenePlan]:
     """
     scenes = find_scenes(request.dataset, request.only)
     if request.protocol is None:
-        chosen = [(name, source, request.settings) for name, source in scenes]
+        bins, chosen = {}, [(name, source, request.settings) for name, source in scenes]
     else:
+        bins = bins_of(request.protocol, scenes, request.index)
         chosen = plan_protocol(request.protocol, scenes, request.settings, request.index, out)
     return [
-        ScenePlan(name, source, altered(settings, overrides, seed), row, seeded=request.seeds > 1)
+        ScenePlan(name, source, altered(settings, overrides, seed), row, request.seeds > 1, bins.get(name, ""))
         for row, overrides in rows_of(request).items()
         for name, source, settings in chosen
         for seed in range(request.settings.seed, request.settings.seed + request.seeds)
@@ -281,7 +290,8 @@ def title_of(out: Path, row: str) -> str:
 def about(request: EvaluationRequest, row: str, started: float) -> dict[str, Any]:
     """What the record of a run says of how it came about."""
     protocol = request.protocol and request.protocol.record()
-    return {"dataset": request.dataset, "protocol": protocol, "row": row or None, "started": started}
+    rule = {} if request.rule is None else {"rule": request.rule}
+    return {"dataset": request.dataset, "protocol": protocol, "row": row or None, "started": started, **rule}
 
 
 def find_scenes(dataset: str, only: Iterable[str] = ()) -> list[tuple[str, str]]:

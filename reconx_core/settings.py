@@ -40,6 +40,9 @@ class ViewsSettings(Section):
     crop: tuple[Side, Side] | None = Field(
         None, description="Height and width: photos are resized to cover it, then centre-cropped; replaces `size`."
     )
+    shrink: int | None = Field(
+        None, ge=1, description="Divides the size that the photos' cameras are for, 8: an eighth of it; replaces `size`."
+    )
     split: str = Field(
         "auto", description="auto (dataset's own, else all photos), a name in split.json, or a rule such as spread:3."
     )
@@ -50,6 +53,13 @@ class ViewsSettings(Section):
         "auto", description="Which part of the given cameras may be used; auto: all that is available."
     )
     max_inputs: int = Field(12, ge=2, description="Maximum number of input views; larger captures are thinned evenly.")
+
+    @field_validator("shrink")
+    @classmethod
+    def _one_size(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if value is not None and info.data.get("crop") is not None:
+            raise ValueError("crop says the size already; leave out one of them")
+        return value
 
 
 class PointcloudSettings(Section):

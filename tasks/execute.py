@@ -108,8 +108,9 @@ class Inputs:
         return store.load(self.parents[stage].folder(self.root), name)
 
     def has(self, stage: str, name: str) -> bool:
-        """Whether the parent left that file."""
-        return (self.parents[stage].folder(self.root) / name).is_file()
+        """Whether the parent left that file or array."""
+        folder = self.parents[stage].folder(self.root)
+        return (folder / name).is_file() or (folder / f"{name}.zarr").is_dir()
 
     def json(self, stage: str, name: str) -> Any:
         """The content of a JSON file."""

@@ -1,12 +1,14 @@
 """Stage `metrics`: Gaussians + held-out views -> scores, pictures and a clip along the camera path."""
 
 import json
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from reconx_core import metrics
 from reconx_core.io import video as video_io
 from reconx_core.io.images import encode
+from reconx_core.metrics.depth import score_geometry
 from reconx_core.metrics.pictures import Picture, render_loop, side_by_side
 from reconx_core.types import Scores
 from tasks.execute import Inputs, Job
@@ -16,6 +18,10 @@ def run(job: Job, read: Inputs) -> dict[str, Any]:
     gaussians, pointmaps = read("splats", "gaussians"), read("pointcloud", "pointmaps")
     views, kept, settings = read("views", "views"), read("pointcloud", "kept"), job.settings.metrics
     scores, pictures = metrics.score_scene(gaussians, views, kept, pointmaps, settings, job.generator())
+    if read.has("views", "depth"):
+        depth, cloud = read("views", "depth"), read("pointcloud", "pointcloud")
+        geometry = score_geometry(gaussians, views, depth, kept, pointmaps, cloud)
+        scores = replace(scores, summary=scores.summary | geometry)
     left_out = sorted(set(range(len(views.inputs()))) - set(kept.tolist()))
     placement = read.json("confidence", "placement.json")
     clip = render_loop(gaussians, pointmaps.cameras, settings.video_frames)

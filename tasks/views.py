@@ -10,9 +10,11 @@ from tasks.execute import Inputs, Job
 
 def run(job: Job, read: Inputs) -> dict[str, Any]:
     capture = datasets.read(Path(job.source))
-    made = views.views_of(capture, job.settings.views)
+    made, depth = views.views_with_depth(capture, job.settings.views)
     split = views.split_name(capture, job.settings.views)
-    results = {"views": made, "split.json": json.dumps({"split": split}).encode()}
+    results: dict[str, Any] = {"views": made, "split.json": json.dumps({"split": split}).encode()}
+    if depth is not None:
+        results["depth"] = depth
     # Where cameras are estimated, the scene is in a frame of its own. No file where there is no offset: most artifacts lack it.
     if made.protocol == "posed" and any(capture.origin):
         results["origin.json"] = json.dumps({"origin": capture.origin}).encode()

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from flows.evaluation.compare_page import write_comparison
 from flows.evaluation.comparison import FEWEST, Difference, Pair, changed_most, changes, failures, missing, pair_up, sentences
+from flows.evaluation.rules import find_rule, judge
 from flows.runs.records import Run, read_run, shorten
 from reconx_core.io.files import require_writable_file
 from reconx_core.reporting.report import COLUMNS, format_score
@@ -17,8 +18,10 @@ from reconx_core.reporting.report import COLUMNS, format_score
 _LISTED = 10  # scenes that are named in the terminal
 
 
-def compare(names: list[str], console: Console, out: Path | None = None) -> None:
+def compare(names: list[str], console: Console, out: Path | None = None, given: str | None = None) -> bool:
     """Print the differences of each run from the first, paired by scene, and write the page ``out``.
+
+    ``given``: a rule, or a file with one, in place of the runs' own. Returns whether all rules hold.
 
     Raises:
         UserError: a run cannot be found, two share no scene or score, a protocol, split or resolution differs, or ``out``
@@ -27,6 +30,7 @@ def compare(names: list[str], console: Console, out: Path | None = None) -> None
     runs = [read_run(name, chr(ord("A") + i)) for i, name in enumerate(names)]
     if out is not None:
         require_writable_file(out)
+    rules = [find_rule(given, run) for run in runs[1:]]
     pairs = [pair_up(runs[0], run) for run in runs[1:]]
     for pair in pairs:
         _print_pair(console, pair)
@@ -35,6 +39,10 @@ def compare(names: list[str], console: Console, out: Path | None = None) -> None
     if out is not None:
         write_comparison(out, runs, pairs)
         console.print(f"Side by side, with pictures: {out}", soft_wrap=True, markup=False)
+    decisions = [judge(*rule, runs[0], run) for rule, run in zip(rules, runs[1:]) if rule is not None]
+    for decision in decisions:
+        console.print(decision.sentence, soft_wrap=True, markup=False)
+    return all(decision.holds for decision in decisions)
 
 
 def _print_pair(console: Console, pair: Pair) -> None:
@@ -49,6 +57,7 @@ def _print_pair(console: Console, pair: Pair) -> None:
     for d in pair.differences:
         table.add_row(*_row(d), *([_plain(d.spread)] if seeded else []))
     console.print(table)
+    _print_bins(console, pair)
     for sentence in sentences(pair):
         console.print(sentence)
     _print_scenes(console, pair)
@@ -60,6 +69,19 @@ def _row(d: Difference) -> tuple[str, ...]:
     bounds = f"{d.bounds[0]:+.3f} … {d.bounds[1]:+.3f}" if d.bounds else f"needs {FEWEST} scenes"
     title = f"{COLUMNS[d.key][0]} {COLUMNS[d.key][2]}".strip()
     return title, format_score(d.key, d.first), format_score(d.key, d.second), f"{d.mean:+.3f}", bounds
+
+
+def _print_bins(console: Console, pair: Pair) -> None:
+    """The differences in each bin of the protocol, where it has any."""
+    if not pair.bins:
+        return
+    table = Table(title="By the overlap of the input views", title_justify="left")
+    for column in ("overlap", "scenes", "score", pair.first.label, pair.second.label, "difference", "95 % interval"):
+        table.add_column(column, justify="left" if column in ("overlap", "score") else "right")
+    for name, (count, differences) in pair.bins.items():
+        for i, d in enumerate(differences):
+            table.add_row(*((escape(name), str(count)) if i == 0 else ("", "")), *_row(d))
+    console.print(table)
 
 
 def _print_scenes(console: Console, pair: Pair) -> None:

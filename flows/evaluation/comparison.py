@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import bootstrap
 
-from flows.evaluation.score_tables import spread_of
+from flows.evaluation.score_tables import scenes_of_bins, spread_of
 from flows.runs.records import Run, differing
 from reconx_core.errors import UserError
 from reconx_core.reporting.report import COLUMNS, HEADLINES
@@ -17,7 +17,8 @@ from reconx_core.reporting.report import COLUMNS, HEADLINES
 RESAMPLES = 9999
 FEWEST = 3  # scenes for an interval: of two values it would be these values themselves
 FEW = 20  # scenes, below which the interval is noticeably too narrow
-SKIPPED = {"gaussians", "registered", "camera_confidence", "frames_placed"}  # not scores
+BINNED = ("psnr", "ssim", "lpips", "lpips_alex")  # scores of which the bins of a protocol are compared
+SKIPPED = {"gaussians", "registered", "camera_confidence", "frames_placed", "depth_known", "splats_known"}  # not scores
 _SECTIONS = {  # of a record -> what is said where they differ and where not
     "settings": ("Settings that differ:", "The settings are the same."),
     "weights": ("Weights that differ:", "The weights are the same."),
@@ -48,6 +49,7 @@ class Pair:
     differences: list[Difference]
     left_out: list[str]  # scores that cannot be compared
     key: str  # the score by which scenes are ranked
+    bins: dict[str, tuple[int, list[Difference]]]  # of the protocol, lowest first: scenes, their main scores
 
 
 def pair_up(first: Run, second: Run) -> Pair:
@@ -61,7 +63,18 @@ def pair_up(first: Run, second: Run) -> Pair:
     if not keys:
         raise UserError(f"Runs {first.label} and {second.label} have no score in common.")
     differences = [_difference(key, first.record, second.record, scenes) for key in keys]
-    return Pair(first, second, scenes, differences, left_out, next((key for key in HEADLINES if key in keys), keys[0]))
+    key = next((key for key in HEADLINES if key in keys), keys[0])
+    return Pair(first, second, scenes, differences, left_out, key, differences_by_bin(first, second, scenes, keys))
+
+
+def differences_by_bin(first: Run, second: Run, scenes: list[str], keys: list[str]) -> dict[str, tuple[int, list[Difference]]]:
+    """As of all scenes, for each of the protocol's bins."""
+    shared = {name: second.record["scenes"][name] for name in scenes}
+    shown = [key for key in BINNED if key in keys]
+    return {
+        name: (len(of), [_difference(key, first.record, second.record, list(of)) for key in shown])
+        for name, of in scenes_of_bins(second.record, shared).items()
+    }
 
 
 def shared_scenes(first: Run, second: Run) -> list[str]:
@@ -84,13 +97,15 @@ def shared_scenes(first: Run, second: Run) -> list[str]:
     return scenes
 
 
-def interval(differences: np.ndarray) -> tuple[float, float] | None:
-    """The 95 % percentile bootstrap interval of the mean of paired differences; None for fewer than FEWEST."""
+def interval(differences: np.ndarray, level: float = 0.95) -> tuple[float, float] | None:
+    """The percentile bootstrap interval of the mean of paired differences, of 95 %; None for fewer than FEWEST."""
     if len(differences) < FEWEST:
         return None
     # The resampling is seeded: the same two runs always give the same interval. Batches keep thousands of scenes in memory.
     rng, batch = np.random.default_rng(0), max(1, 2_000_000 // len(differences))
-    found = bootstrap((differences,), np.mean, n_resamples=RESAMPLES, method="percentile", batch=batch, rng=rng)
+    found = bootstrap(
+        (differences,), np.mean, n_resamples=RESAMPLES, confidence_level=level, method="percentile", batch=batch, rng=rng
+    )
     return float(found.confidence_interval.low), float(found.confidence_interval.high)
 
 

@@ -36,6 +36,9 @@ class Protocol(BaseModel):
     split: str = Field("", description="Rule of the split; {views} stands for the number of inputs.")
     index: dict[int, str] = Field(default_factory=dict, description="Published file of views per scene, by number of inputs.")
     source: str = Field("", description="Where the index files are published.")
+    bins: dict[str, tuple[float, float]] = Field(
+        default_factory=dict, description="Of the overlap that the index says of each pair: above the first, up to the second."
+    )
     make_index: bool = Field(False, description="The rule's views are listed in OUT/index.json; scenes too short are left out.")
     lpips: Literal["vgg", "alex"] = Field("vgg", description="The network of LPIPS that tables show.")
     settings: dict[str, dict[str, Any]] = Field(default_factory=dict, description="Of the sections views and metrics.")
@@ -47,6 +50,7 @@ class Protocol(BaseModel):
         return {
             "name": self.name, "title": f"{self.title}, {count} views" if count else self.title,
             "table": self.table, "set": self.set, "views": count, "lpips": self.lpips, "split": rule,
+            **({"bins": self.bins} if self.bins else {}),
         }  # fmt: skip
 
     def applied(self, settings: Settings, overrides: list[str]) -> Settings:
@@ -86,6 +90,8 @@ def _parse(path: Path) -> Protocol:
         raise UserError(f"{path} is no protocol ({reason}); see docs/protocols.md.") from None
     if set(protocol.settings) - set(TERMS):
         raise UserError(f"{path}: a protocol sets views and metrics; the rest is the method's.")
+    if protocol.bins and not protocol.index:
+        raise UserError(f"{path} has bins of the overlap, which an index says; name one.")
     if bool(protocol.split) == bool(protocol.index) or (protocol.index and set(protocol.index) != set(protocol.views)):
         raise UserError(f"{path} should have either a split or, for each number of views, an index.")
     return protocol
@@ -109,6 +115,30 @@ def plan_protocol(
     if not chosen:
         raise UserError(f"{file} lists none of the {len(scenes)} scenes; is it for another dataset?")
     return [(name, source, with_split(settings, rule)) for name, source, rule in chosen]
+
+
+def bins_of(protocol: Protocol, scenes: list[tuple[str, str]], index: Path | None) -> dict[str, str]:
+    """The bin of every scene that is in one, by the overlap of its views as the index says it.
+
+    Raises:
+        UserError: the index is not there or not one, or says no overlap.
+    """
+    from reconx_core.datasets.realestate import read_overlaps
+
+    if not protocol.bins:
+        return {}
+    file = index or find_index(protocol, scenes)
+    overlaps = read_overlaps(file)
+    if not overlaps:
+        raise UserError(f"{file} says no 'overlap' of its pairs, by which {protocol.name} sorts them; is it another index?")
+    binned = {name: bin_of(overlaps[name], protocol.bins) for name, _ in scenes if name in overlaps}
+    return {name: chosen for name, chosen in binned.items() if chosen}
+
+
+def bin_of(overlap: float, bins: Mapping[str, tuple[float, float]]) -> str:
+    """The bin's name; of two that meet at ``overlap`` the lower one, empty where there is none."""
+    lowest = min((low for low, _ in bins.values()), default=0.0)
+    return next((name for name, (low, high) in bins.items() if low < overlap <= high or overlap == low == lowest), "")
 
 
 def find_index(protocol: Protocol, scenes: list[tuple[str, str]]) -> Path:

@@ -15,7 +15,10 @@ from reconx_core.names import abbreviate, one_line
 from reconx_core.reporting.numbers import format_duration, mean_or_none, pooled_spread
 from reconx_core.reporting.report import COLUMNS, format_score
 
-HEADLINE = ("psnr", "ssim", "lpips", "lpips_alex", "photo_psnr", "photo_ssim", "rotation_error", "auc_30", "gaussians")
+HEADLINE = (
+    "psnr", "ssim", "lpips", "lpips_alex", "photo_psnr", "photo_ssim", "rotation_error", "auc_30", "depth_error", "f_score",
+    "gaussians",
+)  # fmt: skip
 
 
 def print_made(console: Console, record: dict[str, Any], out: Path, seconds: float, told: bool = False) -> None:
@@ -39,6 +42,7 @@ def print_made(console: Console, record: dict[str, Any], out: Path, seconds: flo
 
 _TITLES = {
     "psnr": "PSNR dB", "photo_psnr": "photo PSNR dB", "photo_ssim": "photo SSIM", "rotation_error": "pose °",
+    "depth_error": "depth error %",
 }  # fmt: skip
 _NARROWEST = 8  # characters for the names of scenes
 _ROWS = 60  # of the table at most
@@ -65,13 +69,29 @@ def print_scores(console: Console, record: dict[str, Any]) -> None:
     done = {name: scene for name, scene in scenes.items() if scene["error"] is None}
     keys = [key for key in HEADLINE if any(scene["summary"].get(key) is not None for scene in done.values())]
     if done:
-        columns = {key: _column(key, done, listed(done, keys[0])) for key in keys}
-        names = ["scene", *map(escape, listed(done, keys[0])), *(["mean"] if len(done) > 1 else [])]
+        means = means_shown(record, done)
+        columns = {key: _column(key, done, listed(done, keys[0]), means) for key in keys}
+        names = ["scene", *map(escape, (*listed(done, keys[0]), *means))]
         for part in side_by_side(columns, max(map(cell_len, names)), console.width):
-            console.print(_table(names, [columns[key] for key in part]))
+            console.print(_table(names, [columns[key] for key in part], len(means)))
         console.print(escape(caption(record, done)), style="dim italic", soft_wrap=True)
         if len(done) > _ROWS:
             console.print(f"The lowest, middle and highest {COLUMNS[keys[0]][0]} of {len(done)}; all are in scores.csv.")
+
+
+def means_shown(record: dict[str, Any], done: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The scenes of every mean below the table: of all, where there are several, and of the protocol's bins."""
+    binned = scenes_of_bins(record, done)
+    means = {f"{name} overlap ({len(of)})": of for name, of in binned.items()}
+    return ({"mean": done} if len(done) > 1 else {}) | means
+
+
+def scenes_of_bins(record: dict[str, Any], scenes: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Those of the scenes that are in each of the protocol's bins, the lowest first; bins without any are left out."""
+    ranges = (record.get("protocol") or {}).get("bins") or {}
+    names = sorted(ranges, key=lambda name: ranges[name][0])
+    bins = {name: {key: scene for key, scene in scenes.items() if scene.get("bin") == name} for name in names}
+    return {name: of for name, of in bins.items() if of}
 
 
 def side_by_side(columns: Mapping[str, Sequence[str]], name_width: int, width: int) -> list[list[str]]:
@@ -88,21 +108,22 @@ def side_by_side(columns: Mapping[str, Sequence[str]], name_width: int, width: i
     return groups
 
 
-def _column(key: str, done: dict[str, Any], names: Iterable[str]) -> list[str]:
-    """Title, the scenes' scores, and the mean of several."""
+def _column(key: str, done: dict[str, Any], names: Iterable[str], means: Mapping[str, dict[str, Any]]) -> list[str]:
+    """Title, the scenes' scores, and their means."""
     scenes = [done[name] for name in names]
     cells = [cell(key, scene["summary"].get(key), scene.get("spread", {}).get(key)) for scene in scenes]
-    mean = [cell(key, mean_of(done, key), spread_of(done, key))] if len(done) > 1 else []
-    return [_TITLES.get(key, COLUMNS[key][0]), *cells, *mean]
+    below = [cell(key, mean_of(of, key), spread_of(of, key)) for of in means.values()]
+    return [_TITLES.get(key, COLUMNS[key][0]), *cells, *below]
 
 
-def _table(names: list[str], columns: list[list[str]]) -> Table:
+def _table(names: list[str], columns: list[list[str]], means: int) -> Table:
+    """The last ``means`` rows, below a line, are means."""
     table = Table(names[0])
     table.columns[0].overflow = "fold"
     for title, *_ in columns:
         table.add_column(title, justify="right", no_wrap=True)
     for i, name in enumerate(names[1:], 1):
-        if name == "mean" and i == len(names) - 1 > 1:
+        if means and i == len(names) - means:
             table.add_section()
         table.add_row(name, *(column[i] for column in columns))
     return table

@@ -24,6 +24,7 @@ class ScenePlan:
     settings: Settings
     row: str = ""  # of the ablation
     seeded: bool = False  # one of several seeds
+    bin: str = ""  # of the protocol's, by the overlap of its views
 
     @property
     def label(self) -> str:

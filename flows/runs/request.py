@@ -99,10 +99,13 @@ class RunRequest:
         return all(_started(self.folder / row / "run.json") == self.started for row in {plan.row for plan in self.plans})
 
 
-def record_request(plans: list[ScenePlan], started: float, source: str, out: Path, root: Path, workers: int = 1) -> None:
+def record_request(
+    plans: list[ScenePlan], started: float, source: str, out: Path, root: Path, workers: int = 1, rule: str | None = None
+) -> None:
     """Write `request.json` into the run's folder ``out``, and register the run with the store.
 
     What is read of the sources meanwhile, :func:`record_sources` adds. ``started``: the start in seconds since the epoch.
+    ``rule``: by which the run will be compared.
 
     Raises:
         UserError: ``out`` or the store cannot be written to.
@@ -117,6 +120,7 @@ def record_request(plans: list[ScenePlan], started: float, source: str, out: Pat
         "scenes": list(dict.fromkeys((plan.name, plan.source, plan.settings.views.split) for plan in plans)),
         "seeds": list(dict.fromkeys(plan.settings.seed for plan in plans)), "seeded": any(plan.seeded for plan in plans),
         "views": {}, "environment": {}, "missing": register_start(root, out),
+        **({} if rule is None else {"rule": rule}),
     }  # fmt: skip
     _write(content, out)  # already now: reading weights may take a while
     content["environment"] = {

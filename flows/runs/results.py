@@ -269,6 +269,7 @@ def run_record(
     for run, record in zip(runs, records):
         scenes.setdefault(run.name, {})[run.plan.settings.seed] = record
     manifests = _manifests(runs, root)
+    whole = {name: over_seeds(seeds) for name, seeds in scenes.items()}
     return {
         "title": title,
         "settings": settings,
@@ -277,8 +278,19 @@ def run_record(
         "seeds": list(seeds_of(runs)),
         "code": {stage: manifest["code"] for stage, manifest in manifests.items() if "code" in manifest},
         "weights": {stage: manifest["weights"] for stage, manifest in manifests.items() if manifest.get("weights")},
-        "scenes": {name: over_seeds(seeds) for name, seeds in scenes.items()},
+        "scenes": whole,
+        **({"bins": bins} if (bins := means_of_bins(whole)) else {}),
     }
+
+
+def means_of_bins(scenes: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Per bin of the protocol how many scenes it has, how many of these finished, and the means of their scores."""
+    bins: dict[str, list[dict[str, Any]]] = {}
+    for scene in scenes.values():
+        if scene.get("bin"):
+            bins.setdefault(scene["bin"], []).append(scene)
+    done = {name: [scene["summary"] for scene in of if scene["error"] is None] for name, of in bins.items()}
+    return {name: {"scenes": len(of), "done": len(done[name]), "summary": mean_scores(done[name])} for name, of in bins.items()}
 
 
 def over_seeds(records: dict[int, dict[str, Any]]) -> dict[str, Any]:
@@ -336,7 +348,7 @@ def scene_record(run: SceneRun, root: Path) -> dict[str, Any]:
     measured = _measured(run, root)
     costs = [cost_of(stage, taken, stage not in run.computed) for stage, taken in measured.items()]
     record = {
-        "source": source_of(run, root),
+        "source": source_of(run, root), **({"bin": run.plan.bin} if run.plan.bin else {}),
         "split": "all photos", "size": None, "protocol": None, "summary": {}, "views": [], "notes": [],
         "artifacts": {stage: asdict(reference) for stage, reference in run.references.items()},
         "costs": [asdict(cost) for cost in costs],

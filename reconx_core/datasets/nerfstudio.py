@@ -1,4 +1,4 @@
-"""``transforms.json`` of nerfstudio and instant-ngp, with an optional ``split.json`` beside it.
+"""``transforms.json`` of nerfstudio and instant-ngp, with an optional ``split.json`` or ``train_test_split_N.json`` beside it.
 
 Cameras are used as given in the file. nerfstudio's ``applied_transform`` only records the transform that was applied to them
 when they were converted from COLMAP; undoing it would only rotate the world.
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 _QUOTIENT = ("k4", "k5", "k6")
 _QUOTIENT_MODEL = "FULL_OPENCV"
 _INDEX = "index in the file"  # of a frame; splits name frames by it
+_PUBLISHED = "train_test_split_"  # and the number of inputs: files of the field's splits
 _NEGLIGIBLE = 1e-6  # moves nothing by a hundredth of a pixel
 _FOCALS = ("fl_x", "fl_y", "camera_angle_x", "camera_angle_y", "x_fov", "y_fov")
 _INTRINSICS = (*_FOCALS, "cx", "cy", "w", "h", *DISTORTION)
@@ -59,7 +60,8 @@ def read(path: Path) -> Capture:
     frames = sorted(frames, key=lambda frame: natural_key(with_slashes(frame["file_path"])))
     photos, pictures = _photos_and_pictures(frames, file)
     warn_of_unlisted(pictures, file)
-    splits = _splits(file.with_name("split.json"), [frame[_INDEX] for frame in frames]) | _file_splits(frames, file)
+    order = [frame[_INDEX] for frame in frames]
+    splits = _splits(file.with_name("split.json"), order) | _file_splits(frames, file) | _published_splits(file, order)
     return make_usable(Capture(file.parent.resolve().name, photos, splits, _default(splits)), file)
 
 
@@ -316,6 +318,20 @@ def _splits(file: Path, order: list[int]) -> dict[str, Split]:
     return splits
 
 
+def _published_splits(file: Path, order: list[int]) -> dict[str, Split]:
+    """``train_test_split_N.json`` beside the file, as ReconFusion and Stable Virtual Camera publish them, by their names.
+
+    Their numbers are of the frames as ``file`` lists them, in whichever order.
+    """
+    position_of = {index: position for position, index in enumerate(order)}
+    splits: dict[str, Split] = {}
+    for path in sorted(file.parent.glob(f"{_PUBLISHED}*.json"), key=natural_key):
+        listed = read_json(path)
+        parts = [listed.get(key) if isinstance(listed, dict) else None for key in ("train_ids", "test_ids")]
+        splits[path.stem] = Split(*(_positions(part, position_of, f"{path}: its list") for part in parts))
+    return splits
+
+
 def _first(mapping: dict[str, Any], *keys: str) -> Any:
     """The first of the entries that is there; null counts as missing."""
     return next((mapping[key] for key in keys if mapping.get(key) is not None), [])
@@ -355,6 +371,7 @@ def _named(frames: list[dict[str, Any]], key: str, file: Path) -> tuple[int, ...
 
 
 def _default(splits: dict[str, Split]) -> str | None:
-    """The only split, or the file's own, or ``train_3``, or the first that is listed."""
-    preferred = [name for name in ("filenames", "train_3") if name in splits]
-    return next(iter([*preferred, *splits]), None)
+    """The only split, or the file's own, or that of three inputs, or the first; a published one of a single input is none."""
+    preferred = [name for name in ("filenames", "train_3", "train_test_split_3") if name in splits]
+    several = [name for name, split in splits.items() if len(split.inputs) > 1 or not name.startswith(_PUBLISHED)]
+    return next(iter([*preferred, *several]), None)

@@ -132,6 +132,20 @@ def read_index(file: Path) -> dict[str, Split]:
         raise UserError(f"{file} should map each scene to its 'context' and 'target' views, or to null.") from None
 
 
+def read_overlaps(file: Path) -> dict[str, float]:
+    """How much the context views of each scene show of the same, in [0, 1], where an index as of :func:`read_index` says it.
+
+    Raises:
+        UserError: no such file, or one of another format.
+    """
+    listed = read_json(file)
+    try:
+        entries = {key: _only(entry) for key, entry in listed.items() if entry}
+        return {key: float(entry["overlap"]) for key, entry in entries.items() if entry.get("overlap") is not None}
+    except (AttributeError, TypeError, ValueError):
+        raise UserError(f"{file} should say the 'overlap' of each scene's views as a number.") from None
+
+
 def _only(entry: Any) -> Any:
     """The entry itself; latentSplat wraps each in a list."""
     if isinstance(entry, list):

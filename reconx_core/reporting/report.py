@@ -47,6 +47,14 @@ COLUMNS = {
     "registered": ("Placed", "{:.0%}", "", "share of the input photos whose camera was found"),
     "camera_confidence": ("Cameras", "{:.2f}", "", "confidence in the estimated cameras; below 0.5 they may be wrong"),
     "frames_placed": ("Frames", "{:.0%}", "", "share of the generated frames whose camera was found; the others are left out"),
+    "depth_error": ("Depth error", "{:.2f}", "% ↓", "relative error of the pointmaps' depth, where they have one"),
+    "depth_within_3": ("Depth within 3 %", "{:.1f}", "% ↑", "share of the pointmaps' depth within 3 % of the true one"),
+    "depth_known": ("Depth known", "{:.0%}", "", "share of the photos' pixels for which the pointmaps have a depth"),
+    "splats_error": ("Splats' depth error", "{:.2f}", "% ↓", "relative error of the rendered depth, held-out views"),
+    "splats_within_3": ("Splats within 3 %", "{:.1f}", "% ↑", "share of the rendered depth within 3 %, held-out views"),
+    "splats_known": ("Splats known", "{:.0%}", "", "share of the held-out views' pixels that the Gaussians cover"),
+    "chamfer": ("Chamfer", "{:.2f}", "% ↓", "point cloud to the true surface and back, of the median depth"),
+    "f_score": ("F-score", "{:.3f}", "↑", "of the point cloud, at 1 % of the median depth"),
     "gaussians": ("Gaussians", "{:,.0f}", "", "number of Gaussians in the scene"),
 }
 HEADLINES = ("psnr", "ssim", "lpips", "photo_psnr", "photo_ssim", "auc_30")

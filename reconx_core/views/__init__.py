@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -25,7 +26,17 @@ from reconx_core.views.projection import describe_projection
 from reconx_core.views.protocol import leave_out_uncalibrated, leave_out_unposed, require_baseline, resolve_protocol
 from reconx_core.views.splits import is_rule, split_by_rule
 
-__all__ = ["frame_count", "load_views", "resolve_protocol", "scene_names", "select_photos", "split_name", "thin", "views_of"]
+__all__ = [
+    "frame_count",
+    "load_views",
+    "resolve_protocol",
+    "scene_names",
+    "select_photos",
+    "split_name",
+    "thin",
+    "views_of",
+    "views_with_depth",
+]
 
 
 @dataclass(frozen=True)
@@ -39,6 +50,7 @@ class _View:
     cam_to_world: Float[Tensor, "4 4"] | None
     object_mask: Bool[Tensor, "h w"] | None = None
     pixels: bytes = b""  # digest of the photo, by which copies are found
+    resized: tuple[int, int] = (0, 0)  # height and width to which the photo was resized, before it was cropped
 
 
 def load_views(source: str | Path, settings: ViewsSettings) -> Views:
@@ -58,6 +70,11 @@ def load_views(source: str | Path, settings: ViewsSettings) -> Views:
 
 def views_of(capture: Capture, settings: ViewsSettings) -> Views:
     """As :func:`load_views`, of a scene whose dataset has been read already."""
+    return views_with_depth(capture, settings)[0]
+
+
+def views_with_depth(capture: Capture, settings: ViewsSettings) -> tuple[Views, Float[Tensor, "n h w"] | None]:
+    """As :func:`views_of`, with the views' true z-depth, 0 where it is not known; None where the dataset has none."""
     inputs, targets = select_photos(capture, settings)
     loaded, problems = _load_all(capture.photos, (*inputs, *targets), settings)
     uncalibrated = leave_out_uncalibrated(capture.photos, list(loaded), settings.protocol)
@@ -73,7 +90,33 @@ def views_of(capture: Capture, settings: ViewsSettings) -> Views:
         _tell_origin(capture)
     is_target = torch.tensor([False] * len(inputs) + [True] * len(targets))
     chosen = [loaded[i] for i in inputs] + [_restrict_to_object(loaded[i], settings.mask) for i in targets]
-    return _assemble(chosen, tuple(capture.photos[i].name for i in order), is_target, protocol)
+    views = _assemble(chosen, tuple(capture.photos[i].name for i in order), is_target, protocol)
+    return views, _depth_of(capture, order, chosen, settings, views)
+
+
+def _depth_of(
+    capture: Capture, order: list[int], chosen: list[_View], settings: ViewsSettings, views: Views
+) -> Float[Tensor, "n h w"] | None:
+    """The true depth of the photos in ``order`` on the views' canvas."""
+    photos = [capture.photos[i] for i in order]
+    if all(photo.load_depth is None for photo in photos):
+        return None
+    depth = torch.zeros(views.masks.shape)
+    for place, photo, view in zip(depth, photos, chosen):
+        # Depth is not undistorted: that of a pixel between two surfaces would be neither's.
+        if photo.load_depth is not None and not any(photo.distortion):
+            (top, left), (height, width) = _corner(view, *place.shape), view.mask.shape
+            place[top : top + height, left : left + width] = _seen(photo.load_depth(), view.resized, settings)
+    return depth
+
+
+def _seen(depth: Float[Tensor, "h w"], size: tuple[int, int], settings: ViewsSettings) -> Float[Tensor, "height width"]:
+    """The depth of a photo's pixels after resizing and cropping, each the one at its centre."""
+    resized = F.interpolate(depth[None, None], size, mode="nearest-exact")[0, 0]
+    if settings.crop is None:
+        return resized
+    top, left = ((side - crop) // 2 for side, crop in zip(size, settings.crop))
+    return resized[top : top + settings.crop[0], left : left + settings.crop[1]]
 
 
 def select_photos(capture: Capture, settings: ViewsSettings) -> tuple[list[int], list[int]]:
@@ -154,7 +197,7 @@ def _load_all(photos: Sequence[Photo], indices: Sequence[int], settings: ViewsSe
 def _load(photo: Photo, settings: ViewsSettings) -> _View:
     image = photo.load()
     stored = (image.shape[0], image.shape[1])
-    height, width = _size(stored, settings)
+    height, width = _size(stored, photo.size or stored, settings)
     mask = torch.ones(stored, dtype=torch.bool) if photo.load_mask is None else photo.load_mask()
     if abs(mask.shape[0] * stored[1] / (mask.shape[1] * stored[0]) - 1) > 0.05:
         sizes = f"{mask.shape[1]}x{mask.shape[0]}, but the photo {stored[1]}x{stored[0]}"
@@ -173,7 +216,7 @@ def _load(photo: Photo, settings: ViewsSettings) -> _View:
         intrinsics = intrinsics * torch.tensor([width / calibrated[1], height / calibrated[0], 1.0])[:, None]
         image, mask = undistort_masked(image, mask, intrinsics, photo.distortion)
     focal = photo.focal * max(height, width) / max(stored)
-    view = _View(image, mask, focal, intrinsics, photo.cam_to_world, object_mask, pixels)
+    view = _View(image, mask, focal, intrinsics, photo.cam_to_world, object_mask, pixels, (height, width))
     return view if settings.crop is None else _cropped(view, *settings.crop)
 
 
@@ -185,12 +228,32 @@ def _check_projection(photo: Photo, image: Float[Tensor, "h w 3"]) -> None:
         raise ImageError(f"Photo '{photo.name}' looks like one that is {projection}, which no pinhole camera fits; {advice}.")
 
 
-def _size(stored: tuple[int, int], settings: ViewsSettings) -> tuple[int, int]:
-    """Height and width to which a photo is resized; it is never enlarged, except to cover the crop."""
+def _size(stored: tuple[int, int], calibrated: tuple[int, int], settings: ViewsSettings) -> tuple[int, int]:
+    """Height and width to which a photo is resized; it is never enlarged, except to cover the crop.
+
+    ``calibrated``: the size that its camera is for, of which datasets publish smaller copies, too.
+    """
+    if settings.shrink is not None:
+        return _shrunk(stored, calibrated, settings.shrink)
     if settings.crop is not None:
         scale = max(settings.crop[0] / stored[0], settings.crop[1] / stored[1])
         return max(settings.crop[0], round(stored[0] * scale)), max(settings.crop[1], round(stored[1] * scale))
     return stored if max(stored) <= settings.size else size_for(settings.size, *stored)
+
+
+def _shrunk(stored: tuple[int, int], calibrated: tuple[int, int], factor: int) -> tuple[int, int]:
+    """The calibrated size over ``factor``, rounded; a photo of that size stays as it is, whichever way it was rounded.
+
+    Raises:
+        UserError: the photo is smaller.
+    """
+    if all(abs(side / factor - own) <= 1 for side, own in zip(calibrated, stored)):
+        return stored
+    height, width = (max(1, math.floor(side / factor + 0.5)) for side in calibrated)
+    if height > stored[0] or width > stored[1]:
+        wanted = f"{width}x{height}, which views.shrink={factor} makes of its camera's size"
+        raise UserError(f"A photo is {stored[1]}x{stored[0]}, smaller than {wanted}; fetch the larger ones.")
+    return height, width
 
 
 def _cropped(view: _View, height: int, width: int) -> _View:
@@ -227,7 +290,7 @@ def _check_aspect(photo: Photo, stored: Sequence[int], calibrated: Sequence[int]
 
 def _assemble(views: list[_View], names: tuple[str, ...], is_target: Bool[Tensor, " n"], protocol: CameraProtocol) -> Views:
     height, width = (max(v.mask.shape[axis] for v in views) for axis in (0, 1))
-    corners = [((height - v.mask.shape[0]) // 2, (width - v.mask.shape[1]) // 2) for v in views]
+    corners = [_corner(v, height, width) for v in views]
     images, masks = torch.zeros(len(views), height, width, 3), torch.zeros(len(views), height, width, dtype=torch.bool)
     for i, (view, (top, left)) in enumerate(zip(views, corners)):
         h, w = view.mask.shape
@@ -235,6 +298,11 @@ def _assemble(views: list[_View], names: tuple[str, ...], is_target: Bool[Tensor
         masks[i, top : top + h, left : left + w] = view.mask
     focal = torch.tensor([v.focal for v in views])
     return Views(images, masks, names, is_target, _cameras(views, corners, height, width), focal, protocol)
+
+
+def _corner(view: _View, height: int, width: int) -> tuple[int, int]:
+    """Top and left of the view on a canvas."""
+    return (height - view.mask.shape[0]) // 2, (width - view.mask.shape[1]) // 2
 
 
 def _cameras(views: list[_View], corners: list[tuple[int, int]], height: int, width: int) -> Cameras | None:

@@ -84,6 +84,28 @@ def test_capture_order_is_by_name_and_splits_follow(tmp_path):
     assert capture.default_split == "train_3"
 
 
+def test_published_split_files_count_frames_as_the_file_lists_them(tmp_path):
+    """As Stable Virtual Camera reads its own: by place in transforms.json, not in the order of names."""
+    write(tmp_path, [frame(f"{i}.png", **pose_at(i)) for i in (3, 0, 2, 1)], fl_x=10, w=16, h=12)
+    for count, train, test in ((1, [0], [1]), (2, [0, 1], [3]), (3, [0, 2, 3], [1])):
+        (tmp_path / f"train_test_split_{count}.json").write_text(json.dumps({"train_ids": train, "test_ids": test}))
+    capture = nerfstudio.read(tmp_path)
+    assert capture.splits["train_test_split_2"] == ((0, 3), (1,))
+    assert capture.splits["train_test_split_3"] == ((1, 2, 3), (0,))
+    assert capture.default_split == "train_test_split_3"
+    assert "train_test_split_2.json" in files_of(tmp_path)
+    (tmp_path / "train_test_split_3.json").unlink()
+    assert nerfstudio.read(tmp_path).default_split == "train_test_split_2"
+
+
+@pytest.mark.parametrize("text", ["[1]", "{}", '{"train_ids": [0], "test_ids": ["a"]}'])
+def test_published_split_files_that_are_none_are_told_in_a_sentence(tmp_path, text):
+    write(tmp_path, [frame("a.png"), frame("b.png")], fl_x=10, w=16, h=12)
+    (tmp_path / "train_test_split_2.json").write_text(text)
+    with pytest.raises(UserError, match=r"train_test_split_2\.json: its list should list frames by their numbers"):
+        nerfstudio.read(tmp_path)
+
+
 def test_nerfstudios_own_split_by_file_names(tmp_path):
     names = {"train_filenames": ["a.png", "c.png"], "val_filenames": ["b.png"], "test_filenames": ["b.png"]}
     write(tmp_path, [frame("a.png"), frame("b.png"), frame("c.png")], fl_x=10, w=16, h=12, **names)

@@ -45,6 +45,17 @@ def test_difference_interval_scenes_and_settings_are_told(tmp_path, reconx):
     assert "LPIPS" not in outcome.out
 
 
+def test_the_bins_of_a_protocol_are_compared_each(tmp_path, reconx):
+    protocol = {"name": "overlap-re10k", "bins": {"large": [0.55, 0.8], "small": [0.05, 0.3]}}
+    scenes = {f"s{i}": ("small" if i < 3 else "large", 3.0 if i < 3 else 1.0) for i in range(7)}
+    runs = [{s: {**record_scene(20 + k * gain), "bin": of} for s, (of, gain) in scenes.items()} for k in (0, 1)]
+    folders = [write_run(tmp_path / name, run, protocol=protocol) for name, run in zip("ab", runs)]
+    said = words(reconx("compare", *folders).out.replace("│", " "))
+    assert "small 3 PSNR dB ↑ 20.00 23.00 +3.000 +3.000 … +3.000" in said
+    assert "large 4 PSNR dB ↑ 20.00 21.00 +1.000 +1.000 … +1.000" in said
+    assert said.index("small 3") < said.index("large 4")
+
+
 def test_every_run_is_compared_with_the_first(tmp_path, reconx):
     folders = [write_run(tmp_path / f"r{k}", {name: record_scene(20 + k) for name in "uvw"}) for k in range(3)]
     said = words(reconx("compare", *folders).out)

@@ -1,21 +1,28 @@
 """Protocols: published indices read as they are, rules, crops and masks; seeds and the ablation on shared stages."""
 
+import io
 import json
+from collections import Counter
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from rich.console import Console
+from small_runs import failed_record, record_scene
 from standins import write_folder
 
 from flows.evaluation.ablation import load_ablation
-from flows.evaluation.protocols import PROTOCOLS, load_protocol, plan_protocol, read_splits
+from flows.evaluation.protocols import PROTOCOLS, bin_of, bins_of, load_protocol, plan_protocol, read_splits
 from flows.evaluation.published import load_published
+from flows.evaluation.score_tables import print_scores
+from flows.runs.results import means_of_bins
 from reconx_core.datasets import Capture, Photo, Split
 from reconx_core.errors import UserError
 from reconx_core.geometry.transforms import rigid
-from reconx_core.settings import Settings, ViewsSettings
+from reconx_core.settings import Settings, ViewsSettings, parse_settings
 from reconx_core.views import views_of
 
 NAMES = sorted(path.stem for path in PROTOCOLS.glob("*.yaml"))
@@ -52,7 +59,8 @@ def test_every_set_of_the_papers_tables_has_a_protocol():
     ("text", "message"),
     [("views: [2]", "is no protocol"), ("title: a\nviews: [2]", "either a split or"),
      ("title: a\nviews: [2]\nsplit: 'gap:9'\nsettings: {splats: {steps: 1}}", "the rest is the method's"),
-     ("title: a\nviews: [2, 3]\nindex: {2: a.json}", "for each number of views, an index"), ("- 1", "is no protocol")],
+     ("title: a\nviews: [2, 3]\nindex: {2: a.json}", "for each number of views, an index"), ("- 1", "is no protocol"),
+     ("title: a\nviews: [2]\nsplit: 'gap:9'\nbins: {low: [0, 1]}", "which an index says")],
 )  # fmt: skip
 def test_a_malformed_file_is_a_sentence(tmp_path, text, message):
     (tmp_path / "mine.yaml").write_text(text)
@@ -76,6 +84,41 @@ def test_the_fields_indices_are_read_as_they_are(real_data):
     reconfusion = read_splits(real_data / "eval_index" / "mipnerf360_reconfusion_splits.json", 3)
     assert reconfusion["bicycle"].startswith("views:2,28,110:0,8,16,")
     assert len(reconfusion) == 9
+
+
+def test_the_pairs_are_sorted_by_their_overlap(real_data, monkeypatch, tmp_path):
+    """As NoPoSplat's script does, but for three pairs below the smallest bin, which it counts among the medium ones."""
+    monkeypatch.setenv("RECONX_DATA", str(real_data))
+    protocol = load_protocol("overlap-re10k")
+    names = json.loads((real_data / "eval_index" / "noposplat_re10k_overlap.json").read_text())
+    bins = bins_of(protocol, [(name, str(tmp_path / name)) for name in names], None)
+    assert Counter(bins.values()) == {"small": 1403, "medium": 2565, "large": 1630}
+    assert bins["4ec2510baca79e6b"] == "medium"
+    ends = [bin_of(overlap, protocol.bins) for overlap in (0.04, 0.05, 0.3, 0.31, 0.55, 0.8, 0.81)]
+    assert ends == ["", "small", "small", "medium", "medium", "large", ""]
+    assert protocol.record()["bins"] == {"small": (0.05, 0.3), "medium": (0.3, 0.55), "large": (0.55, 0.8)}
+
+
+def test_the_means_of_bins_stand_below_the_table_and_in_the_record():
+    listed = (("a", 20, "low"), ("b", 24, "high"), ("c", 22, "low"))
+    scenes = {name: {**record_scene(psnr), "bin": of} for name, psnr, of in listed}
+    scenes |= {"d": {**record_scene(30), "bin": None}, "e": {**failed_record(), "bin": "low"}}
+    protocol = {"title": "Mine", "bins": {"low": [0, 0.5], "middle": [0.5, 0.6], "high": [0.6, 1]}}
+    file = io.StringIO()
+    print_scores(Console(file=file, width=200), {"scenes": scenes, "protocol": protocol, "settings": {"seed": 0}})
+    rows = [" ".join(line.replace("│", " ").split()[:5]) for line in file.getvalue().splitlines()]
+    assert [row for row in rows if "overlap" in row] == ["low overlap (2) 21.00 0.500", "high overlap (1) 24.00 0.500"]
+    assert "mean 24.00 0.500 28.00 10" in rows
+    bins = means_of_bins(scenes)
+    assert {name: (of["scenes"], of["done"], of["summary"]["psnr"]) for name, of in bins.items()} == {
+        "low": (3, 2, 21.0), "high": (1, 1, 24.0),
+    }  # fmt: skip
+
+
+def test_an_index_without_overlaps_is_no_index_of_bins(real_data, tmp_path):
+    index = real_data / "eval_index" / "pixelsplat_re10k.json"
+    with pytest.raises(UserError, match=r"says no 'overlap' of its pairs, by which overlap-re10k sorts them"):
+        bins_of(load_protocol("overlap-re10k"), [("a", str(tmp_path))], index)
 
 
 def test_a_scans_targets_are_one_split(real_data, monkeypatch, tmp_path):
@@ -187,6 +230,33 @@ def test_a_crop_covers_and_keeps_rays(height, width):
     assert views.cameras.intrinsics[0, :2, 2].tolist() == pytest.approx([24, 16], abs=0.51)
     assert views.images[0, :, 23:25].mean() == pytest.approx(0.5, abs=0.02)
     assert views.masks.all()
+
+
+@pytest.mark.parametrize(
+    ("stored", "calibrated", "expected"),
+    [((64, 96), None, (8, 12)), ((66, 98), None, (8, 12)), ((32, 48), (64, 96), (8, 12)), ((8, 12), (64, 96), (8, 12)),
+     ((8, 12), (68, 100), (8, 12)), ((9, 13), (68, 100), (9, 13))],
+)  # fmt: skip
+def test_photos_at_an_eighth_are_so_by_the_size_of_their_cameras(stored, calibrated, expected):
+    """Whichever folder of a published set is there: the originals, or copies of them at a quarter or an eighth."""
+    scene = capture(*stored)
+    if calibrated is not None:
+        grown = torch.tensor([calibrated[1] / stored[1], calibrated[0] / stored[0], 1])[:, None]
+        photos = [replace(photo, intrinsics=photo.intrinsics * grown, size=calibrated) for photo in scene.photos]
+        scene = replace(scene, photos=tuple(photos))
+    views = views_of(scene, ViewsSettings(split="train_2", shrink=8))
+    assert views.images.shape[1:3] == expected
+    assert views.cameras.intrinsics[0, 0, 0] == pytest.approx(expected[1], rel=1e-6)
+    assert views.cameras.intrinsics[0, 1, 2] == pytest.approx(expected[0] / 2, rel=1e-6)
+
+
+def test_photos_smaller_than_the_protocols_are_not_enlarged():
+    scene = capture(4, 6)
+    photos = tuple(replace(photo, size=(64, 96)) for photo in scene.photos)
+    with pytest.raises(UserError, match=r"6x4, smaller than 12x8, which views\.shrink=8 makes of its camera's size"):
+        views_of(replace(scene, photos=photos), ViewsSettings(split="train_2", shrink=8))
+    with pytest.raises(UserError, match=r"shrink.*crop says the size already"):
+        parse_settings({}, ["views.crop=[32,32]", "views.shrink=8"])
 
 
 def test_object_masks_say_where_held_out_views_are_scored_and_hide_nothing_else():
