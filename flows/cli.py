@@ -9,7 +9,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, cast
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, cast
 
 import typer
 from rich import control
@@ -19,6 +19,9 @@ from typer.core import TyperGroup
 from flows.execution.ending import INTERRUPTED, leave_stages_behind, stop_at_once
 from reconx_core.errors import UserError
 from reconx_core.names import one_line
+
+if TYPE_CHECKING:
+    from flows.evaluate import EvaluationRequest
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
 console = Console(highlight=False, emoji=False)  # names may hold ':smile:'
@@ -228,23 +231,35 @@ def evaluate(
         raise UserError("--label names another method's --predictions; name a row of a table by LABEL=RUN there.")
     request = make_request(dataset, preset, overrides, protocol, views, index, only, seeds, ablation)
     if predictions is not None:
-        from flows.predictions import require_no_method, score_predictions
-
         unused = {
             "--ablation": ablation, "--seeds": seeds > 1, "--vram": vram, "--workers": workers, "--dask": dask, "--gpus": gpus,
             "--gpu-slots": gpu_slots > 1, "--stage-timeout": stage_timeout, "--pages": pages, "--rule": rule,
         }  # fmt: skip
-        if given := [option for option, value in unused.items() if value]:
-            raise UserError(f"{', '.join(given)}: not with --predictions, by which nothing is reconstructed.")
-        require_no_method(set_ or [])
-        with results_folder(out, request.dataset) as folder:
-            failed = score_predictions(request, predictions, label, folder, store or default_store(), console)
-        raise typer.Exit(1 if failed else 0)
+        evaluate_predictions(request, predictions, label, out, store, set_ or [], unused)
+        return
     settings = apply_vram(request.settings, vram, overrides, console)
     request = replace(request, settings=settings, pages=pages, rule=checked_rule(rule))
     crew = choose_workers(workers, dask, gpus, gpu_slots, stage_timeout)
     with results_folder(out, request.dataset) as folder:
         failed = run(request, folder, store or default_store(), console, crew)
+    if failed:
+        raise typer.Exit(1)
+
+
+def evaluate_predictions(
+    request: EvaluationRequest, predictions: Path, label: str | None, out: Path | None, store: Path | None,
+    changes: list[str], unused: dict[str, Any],
+) -> None:  # fmt: skip
+    """Score what another method made; ``unused``: by their names, values of options that would have no effect."""
+    from flows.evaluate import results_folder
+    from flows.execution.run import default_store
+    from flows.predictions import require_no_method, score_predictions
+
+    if given := [option for option, value in unused.items() if value]:
+        raise UserError(f"{', '.join(given)}: not with --predictions, by which nothing is reconstructed.")
+    require_no_method(changes)
+    with results_folder(out, request.dataset) as folder:
+        failed = score_predictions(request, predictions, label, folder, store or default_store(), console)
     if failed:
         raise typer.Exit(1)
 

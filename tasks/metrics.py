@@ -21,7 +21,7 @@ def run(job: Job, read: Inputs) -> dict[str, Any]:
     if read.has("views", "depth"):
         depth, cloud = read("views", "depth"), read("pointcloud", "pointcloud")
         geometry = score_geometry(gaussians, views, depth, kept, pointmaps, cloud)
-        scores = replace(scores, summary=scores.summary | geometry)
+        scores = replace(scores, summary={**scores.summary, **geometry})
     left_out = sorted(set(range(len(views.inputs()))) - set(kept.tolist()))
     placement = read.json("confidence", "placement.json")
     clip = render_loop(gaussians, pointmaps.cameras, settings.video_frames)
