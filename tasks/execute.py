@@ -48,6 +48,8 @@ SEEDLESS = ("views",)  # no randomness, so all seeds share its artifacts
 
 # Collects the warnings of the stage that runs in this thread; None outside of stages.
 _collect_note: ContextVar[Callable[[str], None] | None] = ContextVar("collect_note", default=None)
+# What the stage that runs in this thread has measured of its own; None outside of stages.
+_own_measures: ContextVar[dict[str, float] | None] = ContextVar("own_measures", default=None)
 
 
 class Monitor:
@@ -258,8 +260,15 @@ def is_own_warning(category: type[Warning], filename: str) -> bool:
     return issubclass(category, UserWarning) and "reconx_core" in filename
 
 
+def also_measured(**values: float) -> None:
+    """What a stage measures beside its results, which differs from run to run and is therefore no part of its artifact."""
+    own = _own_measures.get()
+    if own is not None:
+        own.update(values)
+
+
 def measure(work: Callable[[], Any], say: Callable[[str], None] = lambda note: None) -> tuple[Any, dict[str, Any]]:
-    """The result of ``work`` with its wall time (seconds), the process's peak memory meanwhile (MiB) and its notes.
+    """The result of ``work`` with its wall time (seconds), the process's peak memory meanwhile (MiB), its notes and measures.
 
     Notes are its warnings: passed to ``say`` at once, and kept so that a later run can repeat them.
     """
@@ -269,7 +278,8 @@ def measure(work: Callable[[], Any], say: Callable[[str], None] = lambda note: N
         notes.append(note)
         say(note)
 
-    token = _collect_note.set(collect)
+    own: dict[str, float] = {}
+    token, own_token = _collect_note.set(collect), _own_measures.set(own)
     process, done = psutil.Process(), threading.Event()
     peak = [process.memory_info().rss]
 
@@ -288,7 +298,9 @@ def measure(work: Callable[[], Any], say: Callable[[str], None] = lambda note: N
         done.set()
         watcher.join()
         _collect_note.reset(token)
+        _own_measures.reset(own_token)
     return result, {
+        **own,
         "notes": notes,
         "seconds": round(time.perf_counter() - start, 3),
         "peak_mib": round(max(peak[0], process.memory_info().rss) / 2**20),

@@ -6,12 +6,14 @@ from functools import partial
 from typing import Any
 
 from reconx_core import metrics
+from reconx_core.geometry.transforms import resize_cameras
 from reconx_core.io import video as video_io
 from reconx_core.io.images import encode
 from reconx_core.metrics.depth import score_geometry
 from reconx_core.metrics.pictures import Picture, render_loop, side_by_side
+from reconx_core.metrics.speed import frames_a_second
 from reconx_core.types import Scores
-from tasks.execute import Inputs, Job
+from tasks.execute import Inputs, Job, also_measured
 
 
 def run(job: Job, read: Inputs) -> dict[str, Any]:
@@ -24,6 +26,8 @@ def run(job: Job, read: Inputs) -> dict[str, Any]:
         scores = replace(scores, summary={**scores.summary, **geometry})
     left_out = sorted(set(range(len(views.inputs()))) - set(kept.tolist()))
     placement = read.json("confidence", "placement.json")
+    size = pictures[0].panels["photo"].shape[:2]
+    also_measured(fps=frames_a_second(gaussians, resize_cameras(pointmaps.cameras, *size)))
     clip = render_loop(gaussians, pointmaps.cameras, settings.video_frames)
     return {
         "scores": scores.views,

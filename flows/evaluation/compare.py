@@ -10,6 +10,7 @@ from rich.table import Table
 
 from flows.evaluation.compare_page import write_comparison
 from flows.evaluation.comparison import FEWEST, Difference, Pair, changed_most, changes, failures, missing, pair_up, sentences
+from flows.evaluation.efficiency import cost_of_scenes, cost_rows
 from flows.evaluation.rules import find_rule, judge
 from flows.runs.records import Run, read_run, shorten
 from reconx_core.io.files import require_writable_file
@@ -60,6 +61,7 @@ def _print_pair(console: Console, pair: Pair) -> None:
     _print_bins(console, pair)
     for sentence in sentences(pair):
         console.print(sentence)
+    _print_costs(console, pair)
     _print_scenes(console, pair)
     _print_changes(console, pair)
     console.print()
@@ -81,6 +83,18 @@ def _print_bins(console: Console, pair: Pair) -> None:
     for name, (count, differences) in pair.bins.items():
         for i, d in enumerate(differences):
             table.add_row(*((escape(name), str(count)) if i == 0 else ("", "")), *_row(d))
+    console.print(table)
+
+
+def _print_costs(console: Console, pair: Pair) -> None:
+    """Time, memory, size and speed of the scenes that both runs finished."""
+    runs = (pair.first, pair.second)
+    rows = cost_rows([cost_of_scenes(run.record["scenes"][name] for name in pair.scenes) for run in runs])
+    table = Table(title="Cost of a scene, memory at its peak", title_justify="left")
+    for column in ("", pair.first.label, pair.second.label):
+        table.add_column(column, justify="right" if column else "left")
+    for title, cells in rows:
+        table.add_row(title, *cells)
     console.print(table)
 
 

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from flows.evaluation.ablation import load_ablation, switched_settings, switches_of
+from flows.evaluation.efficiency import cost_of_scenes
 from flows.evaluation.published import SCORES, Entry, PaperTable, load_published
 from flows.evaluation.score_tables import mean_of, spread_of
 from flows.evaluation.table_formats import print_table, to_csv, to_latex, to_markdown, views_text
@@ -96,7 +97,7 @@ def entry_of(run: Run, published: PaperTable) -> tuple[Entry, list[str]]:
         spread={key: spread for key in SCORES if (spread := spread_of(scored, keys[key])) is not None},
         seeds=tuple(record.get("seeds") or [record["settings"]["seed"]]),
         protocol=protocol.get("name") or _few(scene["protocol"] for scene in scored.values()), run=run.id,
-        terms=_terms(protocol, scored),
+        terms=_terms(protocol, scored), cost=cost_of_scenes(scored.values()),
     )  # fmt: skip
     remarks = _remarks(entry, record["scenes"], published)
     elsewhere = [f"{entry.label}: made by another method, and scored as our runs are."] if record.get("predictions") else []

@@ -32,6 +32,7 @@ class Entry:
     protocol: str = ""
     run: str | None = None  # id in MLflow
     terms: str = ""  # what has to stand beside the numbers: protocol, split, size, LPIPS net
+    cost: dict[str, float | None] = field(default_factory=dict)  # of a run's scenes; nothing of published figures
     whole: bool = True  # False: not over the scenes of the published figure
 
     @property

@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from flows.evaluation.ablation import switch_letters, switch_titles
+from flows.evaluation.efficiency import cost_rows
 from flows.evaluation.published import SCORES, Entry, PaperTable
 from reconx_core.reporting.report import COLUMNS, format_score
 
@@ -66,6 +67,8 @@ def to_markdown(table: PaperTable) -> str:
         body = [[*_left(table, row), *_markdown_cells(block, row, ours)] for row in block.rows]
         rule = [":---" if i < len(_left_headings(table)) else "---:" for i in range(len(heads))]
         parts += [f"## {block.title}", "\n".join(f"| {' | '.join(map(_bar_free, line))} |" for line in (heads, rule, *body))]
+    if costs := _costs(table):
+        parts += ["## Cost of our runs", "\n".join(f"| {' | '.join(map(_bar_free, line))} |" for line in costs)]
     parts += ["\n".join(f"- {remark}" for remark in remarks)] if (remarks := _remarks(table)) else []
     parts += ["\n".join(f"[^{number}]: {trace(entry)}." for number, entry in enumerate(ours, 1))] if ours else []
     return "\n\n".join(parts) + "\n"
@@ -84,6 +87,8 @@ def to_csv(table: PaperTable) -> str:
         }  # fmt: skip
         for score in SCORES:
             writer.writerow({**shared, "score": score, "value": entry.scores[score], "spread": entry.spread.get(score)})
+        for key, value in entry.cost.items():
+            writer.writerow({**shared, "score": key, "value": value, "spread": None})
     return text.getvalue()
 
 
@@ -115,11 +120,38 @@ def print_table(table: PaperTable, console: Console) -> None:
     if others := [name for name in sets if name not in shared]:
         named = ", ".join(others)
         console.print(f"Of {named} there are no runs of ours; the files have the figures.", soft_wrap=True, markup=False)
+    _print_costs(table, console)
     letters = (
         [", ".join(f"{letter} {title}" for letter, title in switch_letters().items()) + "."] if _is_ablation(table) else []
     )
     for sentence in (*letters, _legend(table), *_remarks(table)):
         console.print(escape(sentence), soft_wrap=True)
+
+
+def _costs(table: PaperTable) -> list[list[str]]:
+    """Heading, rule and a line per run of ours, as cells; nothing where no run says what it cost."""
+    ours = [entry for entry in _ours(table) if entry.cost]
+    rows = cost_rows([entry.cost for entry in ours])
+    if not rows:
+        return []
+    head, named = ["method", "set", "views"], [[entry.label, entry.set, views_text(entry.views)] for entry in ours]
+    titles = [title for title, _ in rows]
+    rule = [":---"] * len(head) + ["---:"] * len(titles)
+    return [[*head, *titles], rule, *([*name, *(cells[i] for _, cells in rows)] for i, name in enumerate(named))]
+
+
+def _print_costs(table: PaperTable, console: Console) -> None:
+    """A line per kind of cost, a column per run of ours."""
+    ours = [entry for entry in _ours(table) if entry.cost]
+    if not ours:
+        return
+    shown = Table(title="Cost of a scene, memory at its peak", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    shown.add_column("")
+    for entry in ours:
+        shown.add_column(escape(f"{entry.label} · {entry.set}"), justify="right", overflow="fold")
+    for title, cells in cost_rows([entry.cost for entry in ours]):
+        shown.add_row(title, *cells)
+    console.print(shown)
 
 
 def _screen_table(table: PaperTable, entries: list[Entry]) -> Table:

@@ -31,7 +31,7 @@ from reconx_core.io.files import explain_disk, temporary_beside, write_atomic, w
 from reconx_core.losses.lpips import LAYOUTS, lpips_files, lpips_missing_reason
 from reconx_core.names import shown
 from reconx_core.reporting.above import draw_above
-from reconx_core.reporting.numbers import mean_scores
+from reconx_core.reporting.numbers import mean_or_none, mean_scores
 from reconx_core.reporting.report import ReportPicture, RunReport, SceneReport, StageCost, write_report
 from reconx_core.reporting.scene_page import page_version, write_scene_page
 from reconx_core.settings import STAGES, Settings
@@ -41,6 +41,7 @@ from tasks.graph import JOIN, named, tasks_of
 from tasks.machine import machine
 
 RECORD = "run.json"
+MEASURED = ("fps", "megabytes")  # of a finished scene's record
 ABOVE = "path/above.png"  # in a scene's folder: photos and path from above
 
 
@@ -115,6 +116,8 @@ def lay_scene(run: SceneRun, root: Path, out: Path, page: bool = True) -> dict[s
     if run.error is None:
         write_scene(run, root, out, page)
     record = scene_record(run, root)
+    if run.error is None:
+        record["megabytes"] = (out / "scene.ply").stat().st_size / 1e6
     try:
         write_json(out / SCENE_RECORD, record)
     except OSError as error:
@@ -233,7 +236,8 @@ def scene_report(name: str, record: Mapping[str, Any], root: Path) -> SceneRepor
     )
     scores = Scores(tuple(ViewScore(**view) for view in record["views"]), record["summary"], record["protocol"])
     size, notes = tuple(record["size"]), tuple(record["notes"])
-    return SceneReport(name, record["split"], size, scores, pictures, folder / "video.mp4", costs, notes)
+    own = {key: record[key] for key in MEASURED if key in record}
+    return SceneReport(name, record["split"], size, scores, pictures, folder / "video.mp4", costs, notes, **own)
 
 
 def placement_notes(placement: dict[str, Any]) -> tuple[str, ...]:
@@ -300,6 +304,9 @@ def over_seeds(records: dict[int, dict[str, Any]]) -> dict[str, Any]:
     failed = next((record for record in records.values() if record["error"] is not None), None)
     whole = dict(failed or next(iter(records.values())))
     whole["costs"] = [cost for record in records.values() for cost in record["costs"]]
+    whole |= {
+        key: mean for key in MEASURED if (mean := mean_or_none(record.get(key) for record in records.values())) is not None
+    }
     whole["seeds"] = {str(seed): record["summary"] for seed, record in records.items()}
     if failed is None:
         summaries = [record["summary"] for record in records.values()]
@@ -346,6 +353,7 @@ def git_revision() -> str:
 def scene_record(run: SceneRun, root: Path) -> dict[str, Any]:
     """What `run.json` says of a scene: its scores, or the stage and the error that ended it; artifacts and what they took."""
     measured = _measured(run, root)
+    fps = measured.get("metrics", {}).get("fps")
     costs = [cost_of(stage, taken, stage not in run.computed) for stage, taken in measured.items()]
     record = {
         "source": source_of(run, root), **({"bin": run.plan.bin} if run.plan.bin else {}),
@@ -361,14 +369,18 @@ def scene_record(run: SceneRun, root: Path) -> dict[str, Any]:
     folder = run.references["metrics"].folder(root)
     about = json.loads((folder / "metrics.json").read_text())
     said = [note for stage in measured.values() for note in stage.get("notes", [])]
-    return record | {
-        "split": json.loads((run.references["views"].folder(root) / "split.json").read_text())["split"],
-        "size": about["size"],
-        "protocol": about["protocol"],
-        "summary": about["summary"],
-        "views": [asdict(view) for view in store.load(folder, "scores")],
-        "notes": [*said, *placement_notes(about["frames"])],
-    }
+    return (
+        record
+        | ({} if fps is None else {"fps": fps})
+        | {
+            "split": json.loads((run.references["views"].folder(root) / "split.json").read_text())["split"],
+            "size": about["size"],
+            "protocol": about["protocol"],
+            "summary": about["summary"],
+            "views": [asdict(view) for view in store.load(folder, "scores")],
+            "notes": [*said, *placement_notes(about["frames"])],
+        }
+    )
 
 
 def cost_of(stage: str, measured: Mapping[str, Any], cached: bool) -> StageCost:

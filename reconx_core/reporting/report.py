@@ -108,6 +108,8 @@ class SceneReport:
     error: str | None = None
     spread: dict[str, float] = field(default_factory=dict)  # of the scores: standard deviation over several seeds
     above: bytes | Path | None = None  # picture of the photos and the path of the frames from above
+    fps: float | None = None  # at which it is rendered, at the size of the scored images
+    megabytes: float | None = None  # of scene.ply
     page: str | None = None  # the scene to look around in, relative to the report
 
 

@@ -20,7 +20,7 @@ from flows.evaluate import split_names
 from reconx_core import views
 from reconx_core.settings import STAGES
 
-REAL_VIEWS_OF = views.views_of
+REAL_VIEWS = views.views_with_depth
 
 
 def write_photo(path, seed=0, size=(standins.WIDTH, standins.HEIGHT), mode="RGB"):
@@ -42,7 +42,7 @@ def assert_sentence(outcome, *words):
 @pytest.fixture
 def real_views(tiny, monkeypatch):
     """Stand-ins for all stages but `views`."""
-    monkeypatch.setattr(views, "views_of", REAL_VIEWS_OF)
+    monkeypatch.setattr(views, "views_with_depth", REAL_VIEWS)
     return tiny
 
 

@@ -43,6 +43,7 @@ def test_difference_interval_scenes_and_settings_are_told(tmp_path, reconx):
     assert "B is better: PSNR, Photo PSNR." in said
     assert "One seed in A and B" in said
     assert "LPIPS" not in outcome.out
+    assert "splats 40.0 s, 0.88 GiB 40.0 s, 0.88 GiB" in words(outcome.out.replace("│", " "))
 
 
 def test_the_bins_of_a_protocol_are_compared_each(tmp_path, reconx):

@@ -1,0 +1,49 @@
+"""What runs cost, as tables and comparisons show it."""
+
+import csv
+import io
+
+import pytest
+from small_runs import failed_record, record_scene
+
+from flows.evaluation.efficiency import cost_of_scenes, cost_rows
+from flows.evaluation.published import Entry, PaperTable
+from flows.evaluation.table_formats import to_csv, to_markdown
+
+SCENES = [
+    record_scene(20, fps=30.0, megabytes=4.0),
+    record_scene(
+        22, fps=10.0, megabytes=6.0, costs=[{"stage": "splats", "seconds": 60.0, "peak_mib": 2048.0, "cached": False}]
+    ),
+    failed_record(),
+]
+
+
+def test_means_over_the_scenes_that_finished_and_the_peak_of_memory():
+    cost = cost_of_scenes(SCENES)
+    assert (cost["fps"], cost["megabytes"], cost["gaussians"], cost["peak_mib"]) == (20, 5, 10, 2048)
+    assert (cost["splats.seconds"], cost["splats.peak_mib"], cost["pointcloud.seconds"]) == (50, 2048, 25)
+    assert cost["seconds"] == 2 + 25 + 50 + 1
+    assert "cuda_peak_mib" not in cost
+
+
+def test_what_one_run_does_not_say_is_a_dash_and_what_none_says_no_row():
+    bare = record_scene(20, costs=[])
+    bare["summary"].pop("gaussians")
+    rows = dict(cost_rows([cost_of_scenes(SCENES), cost_of_scenes([bare])]))
+    assert rows["frames a second"] == ["20.0", "–"]
+    assert rows["splats"] == ["50.0 s, 2.00 GiB", "–"]
+    assert "peak GPU memory" not in rows
+    assert cost_rows([cost_of_scenes([bare])]) == []
+
+
+def test_tables_say_what_our_runs_cost():
+    scores = {"psnr": 20.0, "ssim": 0.5, "lpips": None}
+    published = Entry("theirs", "", "Rooms", 2, scores, "a paper", True, 3)
+    ours = Entry("default", "", "Rooms", 2, scores, "runs/a", False, 2, cost=cost_of_scenes(SCENES))
+    table = PaperTable("easy", "Rooms", (published, ours))
+    section = to_markdown(table).split("## Cost of our runs")[1]
+    assert "| default | Rooms | 2 views | 1 min 18 s | 2.00 GiB | 10 | 5.0 MB | 20.0 |" in section
+    rows = {row["score"]: row["value"] for row in csv.DictReader(io.StringIO(to_csv(table))) if row["method"] == "default"}
+    assert float(rows["fps"]) == pytest.approx(20)
+    assert "Cost" not in to_markdown(PaperTable("easy", "Rooms", (published,)))
