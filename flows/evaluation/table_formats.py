@@ -134,7 +134,7 @@ def _costs(table: PaperTable) -> list[list[str]]:
     rows = cost_rows([entry.cost for entry in ours])
     if not rows:
         return []
-    head, named = ["method", "set", "views"], [[entry.label, entry.set, views_text(entry.views)] for entry in ours]
+    head, named = ["method", "set", "input"], [[entry.label, entry.set, views_text(entry.views)] for entry in ours]
     titles = [title for title, _ in rows]
     rule = [":---"] * len(head) + ["---:"] * len(titles)
     return [[*head, *titles], rule, *([*name, *(cells[i] for _, cells in rows)] for i, name in enumerate(named))]
