@@ -97,8 +97,9 @@ def test_rounds_are_those_of_the_command_line(monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 def test_rounds_go_through_memory_and_a_store(tmp_path):
-    settings = reconx.make_settings([*QUICK, *ORBIT, "condition.frames=8"])
+    settings = reconx.make_settings([*QUICK, *ORBIT, "condition.frames=6"])
     stored = reconx.reconstruct_stored(PHOTOS, tmp_path / "store", settings)
     assert len(list((tmp_path / "store" / "join").iterdir())) == 2
     held = reconx.reconstruct(reconx.load_photos(PHOTOS, settings), settings)
