@@ -197,9 +197,11 @@ def make_request(
 
 def checked_rule(text: str | None) -> str | None:
     """A rule for `reconx compare` as it is written down. Raises UserError if it is none."""
-    from flows.evaluation.rules import parse_rule
+    if text is None:
+        return None
+    from flows.evaluation.rules import parse_rule  # with scipy and torch, which no mistake should wait for
 
-    return None if text is None else parse_rule(text).text
+    return parse_rule(text).text
 
 
 def split_names(text: str) -> tuple[str, ...]:

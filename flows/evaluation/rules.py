@@ -22,6 +22,7 @@ _RULE = re.compile(
     r"with\s+(?P<confidence>\d+(\.\d+)?)\s*%\s*confidence(?P<over>\s+over\s+(seeds|scenes))?",
     re.IGNORECASE,
 )
+ROUNDING = 1e-9  # of differences that are equal to the threshold as they are written
 _UNITS = {"%": "%", "db": "dB", "°": "°", "degrees": "°"}
 
 
@@ -174,7 +175,8 @@ def judge(rule: Rule, written: str, first: Run, second: Run) -> Decision:
         needs = f"an interval needs {FEWEST} {rule.over} and there {'is' if count == 1 else 'are'} {count}"
         return Decision(False, f"Not shown: {named}; {title} differs by {mean:+.3f}{unit}, but {needs}.")
     low, high = bounds
-    holds = low > rule.threshold if rule.sign == ">" else high < rule.threshold
+    beyond = low - rule.threshold if rule.sign == ">" else rule.threshold - high
+    holds = beyond > ROUNDING
     measured = f"{title} of {second.label} - {first.label} is {mean:+.3f}{unit} over {count} {rule.over}"
     interval_said = f"{rule.confidence:g} % interval {low:+.3f} … {high:+.3f}"
     return Decision(holds, f"{'Shown' if holds else 'Not shown'}: {named}; {measured}, {interval_said}.")

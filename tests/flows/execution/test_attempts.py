@@ -75,7 +75,9 @@ def failing(times, error, whole, calls):
 def test_a_read_error_is_tried_again_and_a_users_mistake_is_not(reconx, tiny, photos, tmp_path, monkeypatch):
     monkeypatch.setattr(pipeline.run_stage, "retry_delay_seconds", 0)
     reading, wrong = [], []
-    monkeypatch.setattr(views, "views_of", failing(2, OSError(errno.EIO, "Input/output error"), views.views_of, reading))
+    monkeypatch.setattr(
+        views, "views_with_depth", failing(2, OSError(errno.EIO, "Input/output error"), views.views_with_depth, reading)
+    )
     monkeypatch.setattr(splats, "fit_splats", failing(1, UserError("This is wrong."), splats.fit_splats, wrong))
     outcome = reconx("evaluate", photos, "-o", tmp_path / "out", "--store", tmp_path / "store")
     assert (outcome.code, len(reading), len(wrong)) == (1, 3, 1)
@@ -86,7 +88,9 @@ def test_a_read_error_is_tried_again_and_a_users_mistake_is_not(reconx, tiny, ph
 def test_it_is_given_up_after_three_times(reconx, tiny, photos, tmp_path, monkeypatch):
     monkeypatch.setattr(pipeline.run_stage, "retry_delay_seconds", 0)
     calls = []
-    monkeypatch.setattr(views, "views_of", failing(9, OSError(errno.ESTALE, "Stale file handle"), views.views_of, calls))
+    monkeypatch.setattr(
+        views, "views_with_depth", failing(9, OSError(errno.ESTALE, "Stale file handle"), views.views_with_depth, calls)
+    )
     outcome = reconx("evaluate", photos, "-o", tmp_path / "out", "--store", tmp_path / "store")
     assert (outcome.code, len(calls)) == (1, 3)
     assert outcome.out.count("garden failed in views: OSError: [Errno 116] Stale file handle") == 1
