@@ -45,6 +45,7 @@ CASES = {
 }
 STRANGER = "procedural:hall?seed=11&views=2&targets=14&arc=40&width=512&height=384"
 LOOKS = ("plain", "blurred", "coloured", "generated")
+TINT = (1.15, 1.0, 0.88), (0.03, 0.03, 0.0)  # gain and offset of the look `tinted`, the same in all frames
 
 
 class Result(NamedTuple):
@@ -75,6 +76,9 @@ def with_look(images: Float[Tensor, "m h w 3"], look: str, seed: int = 0) -> Flo
     if look in ("coloured", "generated"):
         gain, gamma = (1 + 0.2 * (2 * torch.rand(len(images), 1, 1, 3, generator=draw) - 1) for _ in range(2))
         images = gain * images.clamp(min=1e-4) ** gamma
+    if look == "tinted":
+        gain, offset = (images.new_tensor(part) for part in TINT)
+        images = gain * images + offset
     if look == "generated":
         images = images + 0.02 * torch.randn(images.shape, generator=draw)
     return images.clamp(0, 1)

@@ -12,8 +12,8 @@ times, so by default smaller and in fewer steps than in a run: about five minute
 Last, what frames do where the scene was right without them, and where it was not: the change of the mean absolute error, in
 1/255, on pixels of held-out views around which the error without video is at most RIGHT, and on the others. As pixels
 are chosen by one fit's error, any other fit is a little worse on the former and better on the latter; how much that is, the
-row of another seed says. With --look the frames are spoiled first, as video models do (`coloured`, `generated`; see
-benchmarks.frame_cameras).
+row of another seed says. With --look the frames are spoiled first, as video models do (`coloured`, `generated`: each frame
+in its own way; `tinted`: all alike; see benchmarks.frame_cameras).
 """
 
 from __future__ import annotations
@@ -199,7 +199,7 @@ def read_options() -> argparse.Namespace:
     parser = scene_options(__doc__, SCENES)
     parser.set_defaults(size=SIZE)
     parser.add_argument("--model", default="reconx-tiny", help="the video backend to compare")
-    parser.add_argument("--look", choices=LOOKS, default="plain", help="how the frames are spoiled first")
+    parser.add_argument("--look", choices=(*LOOKS, "tinted"), default="plain", help="how the frames are spoiled first")
     options = parser.parse_args()
     options.data = posed_folder(options.data)
     return options
