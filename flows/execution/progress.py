@@ -17,6 +17,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
+from flows.execution.background import repeated
 from reconx_core.cache.store import MEASURED
 from reconx_core.io.checked import find_object
 from reconx_core.reporting.numbers import format_duration
@@ -138,20 +139,11 @@ class Display(Monitor):
     @contextmanager
     def live(self) -> Iterator[None]:
         """Keep the bar up to date until the block ends."""
-        done = threading.Event()
-
-        def refresh() -> None:
-            while not done.wait(0.25):
-                self._update()
-
-        thread = threading.Thread(target=refresh, daemon=True)
         with self.progress:
-            thread.start()
             try:
-                yield
+                with repeated(self._update, 0.25):
+                    yield
             finally:
-                done.set()
-                thread.join()
                 self.progress.last.clear()
 
     def _update(self) -> None:

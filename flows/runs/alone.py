@@ -11,13 +11,14 @@ import fcntl
 import json
 import os
 import socket
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
+from flows.execution.background import repeated
 from reconx_core.cache.lock import lock_file
 from reconx_core.errors import UserError
 from reconx_core.io.checked import find_object
@@ -75,7 +76,7 @@ def _held(file: IO[str], locked: bool, out: Path) -> Iterator[None]:
         if find_object(out / HOLDER) != own:
             raise _refusal(out)
     try:
-        with _beating(file):
+        with repeated(partial(_beat, file), BEAT_SECONDS):
             yield
     finally:
         (out / HOLDER).unlink(missing_ok=True)
@@ -90,22 +91,9 @@ def _write(file: IO[str], own: dict[str, Any], out: Path) -> None:
         raise explain_disk(error, out) from error
 
 
-@contextmanager
-def _beating(file: IO[str]) -> Iterator[None]:
-    done = threading.Event()
-
-    def beat() -> None:
-        while not done.wait(BEAT_SECONDS):
-            with contextlib.suppress(OSError):  # of a server that is away for a moment
-                os.utime(file.fileno())
-
-    thread = threading.Thread(target=beat, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
+def _beat(file: IO[str]) -> None:
+    with contextlib.suppress(OSError):  # of a server that is away for a moment
+        os.utime(file.fileno())
 
 
 def _beats(file: Path) -> bool:
