@@ -117,6 +117,11 @@ def load_lpips(device: str = "cpu", net: Net = "vgg") -> Lpips | None:
     return None if files is None else _load(*files, device, net)
 
 
+def load_nets(device: str) -> dict[Net, Lpips | None]:
+    """LPIPS by every net, as of :func:`load_lpips`."""
+    return {net: load_lpips(device, net) for net in LAYOUTS}
+
+
 def lpips_files(net: Net = "vgg") -> tuple[Path, Path] | None:
     """The files of the backbone and of the linear heads, or None if one is missing in the weights folder."""
     backbone, heads = (_find(names) for names in LAYOUTS[net].files())

@@ -13,7 +13,7 @@ from torch import Tensor
 from reconx_core.geometry.transforms import resize_cameras, size_for
 from reconx_core.geometry.undistort import registered_photos
 from reconx_core.io.images import resize, resize_mask
-from reconx_core.losses.lpips import LAYOUTS, load_lpips
+from reconx_core.losses.lpips import load_nets
 from reconx_core.metrics.image import Background, score_view
 from reconx_core.metrics.pictures import Picture, confidence_colours, depth_colours, error_heat
 from reconx_core.metrics.pose import pose_errors
@@ -104,8 +104,7 @@ def score_views(
     refined: bool = False,
 ) -> list[tuple[ViewScore, Picture]]:
     """Score and picture of each view seen by its camera."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    lpips = {net: load_lpips(device, net) for net in LAYOUTS}
+    lpips = load_nets("cuda" if torch.cuda.is_available() else "cpu")
     results = []
     for i, name in enumerate(views.names):
         rendering = rasterize(gaussians, cameras[i : i + 1])

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from reconx_core.errors import UserError
-from reconx_core.losses.lpips import LAYOUTS, load_lpips
+from reconx_core.losses.lpips import load_nets
 from reconx_core.metrics import resized_views, score_views, summarise
 from reconx_core.metrics.image import psnr, score_view
 from reconx_core.metrics.pictures import Picture, error_heat
@@ -44,8 +44,7 @@ def score_pictures(
     Raises:
         UserError: a view's mask leaves nothing to score, or damaged LPIPS weights.
     """
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    lpips = {net: load_lpips(device, net) for net in LAYOUTS}
+    lpips = load_nets("cuda" if torch.cuda.is_available() else "cpu")
     results = []
     for i, (name, render) in enumerate(zip(targets.names, renders, strict=True)):
         photo, mask, done = targets.images[i], targets.masks[i], bool(refined[i]) if refined else False
