@@ -184,16 +184,24 @@ def estimate(result: Result, method: str, views: Views, settings: Settings) -> G
 
 def fit_and_score(result: Result, method: str, views: Views, geometry: Geometry | None, settings: Settings) -> None:
     """The stages from `condition` to `metrics`, in memory."""
-    pointmaps, kept = geometry or estimate(result, method, views, settings)
-    inputs, run = views.inputs().select(kept), partial(timed, result, method)
-    draw = {stage: generator(settings.seed, stage, result.scene) for stage in type(settings).model_fields}
-    guide = run("condition", lambda: condition.build_condition(inputs, pointmaps, settings.condition, draw["condition"]))
-    frames = run("video", lambda: video.generate_frames(inputs, pointmaps, guide, settings.video, draw["video"]))
-    judged = run("confidence", lambda: judge(inputs, frames, pointmaps, settings, draw["confidence"]))
+    geometry = geometry or estimate(result, method, views, settings)
+    (pointmaps, kept), run = geometry, partial(timed, result, method)
+    judged = judged_frames(result, method, views, geometry, settings)
+    draw = {stage: generator(settings.seed, stage, result.scene) for stage in ("splats", "metrics")}
     gaussians = run("splats", lambda: splats.fit_splats(judged, pointmaps, settings.splats, draw["splats"]))
     score = partial(metrics.score_scene, gaussians, views, kept, pointmaps, settings.metrics)
     scores, _ = run("metrics", lambda: score(draw["metrics"]))
     result.scores[method] = scores.summary
+
+
+def judged_frames(result: Result, method: str, views: Views, geometry: Geometry, settings: Settings) -> Frames:
+    """The stages from `condition` to `confidence`, in memory."""
+    (pointmaps, kept), run = geometry, partial(timed, result, method)
+    inputs = views.inputs().select(kept)
+    draw = {stage: generator(settings.seed, stage, result.scene) for stage in ("condition", "video", "confidence")}
+    guide = run("condition", lambda: condition.build_condition(inputs, pointmaps, settings.condition, draw["condition"]))
+    frames = run("video", lambda: video.generate_frames(inputs, pointmaps, guide, settings.video, draw["video"]))
+    return run("confidence", lambda: judge(inputs, frames, pointmaps, settings, draw["confidence"]))
 
 
 def judge(inputs: Views, frames: Frames, pointmaps: Pointmaps, settings: Settings, draw: torch.Generator) -> Frames:

@@ -36,13 +36,13 @@ from benchmarks.quality import (
     Result,
     describe,
     estimate,
-    judge,
+    judged_frames,
     parse_scenes,
     posed_folder,
     scene_options,
 )
 from flows.evaluation.comparison import interval
-from reconx_core import condition, metrics, splats, video
+from reconx_core import metrics, splats
 from reconx_core.errors import UserError
 from reconx_core.io.files import write_atomic, write_json
 from reconx_core.seeds import generator
@@ -84,11 +84,7 @@ def prepare(entry: Entry, options: argparse.Namespace) -> Prepared:
     result = Result(entry.scene, entry.split)
     views = describe(result, options.data / entry.scene, entry, settings)
     geometry = estimate(result, DEFAULTS, views, settings)
-    inputs = views.inputs().select(geometry.kept)
-    draw = {stage: generator(settings.seed, stage, entry.scene) for stage in type(settings).model_fields}
-    guide = condition.build_condition(inputs, geometry.pointmaps, settings.condition, draw["condition"])
-    frames = video.generate_frames(inputs, geometry.pointmaps, guide, settings.video, draw["video"])
-    prepared = Prepared(views, geometry, judge(inputs, frames, geometry.pointmaps, settings, draw["confidence"]))
+    prepared = Prepared(views, geometry, judged_frames(result, DEFAULTS, views, geometry, settings))
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(file, pickle.dumps(prepared))
