@@ -16,6 +16,7 @@ import reconx_core  # noqa: F401  first: it sets OMP_WAIT_POLICY, which torch re
 
 # isort: split
 import argparse
+import hashlib
 import pickle
 import sys
 import time
@@ -76,11 +77,11 @@ class Fit(NamedTuple):
 
 def prepare(entry: Entry, options: argparse.Namespace) -> Prepared:
     """The stages before `splats`, from the cache where it has them."""
-    size = entry.size or options.size
-    file = options.cache / f"{entry.scene}_{entry.split}_{size}.pickle" if options.cache else None
+    settings = scene_settings(entry, options)
+    before = hashlib.sha256(settings.model_dump_json(exclude={"splats", "metrics"}).encode()).hexdigest()[:12]
+    file = options.cache / f"{entry.scene}_{entry.split}_{before}.pickle" if options.cache else None
     if file is not None and file.is_file():
         return pickle.loads(file.read_bytes())
-    settings = scene_settings(entry, options)
     result = Result(entry.scene, entry.split)
     views = describe(result, options.data / entry.scene, entry, settings)
     geometry = estimate(result, DEFAULTS, views, settings)
@@ -171,7 +172,7 @@ def main() -> int:
     parser = scene_options(__doc__, f"{FAIR},{PAIRS}")
     parser.add_argument("--variant", action="append", default=[], metavar="splats.KEY=VALUE[,...]")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--cache", type=Path, help="folder for what the stages before splats leave; a file per scene")
+    parser.add_argument("--cache", type=Path, help="folder for what the stages before splats leave, by scene and settings")
     options = parser.parse_args()
     options.data = posed_folder(options.data)
     print(RULE, flush=True)
