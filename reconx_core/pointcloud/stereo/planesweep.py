@@ -32,6 +32,12 @@ def plane_homographies(reference: Cameras, source: Cameras) -> tuple[Float[Tenso
     return rotation, intrinsics @ relative[:3, 3]
 
 
+def to_first_centre(homography: Float[Tensor, "3 ..."]) -> Float[Tensor, "3 ..."]:
+    """A part of :func:`plane_homographies` whose source pixels count from the centre of the first one, in single precision."""
+    shift = torch.tensor([[1, 0, -0.5], [0, 1, -0.5], [0, 0, 1]], dtype=homography.dtype)
+    return (shift @ homography).float()
+
+
 @inlined
 def _bilinear(image, x, y, c):
     """Bilinear sample with pixel centres at +0.5; coordinates are clamped to the border."""
