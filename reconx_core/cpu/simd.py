@@ -224,6 +224,17 @@ def root(typing, x):
 
 
 @intrinsic
+def least(typing, x):
+    """The smallest lane."""
+
+    def generate(context, builder, sig, args):
+        kind = ir.FunctionType(ir.FloatType(), [_FLOATS])
+        return builder.call(cgutils.get_or_insert_function(builder.module, kind, f"llvm.vector.reduce.fmin.v{LANES}f32"), args)
+
+    return types.float32(vector), generate
+
+
+@intrinsic
 def negative(typing, x):
     return vector(vector), lambda context, builder, sig, args: builder.fneg(args[0])
 

@@ -22,6 +22,7 @@ from reconx_core.cpu.simd import (
     greater,
     greater_equal,
     lane_centres,
+    least,
     less_equal,
     load,
     maximum,
@@ -38,6 +39,7 @@ from reconx_core.types import Cameras
 OUTSIDE_COST = 0.5  # neutral cost if the source does not see the point
 CLIPPED = np.float32(0.25)  # colour difference above which it counts no more
 NOISE = np.float32(1e-4)  # variance that keeps the noise of flat windows from correlating
+FAR_AWAY = np.float32(1e9)  # cost of what is no plane
 SMALL_STEP, LARGE_STEP = 0.02, 0.20  # scanline penalties for a change of one plane and of more, in units of the matching cost
 
 
@@ -189,58 +191,72 @@ def _column_shares(width: int, radius: int, padded: int) -> Float[Tensor, " p"]:
     return F.pad(1.0 / ((column + radius).clamp(max=width - 1) - (column - radius).clamp(min=0) + 1), (0, padded - width))
 
 
+@inlined
+def _step(cost, total, at, planes, before, there, lowest, here, spot, small, jump):
+    """Path costs of a pixel's planes from those of the pixel before, added to its total; returns the lowest of them."""
+    low = splat(FAR_AWAY)
+    for d in range(0, planes, LANES):
+        near = minimum(load(before, there + d - 1), load(before, there + d + 1)) + small
+        value = load(cost, at + d) + minimum(minimum(load(before, there + d), near) - lowest, jump)
+        store(here, spot + d, value)
+        store(total, at + d, load(total, at + d) + value)
+        low = minimum(value, low)
+    return least(low)
+
+
 @serial_kernel
-def _scan(cost, guide, total, dy, dx, small, large):
-    """Add to ``total`` the path costs that arrive at each pixel from the direction (dy, dx) (Hirschmueller's recursion)."""
-    height, width, planes = cost.shape
-    far_away = np.float32(1e9)  # a guard plane at either end avoids branches in the inner loop
-    row_before = np.full((width, planes + 2), far_away, np.float32)
-    row = np.full((width, planes + 2), far_away, np.float32)
+def _scan(cost, guide, total, sign, small, large):
+    """Add to ``total`` the path costs that arrive at each pixel from three neighbours in the row before and one in its own.
+
+    Hirschmueller's recursion. The row before is the one above for ``sign`` 1, where columns ascend, and the one below for -1.
+    """
+    height, width = guide.shape
+    planes = len(cost) // (height * width)
+    stride = planes + 2 * LANES  # guard planes at either end avoid branches in the inner loop
+    rows = np.full((2, 3, width * stride), FAR_AWAY, np.float32)
+    beside = np.full((2, stride), FAR_AWAY, np.float32)
+    lows = np.zeros((2, 4, width), np.float32)
     for i in range(height):
-        y = i if dy >= 0 else height - 1 - i
+        y, now = i if sign > 0 else height - 1 - i, i & 1
         for j in range(width):
-            x = j if dx >= 0 else width - 1 - j
-            here, py, px = row[x], y - dy, x - dx
-            if py < 0 or py >= height or px < 0 or px >= width:
-                for d in range(planes):
-                    here[d + 1] = cost[y, x, d]
-                    total[y, x, d] += cost[y, x, d]
-                continue
-            before = row[px] if dy == 0 else row_before[px]
-            lowest = far_away
-            for d in range(1, planes + 1):
-                lowest = min(lowest, before[d])
-            edge = abs(guide[y, x] - guide[py, px])
-            jump = max(large / (np.float32(1) + np.float32(20) * edge), small)
-            for d in range(planes):
-                step = min(before[d], before[d + 2]) + small
-                best = min(min(before[d + 1], step) - lowest, jump)
-                value = cost[y, x, d] + best
-                here[d + 1] = value
-                total[y, x, d] += value
-        row_before, row = row, row_before
+            x = j if sign > 0 else width - 1 - j
+            at, spot = (y * width + x) * planes, x * stride + LANES
+            for k in range(4):
+                px, py = x + sign * (1, -1, 0, -1)[k], y - sign * (k < 3)
+                if py < 0 or py >= height or px < 0 or px >= width:  # a path begins
+                    lowest, jump, there = -FAR_AWAY, np.float32(0), spot
+                else:
+                    edge = abs(guide[y, x] - guide[py, px])
+                    jump = max(large / (np.float32(1) + np.float32(20) * edge), small)
+                    lowest, there = lows[now if k == 3 else 1 - now, k, px], px * stride + LANES
+                if k == 3:
+                    lows[now, k, x] = _step(
+                        cost, total, at, planes, beside[1 - (j & 1)], LANES, lowest, beside[j & 1], LANES, small, jump
+                    )
+                else:
+                    lows[now, k, x] = _step(
+                        cost, total, at, planes, rows[1 - now, k], there, lowest, rows[now, k], spot, small, jump
+                    )
 
 
 @kernel
 def _scan_all(cost, guide, totals, small, large):
     """The eight directions in two groups, one per thread; each group has its own sum, so the result is deterministic."""
     for half in numba.prange(2):
-        sign = 1 - 2 * half
-        _scan(cost, guide, totals[half], sign, 0, small, large)
-        _scan(cost, guide, totals[half], 0, sign, small, large)
-        _scan(cost, guide, totals[half], sign, 1, small, large)
-        _scan(cost, guide, totals[half], sign, -1, small, large)
+        _scan(cost, guide, totals[half], 1 - 2 * half, small, large)
 
 
 def aggregate_cost(
     cost: Float[Tensor, "d h w"], guide: Float[Tensor, "h w 3"], small: float = SMALL_STEP, large: float = LARGE_STEP
 ) -> Float[Tensor, "h w d"]:
     """Semi-global aggregation along eight directions; large steps cost less where the guide image has an edge."""
-    volume = cost.permute(1, 2, 0).contiguous().numpy()
-    totals = np.zeros((2, *volume.shape), np.float32)
+    count, height, width = cost.shape
+    volume = torch.full((height, width, -(-count // LANES) * LANES), float(FAR_AWAY))
+    volume[..., :count] = cost.permute(1, 2, 0)
+    totals = np.zeros((2, volume.numel()), np.float32)
     with one_at_a_time():
-        _scan_all(volume, guide.mean(-1).numpy(), totals, np.float32(small), np.float32(large))
-    return torch.from_numpy(totals).sum(0) / 8
+        _scan_all(volume.flatten().numpy(), guide.mean(-1).numpy(), totals, np.float32(small), np.float32(large))
+    return torch.from_numpy(totals).sum(0).view(volume.shape)[..., :count] / 8
 
 
 def best_depth(
