@@ -6,6 +6,8 @@ pixel by about the same number of pixels.
 
 from __future__ import annotations
 
+from functools import partial
+
 import numba
 import numpy as np
 import torch
@@ -179,9 +181,9 @@ def to_first_centre(homography: Float[Tensor, "3 ..."]) -> Float[Tensor, "3 ..."
 
 def _statistics(grey: Float[Tensor, "h w"], radius: int, padded: int) -> Float32[np.ndarray, "2 p"]:
     """Mean over windows clipped at the border, and 1 / standard deviation; flat, rows of ``padded`` pixels."""
-    window = {"kernel_size": 2 * radius + 1, "stride": 1, "padding": radius, "count_include_pad": False}
-    mean, square = (F.avg_pool2d(image[None].double(), **window)[0] for image in (grey, grey * grey))
-    certainty = ((square - mean * mean).clamp(min=0) + NOISE).rsqrt()
+    window = partial(F.avg_pool2d, kernel_size=2 * radius + 1, stride=1, padding=radius, count_include_pad=False)
+    mean, square = (window(image[None].double())[0] for image in (grey, grey * grey))
+    certainty = ((square - mean * mean).clamp(min=0) + float(NOISE)).rsqrt()
     return F.pad(torch.stack([mean, certainty]).float(), (0, padded - grey.shape[1])).flatten(1).numpy()
 
 
