@@ -207,7 +207,8 @@ def judged_frames(result: Result, method: str, views: Views, geometry: Geometry,
 def judge(inputs: Views, frames: Frames, pointmaps: Pointmaps, settings: Settings, draw: torch.Generator) -> Frames:
     """The stage `confidence`."""
     geometry = settings.pointcloud
-    backends = confidence.Backends(pointcloud.make_backend(geometry), pointcloud.make_backend(geometry, fast=True))
+    match = pointcloud.make_backend(geometry, fast=True, known=pointmaps)
+    backends = confidence.Backends(pointcloud.make_backend(geometry), match)
     return confidence.trusted_frames(inputs, frames, pointmaps, backends, settings.confidence, draw)[0]
 
 

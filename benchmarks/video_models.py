@@ -132,7 +132,8 @@ def judge(scene: str, inputs: Views, frames: Frames, pointmaps: Pointmaps, setti
     chosen = settings.confidence.model_copy(update={"enabled": weighed})
     draw = generator(settings.seed, "confidence", scene)
     geometry = settings.pointcloud
-    backends = confidence.Backends(pointcloud.make_backend(geometry), pointcloud.make_backend(geometry, fast=True))
+    match = pointcloud.make_backend(geometry, fast=True, known=pointmaps)
+    backends = confidence.Backends(pointcloud.make_backend(geometry), match)
     return confidence.trusted_frames(inputs, frames, pointmaps, backends, chosen, draw)[0]
 
 

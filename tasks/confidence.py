@@ -10,7 +10,8 @@ from tasks.execute import Inputs, Job
 def run(job: Job, read: Inputs) -> dict[str, Any]:
     frames, pointmaps = read("video", "frames"), read("pointcloud", "pointmaps")
     inputs = registered_photos(read("views", "views"), read("pointcloud", "kept"), pointmaps)
-    find, match = pointcloud.make_backend(job.settings.pointcloud), pointcloud.make_backend(job.settings.pointcloud, fast=True)
+    geometry = job.settings.pointcloud
+    find, match = pointcloud.make_backend(geometry), pointcloud.make_backend(geometry, fast=True, known=pointmaps)
     judged, placement = confidence.trusted_frames(
         inputs, frames, pointmaps, confidence.Backends(find, match), job.settings.confidence, job.generator()
     )

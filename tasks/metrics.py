@@ -35,7 +35,7 @@ def run(job: Job, read: Inputs) -> dict[str, Any]:
         "video.mp4": partial(video_io.write_mp4, frames=clip),
         **{f"pictures/{i:03d}.jpg": encode(side_by_side(p), "JPEG", quality=92) for i, p in enumerate(pictures)},
         **{
-            f"panels/{i:03d}/{name}.png": encode(panel, "PNG")
+            f"panels/{i:03d}/{name}.png": encode(panel, "PNG", compress_level=1)
             for i, picture in enumerate(pictures)
             for name, panel in picture.panels.items()
         },

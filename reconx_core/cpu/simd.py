@@ -198,6 +198,43 @@ def select(typing, condition, x, y):
 
 
 @intrinsic
+def store_mask(typing, array, index, value):
+    """Write 16 consecutive booleans of a flat array."""
+
+    def generate(context, builder, sig, args):
+        array, index, value = args
+        bytes_ = ir.VectorType(ir.IntType(8), LANES)
+        data = context.make_array(sig.args[0])(context, builder, array).data
+        place = builder.bitcast(builder.gep(data, [index]), bytes_.as_pointer())
+        builder.store(builder.zext(value, bytes_), place).align = 1
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, mask), generate
+
+
+@intrinsic
+def root(typing, x):
+    """Square roots."""
+
+    def generate(context, builder, sig, args):
+        kind = ir.FunctionType(_FLOATS, [_FLOATS])
+        return builder.call(cgutils.get_or_insert_function(builder.module, kind, f"llvm.sqrt.v{LANES}f32"), args)
+
+    return vector(vector), generate
+
+
+@intrinsic
+def least(typing, x):
+    """The smallest lane."""
+
+    def generate(context, builder, sig, args):
+        kind = ir.FunctionType(ir.FloatType(), [_FLOATS])
+        return builder.call(cgutils.get_or_insert_function(builder.module, kind, f"llvm.vector.reduce.fmin.v{LANES}f32"), args)
+
+    return types.float32(vector), generate
+
+
+@intrinsic
 def negative(typing, x):
     return vector(vector), lambda context, builder, sig, args: builder.fneg(args[0])
 
@@ -252,3 +289,52 @@ def aligned(length: int) -> np.ndarray:
     padded = np.empty(length + LANES, np.float32)
     start = (-(padded.ctypes.data >> 2)) & (LANES - 1)
     return padded[start : start + length]
+
+
+@intrinsic
+def lane(typing, x, index):
+    """One lane of a vector."""
+    return types.float32(vector, types.int32), lambda context, builder, sig, args: builder.extract_element(*args)
+
+
+@intrinsic
+def bilinear(typing, quads, width, x, y):
+    """16 samples in [0, 255] of a flat image of :func:`packed_quads`, at (x, y) pixels from the centre of its first one.
+
+    The caller keeps 0 <= x <= ``width`` - 1, and y likewise.
+    """
+
+    def generate(context, builder, sig, args):
+        array, width, x, y = args
+        integers, addresses = (ir.VectorType(ir.IntType(bits), LANES) for bits in (32, 64))
+        all_of = lambda value, kind: ir.Constant(kind, [value] * LANES)  # noqa: E731
+        column, row = builder.fptosi(x, integers), builder.fptosi(y, integers)
+        right, below = (builder.fsub(at, builder.sitofp(whole, _FLOATS)) for at, whole in ((x, column), (y, row)))
+        data = context.make_array(sig.args[0])(context, builder, array).data
+        bases = (builder.ptrtoint(data, ir.IntType(64)), builder.trunc(width, ir.IntType(32)))
+        start, stride = (_repeated(builder, value, kind) for value, kind in zip(bases, (addresses, integers)))
+        index = builder.sext(builder.add(builder.mul(row, stride), column), addresses)
+        pointers = ir.VectorType(ir.PointerType(ir.IntType(32)), LANES)
+        places = builder.inttoptr(builder.add(start, builder.shl(index, all_of(2, addresses))), pointers)
+        kinds = ir.FunctionType(integers, [pointers, ir.IntType(32), _BITS, integers])
+        gather = cgutils.get_or_insert_function(builder.module, kinds, f"llvm.masked.gather.v{LANES}i32.v{LANES}p0")
+        found = builder.call(gather, [places, ir.Constant(ir.IntType(32), 4), all_of(1, _BITS), all_of(0, integers)])
+        parts = (builder.and_(builder.lshr(found, all_of(bits, integers)), all_of(255, integers)) for bits in (0, 8, 16, 24))
+        corners = [builder.sitofp(part, _FLOATS) for part in parts]
+        mixed = lambda one, two, share: builder.fadd(one, builder.fmul(share, builder.fsub(two, one)))  # noqa: E731
+        return mixed(mixed(*corners[:2], right), mixed(*corners[2:], right), below)
+
+    return vector(quads, types.intp, vector, vector), generate
+
+
+def _repeated(builder: Any, value: Any, kind: Any) -> Any:
+    undefined = ir.Constant(kind, ir.Undefined)
+    first = builder.insert_element(undefined, value, ir.Constant(ir.IntType(32), 0))
+    return builder.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES))
+
+
+def packed_quads(image: np.ndarray) -> np.ndarray:
+    """An image [h w] in [0, 1] in bytes, flat: each element holds a pixel and those right of it, below it, and below right."""
+    levels = np.pad(np.rint(np.clip(image, 0, 1) * 255).astype(np.uint32), ((0, 1), (0, 1)), mode="edge")
+    here, right, below, across = levels[:-1, :-1], levels[:-1, 1:], levels[1:, :-1], levels[1:, 1:]
+    return (here | right << 8 | below << 16 | across << 24).ravel()

@@ -37,8 +37,10 @@ MAX_POINTS = 500_000
 FAST = {"planes": 48, "rounds": 1, "iterations": 1, "sources": 2, "graph": "window"}
 
 
-def make_backend(settings: PointcloudSettings, fast: bool = False) -> GeometryBackend:
+def make_backend(settings: PointcloudSettings, fast: bool = False, known: Pointmaps | None = None) -> GeometryBackend:
     """The geometry backend that the settings name; ``fast`` uses cheaper settings, for the many small frames of `confidence`.
+
+    ``known``: pointmaps of the photos, which tell a fast `classical` how deep the scene is; without, it looks for features.
 
     Raises:
         UserError: there is no such backend.
@@ -59,7 +61,7 @@ def make_backend(settings: PointcloudSettings, fast: bool = False) -> GeometryBa
     assert settings.backend == "classical", settings.backend
     from reconx_core.pointcloud.backends.classical import Classical
 
-    return Classical(settings.model_copy(update=FAST), doubt_given=False) if fast else Classical(settings)
+    return Classical(settings.model_copy(update=FAST), doubt_given=False, known=known) if fast else Classical(settings)
 
 
 def _resolved(settings: PointcloudSettings) -> PointcloudSettings:

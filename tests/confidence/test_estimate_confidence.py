@@ -4,11 +4,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from exact_scene import draw, room, shoot
+from exact_scene import draw, room, room_pointmaps, shoot
 
 from reconx_core.confidence import estimate_confidence
 from reconx_core.geometry.camera_path import interpolate_path
 from reconx_core.pointcloud import make_backend
+from reconx_core.pointcloud.backends import classical
 from reconx_core.settings import ConfidenceSettings, PointcloudSettings
 from reconx_core.types import Cameras, Frames
 
@@ -41,8 +42,8 @@ def frames(inputs):
     return Frames(torch.cat([inputs.images, images]), together, confidence, torch.arange(5) < 3)
 
 
-def estimate(inputs, frames, enabled=True):
-    backend = make_backend(PointcloudSettings(planes=48), fast=True)
+def estimate(inputs, frames, enabled=True, known=None):
+    backend = make_backend(PointcloudSettings(planes=48), fast=True, known=known)
     settings = ConfidenceSettings(enabled=enabled, size=160)
     return estimate_confidence(inputs, frames, None, backend, settings, draw())
 
@@ -57,6 +58,15 @@ def test_a_corrupted_block_loses_its_confidence(judged):
     block[BLOCK] = True
     first = judged.confidence[3]
     assert first[block].mean() < first[~block].mean() - 0.05
+
+
+def test_where_the_photos_points_are_known_no_feature_is_looked_for(inputs, frames, judged, monkeypatch):
+    monkeypatch.setattr(classical, "solve_cameras", None)
+    known = estimate(inputs, frames, known=room_pointmaps())
+    block = torch.zeros(120, 160, dtype=torch.bool)
+    block[BLOCK] = True
+    assert known.confidence[3][block].mean() < known.confidence[3][~block].mean() - 0.05
+    assert (known.confidence[3:].mean() - judged.confidence[3:].mean()).abs() < 0.05
 
 
 def test_what_the_photos_confirm_keeps_it(judged):

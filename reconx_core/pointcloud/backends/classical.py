@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from reconx_core.geometry.transforms import resize_cameras, size_for, unproject
+from reconx_core.geometry.transforms import project, resize_cameras, size_for, unproject
 from reconx_core.geometry.undistort import straighten
 from reconx_core.io.images import resize_images
 from reconx_core.pointcloud.global_alignment.graph import pair_graph, view_distance
@@ -19,7 +19,10 @@ from reconx_core.pointcloud.sfm.solve import Sfm, solve_cameras
 from reconx_core.pointcloud.stereo.dense import Scene, estimate_depth
 from reconx_core.pointcloud.stereo.ranges import depth_ranges
 from reconx_core.settings import PointcloudSettings
-from reconx_core.types import Cameras, Located, Pointmaps, Views
+from reconx_core.types import Cameras, Located, PointCloud, Pointmaps, Views
+
+SURE = 0.5  # confidence from which a known pixel's point counts
+KNOWN_POINTS = 4000  # most of them that are looked at
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,7 @@ class Classical:
 
     settings: PointcloudSettings
     doubt_given: bool = True  # whether to compare given cameras with the photos; frames of a video model are no evidence
+    known: Pointmaps | None = None  # of other views of the scene; given cameras of all views then need no features
 
     def __call__(self, views: Views, fixed: Cameras | None, generator: torch.Generator) -> tuple[Pointmaps, Int[Tensor, " k"]]:
         """Pointmaps of the views that could be registered.
@@ -35,7 +39,10 @@ class Classical:
         Raises:
             UserError: fewer than two photos, or no two that overlap.
         """
-        sfm = solve_cameras(views, fixed, generator, self.doubt_given)
+        if self.known is not None and fixed is not None and len(fixed) == len(views):
+            sfm = known_geometry(fixed, self.known)
+        else:
+            sfm = solve_cameras(views, fixed, generator, self.doubt_given)
         kept = sfm.registered.nonzero()[:, 0]
         photos = straighten(views.select(kept), sfm.cameras, sfm.radial)
         scene, pairs = stereo_scene(photos, sfm, self.settings)
@@ -47,6 +54,18 @@ class Classical:
     ) -> Located:
         """Cameras of frames among photos with known points, by feature matches."""
         return locate_frames(photos, known, frames, near, generator)
+
+
+def known_geometry(cameras: Cameras, known: Pointmaps) -> Sfm:
+    """What matches would say of views of a scene whose points are known: those before each view, and pairs that share them."""
+    points = known.points_world[known.confidence > SURE]
+    points = points[:: max(1, -(-len(points) // KNOWN_POINTS))]
+    pixels, depth = project(points, cameras.intrinsics, cameras.world_to_cam)
+    inside = (pixels >= 0).all(-1) & (pixels < pixels.new_tensor([cameras.width, cameras.height])).all(-1) & (depth > 0)
+    pairs = list(itertools.combinations(range(len(cameras)), 2))
+    shared = torch.stack([(inside[i] & inside[j]).sum() for i, j in pairs])
+    cloud = PointCloud(points, torch.zeros_like(points), torch.ones(len(points)))
+    return Sfm(cameras, torch.ones(len(cameras), dtype=torch.bool), cloud, inside, torch.tensor(pairs), shared)
 
 
 def stereo_scene(views: Views, sfm: Sfm, settings: PointcloudSettings) -> tuple[Scene, Int[Tensor, "e 2"]]:

@@ -53,19 +53,20 @@ def count_violations(depth: Float[Tensor, "n h w"], trusted: Bool[Tensor, "n h w
     return (ratio > 1 + IN_FRONT).sum(1).reshape(depth.shape).float()
 
 
-def splat_depth(
-    depth: Float[Tensor, "n h w"], trusted: Bool[Tensor, "n h w"], cameras: Cameras, view: int
-) -> Float[Tensor, "h w"]:
-    """Nearest trusted depth of the other views projected to each pixel of ``view``; infinite if there is none."""
-    n, height, width = depth.shape
-    nearest = depth.new_full((height * width,), float("inf"))
-    for other in (i for i in range(n) if i != view):
-        points = unproject(depth[[other]], cameras[[other]])[0][trusted[other]]
-        pixels, z = project(points, cameras.intrinsics[view], cameras.world_to_cam[view])
-        x, y = pixels.floor().long().unbind(-1)
-        inside = (z > 0) & (x >= 0) & (y >= 0) & (x < width) & (y < height)
-        nearest = nearest.scatter_reduce(0, (y * width + x)[inside], z[inside], "amin")
-    return nearest.reshape(height, width)
+def splat_depth(depth: Float[Tensor, "n h w"], trusted: Bool[Tensor, "n h w"], cameras: Cameras) -> Float[Tensor, "n h w"]:
+    """Nearest trusted depth of the other views projected to each pixel of each view; infinite if there is none."""
+    height, width = depth.shape[1:]
+    points = [world[sure] for world, sure in zip(unproject(depth, cameras), trusted)]
+    splatted = []
+    for view in range(len(depth)):
+        nearest = depth.new_full((height * width,), float("inf"))
+        for other in (i for i in range(len(depth)) if i != view):
+            pixels, z = project(points[other], cameras.intrinsics[view], cameras.world_to_cam[view])
+            x, y = pixels.floor().long().unbind(-1)
+            inside = (z > 0) & (x >= 0) & (y >= 0) & (x < width) & (y < height)
+            nearest = nearest.scatter_reduce(0, (y * width + x)[inside], z[inside], "amin")
+        splatted.append(nearest.reshape(height, width))
+    return torch.stack(splatted)
 
 
 def drop_speckles(trusted: Bool[Tensor, "h w"], depth: Float[Tensor, "h w"], spacing: float, least: int) -> Bool[Tensor, "h w"]:

@@ -159,12 +159,11 @@ def _fill(
 ) -> Float[Tensor, "n h w"]:
     """Keep trusted depths, add those projected from other views, and fill the rest by scanline aggregation."""
     surfaces = torch.where(trusted, depth, torch.zeros_like(depth))
-    filled = []
+    splatted, filled = splat_depth(depth, trusted, scene.cameras), []
     for i in range(len(depth)):
         depths = scene.depths(i)
         others = [j for j in range(len(depth)) if j != i]
-        known = splat_depth(depth, trusted, scene.cameras, i)
-        known = torch.where(trusted[i], depth[i], known)
+        known = torch.where(trusted[i], depth[i], splatted[i])
         cost = carve_free_space(
             WEAK_MATCH * volumes[i].float(), scene.cameras[[i]], surfaces[others], scene.cameras[others], depths, CARVED
         )

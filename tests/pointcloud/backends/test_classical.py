@@ -9,9 +9,9 @@ from exact_scene import draw, relative_error, room, room_depth, room_pointmaps
 from reconx_core import pointcloud
 from reconx_core.errors import UserError
 from reconx_core.geometry.transforms import depth_of, project
-from reconx_core.pointcloud.backends.classical import lift, upsample_depth
+from reconx_core.pointcloud.backends.classical import known_geometry, lift, upsample_depth
 from reconx_core.pointcloud.sfm.solve import Sfm
-from reconx_core.pointcloud.stereo.ranges import depth_ranges
+from reconx_core.pointcloud.stereo.ranges import depth_ranges, ranges_from_cameras
 from reconx_core.settings import PointcloudSettings
 
 pytestmark = pytest.mark.long
@@ -37,6 +37,27 @@ def test_pointmaps_lie_on_the_room(estimated):
     error = relative_error(depth_of(pointmaps.points_world, pointmaps.cameras), room_depth())
     assert error.median() < 0.015
     assert (error[pointmaps.confidence > 0.5] < 0.05).float().mean() > 0.85
+
+
+def test_known_points_tell_depths_and_what_views_share():
+    pointmaps = room_pointmaps()
+    sfm = known_geometry(pointmaps.cameras, pointmaps)
+    near, far = depth_ranges(sfm.cameras, sfm.sparse, sfm.observations)
+    truth = room_depth().flatten(1)
+    assert (near < truth.quantile(0.01, 1)).all()
+    assert (far > truth.quantile(0.99, 1)).all()
+    shared = dict(zip(map(tuple, sfm.pairs.tolist()), sfm.inlier_counts.tolist()))
+    assert min(shared[0, 1], shared[1, 2]) > shared[0, 2] > 0  # neighbours see more of the same
+
+
+def test_no_known_points_leave_the_depth_to_the_cameras():
+    pointmaps = replace(room_pointmaps(), confidence=torch.zeros(3, 120, 160))
+    sfm = known_geometry(pointmaps.cameras, pointmaps)
+    near, far = depth_ranges(sfm.cameras, sfm.sparse, sfm.observations)
+    wide = ranges_from_cameras(pointmaps.cameras)
+    assert torch.equal(near, wide[0])
+    assert torch.equal(far, wide[1])
+    assert sfm.inlier_counts.tolist() == [0, 0, 0]
 
 
 def test_given_cameras_are_kept(estimated):

@@ -69,17 +69,18 @@ def test_a_point_behind_the_other_views_surface_is_hidden_not_wrong(wall):
 
 def test_depth_splatted_from_the_other_view(wall):
     trusted = torch.ones_like(wall, dtype=torch.bool)
-    known = splat_depth(wall, trusted, CAMERAS, 0)
+    known = splat_depth(wall, trusted, CAMERAS)[0]
     torch.testing.assert_close(known[:, 33:], torch.full((96, 95), 2.0))
     assert known[:, :31].isinf().all()
-    assert splat_depth(wall, ~trusted, CAMERAS, 0).isinf().all()
+    assert splat_depth(wall, ~trusted, CAMERAS).isinf().all()
 
 
 def test_the_nearest_splatted_depth_wins():
     cameras = side_by_side(3, baseline=0.0)
     depth = torch.stack([torch.full((96, 128), z) for z in (5.0, 3.0, 2.0)])
-    known = splat_depth(depth, torch.ones_like(depth, dtype=torch.bool), cameras, 0)
-    torch.testing.assert_close(known, torch.full((96, 128), 2.0))
+    known = splat_depth(depth, torch.ones_like(depth, dtype=torch.bool), cameras)
+    torch.testing.assert_close(known[0], torch.full((96, 128), 2.0))
+    torch.testing.assert_close(known[2], torch.full((96, 128), 3.0))  # a view's own depth does not count
 
 
 def test_carving_adds_its_penalty_only_in_front_of_what_is_known(wall):
