@@ -181,11 +181,11 @@ class SplatsSettings(Section):
         "behind what is confirmed; or all of every photo, where they lie (the paper's).",
     )
     max_gaussians: int = Field(
-        180_000, ge=0, description="Maximum number of initial Gaussians, from evenly skipped pixels; 0: as many as pixels."
+        150_000, ge=0, description="Maximum number of initial Gaussians, from evenly skipped pixels; 0: as many as pixels."
     )
     fill: bool = Field(True, description="Coarse Gaussians in regions that no photo sees, continued from their neighbours.")
     backdrop: bool = Field(True, description="Large Gaussians behind everything, in the photos' blurred colours.")
-    steps: int = Field(1000, ge=0)
+    steps: int = Field(400, ge=0)
     sampling: Literal["balanced", "uniform"] = Field(
         "balanced",
         description="Which frame a step takes: each photo after two generated frames, at the end photos only; or all alike, in "

@@ -10,6 +10,7 @@ PAPER = {  # where the paper's choice is not our default
     "confidence.judge": False,  # all frames count as they are
     "splats.pixels": "all",  # Gaussians start from the pointmaps of the first and the last frame
     "splats.max_gaussians": 0,
+    "splats.steps": 1000,
     "splats.fill": False,
     "splats.backdrop": False,
     "splats.sampling": "uniform",  # all 32 frames alike
@@ -23,7 +24,7 @@ PAPER = {  # where the paper's choice is not our default
     "pointcloud.graph": "complete",
     "video.backend": "reconx",
 }
-ALIKE = {"splats.steps": 1000, "splats.l1_weight": 0.8, "splats.ssim_weight": 0.2, "splats.lpips_weight": 0.5}
+ALIKE = {"splats.l1_weight": 0.8, "splats.ssim_weight": 0.2, "splats.lpips_weight": 0.5}
 
 
 def value(settings, name):

@@ -16,8 +16,10 @@ from reconx_core.rasterize import Backend, rasterize
 from reconx_core.settings import SplatsSettings
 from reconx_core.types import Cameras, Frames, Gaussians
 
-# Adam's learning rates, decaying exponentially to a tenth; that of the means is relative to the scene size.
-MEANS_LR, QUATS_LR, SCALES_LR, OPACITIES_LR, SH0_LR, SHN_LR = 4e-4, 2e-3, 5e-3, 2e-2, 5e-3, 2.5e-4
+# Adam's learning rates of a fit in RATES_FOR steps, decaying exponentially to a tenth; that of the means is relative to the
+# scene size. They are high, that of opacities above all: a Gaussian that starts where nothing is has a few dozen visits to go.
+MEANS_LR, QUATS_LR, SCALES_LR, OPACITIES_LR, SH0_LR, SHN_LR = 1.2e-3, 6e-3, 3e-2, 0.24, 1.5e-2, 3e-3
+RATES_FOR = 400
 FRAMES_PER_PHOTO = 2  # generated frames between two photos in the visiting order
 PHOTOS_LAST = 0.25  # share of the steps, at the end, that use photos only
 FEW_PHOTOS = 3  # up to which dropout has its full share
@@ -33,7 +35,8 @@ def optimise(
     """Minimise eq. 14 over the frames, each pixel weighted by its confidence."""
     device = torch.device("cuda" if backend == "gsplat" else "cpu")
     parameters = _parameters(start, device)
-    optimiser = torch.optim.Adam(_param_groups(parameters, scene_size(frames.cameras, start.means)), eps=1e-15, fused=True)
+    groups = param_groups(parameters, scene_size(frames.cameras, start.means), settings.steps)
+    optimiser = torch.optim.Adam(groups, eps=1e-15, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: 0.1 ** (step / max(1, settings.steps)))
     weight = frame_weights(frames, settings)
     lpips = load_lpips(device.type) if settings.lpips_weight > 0 else None
@@ -120,9 +123,11 @@ def _parameters(start: Gaussians, device: torch.device) -> dict[str, Tensor]:
     return {name: x.detach().clone().to(device).requires_grad_() for name, x in named.items()}
 
 
-def _param_groups(parameters: dict[str, Tensor], size: float) -> list[dict]:
+def param_groups(parameters: dict[str, Tensor], size: float, steps: int) -> list[dict]:
+    """More steps are smaller: they go about as far in all, and end nearer."""
+    share = min(1.0, RATES_FOR / max(1, steps))
     rates = (MEANS_LR * size, QUATS_LR, SCALES_LR, OPACITIES_LR, SH0_LR, SHN_LR)
-    return [{"params": [x], "lr": rate} for x, rate in zip(parameters.values(), rates) if x.numel()]
+    return [{"params": [x], "lr": share * rate} for x, rate in zip(parameters.values(), rates) if x.numel()]
 
 
 def _gaussians(p: dict[str, Tensor]) -> Gaussians:

@@ -1,5 +1,6 @@
 """A small room with exact pointmaps: the optimisation makes photos and held-out views better."""
 
+import dataclasses
 import importlib.util
 import sys
 
@@ -15,7 +16,7 @@ from reconx_core.pointcloud import make_backend
 from reconx_core.rasterize import rasterize
 from reconx_core.settings import ConditionSettings, ConfidenceSettings, PointcloudSettings, SplatsSettings, VideoSettings
 from reconx_core.splats import fit_splats, initial_gaussians
-from reconx_core.splats.optimise import frame_weights, perceptual_loss, step_loss, visiting_order
+from reconx_core.splats.optimise import RATES_FOR, frame_weights, param_groups, perceptual_loss, step_loss, visiting_order
 from reconx_core.types import Frames
 from reconx_core.video import generate_frames
 
@@ -50,6 +51,10 @@ def fitted(made):
     return initial_gaussians(made, room_pointmaps(), SETTINGS, "cpu", draw()), fit_splats(
         made, room_pointmaps(), SETTINGS, draw()
     )
+
+
+def named(gaussians):
+    return {field.name: getattr(gaussians, field.name) for field in dataclasses.fields(gaussians)}
 
 
 def test_photos_are_matched(fitted):
@@ -222,3 +227,10 @@ def test_lpips_of_the_whole_image_or_of_a_crop(lpips):
     whole, crop = (perceptual_loss(lpips, render, photo, weight, SplatsSettings(lpips_crop=size), draw()) for size in (0, 32))
     assert whole == lpips(render[None], photo[None], weight[None])
     assert crop != whole
+
+
+def test_more_steps_are_smaller(fitted):
+    start, _ = fitted
+    few, many = ([group["lr"] for group in param_groups(named(start), 1.0, steps)] for steps in (RATES_FOR, 4 * RATES_FOR))
+    assert [a / b for a, b in zip(few, many)] == pytest.approx([4.0] * len(few))
+    assert few == [group["lr"] for group in param_groups(named(start), 1.0, RATES_FOR // 2)]
