@@ -110,6 +110,7 @@ def write_rows(
         UserError: of no scene there are photos that can be used.
     """
     from flows.evaluation import score_tables as tables
+    from flows.execution.flow import is_mistake
     from flows.runs.earlier import EARLIER
     from flows.runs.registry import end_run
 
@@ -122,7 +123,7 @@ def write_rows(
     else:
         if told:
             say(f"An earlier run into this folder made what is now in {out / EARLIER}: {abbreviate(told)}")
-    unreadable = all(run.failed_stage == STAGES[0] and isinstance(run.error, UserError) for run in runs)
+    unreadable = all(run.failed_stage == STAGES[0] and is_mistake(run.error) for run in runs)
     for row in rows_of(request):
         record = write_row(request, row, [run for run in runs if run.plan.row == row], folders[row], started)
         live[row].close(record)

@@ -126,6 +126,18 @@ def test_worker_killed_in_the_middle_and_a_broken_scene_cost_nothing_else(worker
         assert (tmp_path / "out" / name / "scene.ply").read_bytes() == (tmp_path / "calm" / name / "scene.ply").read_bytes()
 
 
+def test_a_dataset_of_which_nothing_can_be_used_is_a_mistake_there_too(workers, reconx, tiny, tmp_path):
+    for name in ("broken_a", "broken_b"):
+        write_folder(tmp_path / "data" / name)
+    command = ["evaluate", tmp_path / "data", "--store", tmp_path / "store", "-o", tmp_path / "out"]
+    remote = reconx(*command, "--dask", workers.address)
+    assert remote.code == 2
+    assert remote.err.startswith("reconx: Nothing was made: none of the 2 scenes can be used")
+    here = reconx(*command)
+    assert (here.code, here.err) == (remote.code, remote.err)
+    workers.computed()
+
+
 def kill_when_named(file):
     wait_until(lambda: file.exists() and file.read_text(), seconds=240)
     psutil.Process(int(file.read_text())).kill()

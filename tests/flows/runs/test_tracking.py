@@ -12,8 +12,8 @@ import threading
 import time
 
 import pytest
-from rich.console import Console
 from processes import wait_until
+from rich.console import Console
 from standins import write_folder
 
 from flows.runs import mlflow_client, tracking
