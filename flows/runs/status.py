@@ -126,7 +126,9 @@ def _state(request: RunRequest, tasks: list[TaskState]) -> str:
         return f"{began}, running for {format_duration(time.time() - request.started)} (process {process.pid}{where})"
     # Who ends by an error takes it away.
     beat = last_beat(request.folder)
-    return f"{began}, stopped before its end" + ("" if beat is None else f": killed or interrupted, last heard of {moment(beat)}")
+    return f"{began}, stopped before its end" + (
+        "" if beat is None else f": killed or interrupted, last heard of {moment(beat)}"
+    )
 
 
 def _table(tasks: list[TaskState], seconds: dict[str, float]) -> Table:

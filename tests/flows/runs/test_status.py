@@ -118,7 +118,9 @@ def test_a_run_before_during_and_after_kill_9(forks, reconx, tiny, status, data,
     process.wait()
     table, lines = status("out")
     assert table == counts
-    assert re.search(r", stopped before its end: killed or interrupted, last heard of 20\d\d-\d\d-\d\d \d\d:\d\d:\d\d\.$", lines[0])
+    assert re.search(
+        r", stopped before its end: killed or interrupted, last heard of 20\d\d-\d\d-\d\d \d\d:\d\d:\d\d\.$", lines[0]
+    )
     assert lines[-1] == "Run the same command again to go on from here."
     output = reconx("why", "attic", "splats", "--run", "out").out
     assert "was not reached: the run out stopped before its end; the same command goes on with confidence." in output
@@ -143,7 +145,9 @@ def test_a_run_on_another_machine_is_known_by_its_heartbeat(status, data, tmp_pa
     (out / alone.HOLDER).write_text("{}")
     with repeated((out / alone.HOLDER).touch, 0.1) if beats else nullcontext():
         line = status("out")[1][0]
-    assert re.search(r", running for .* \(process \d+ on elsewhere\)\.$" if beats else r"interrupted, last heard of 20", line), line
+    assert re.search(
+        r", running for .* \(process \d+ on elsewhere\)\.$" if beats else r"interrupted, last heard of 20", line
+    ), line
 
 
 def test_tasks_that_rows_and_seeds_share_count_once(status, data, tmp_path):
