@@ -97,7 +97,7 @@ def scores(side: int) -> dict[str, Any]:
     about = {
         "protocol": "posed", "summary": {"psnr": random.gauss(22, 2), "ssim": 0.7, "gaussians": 1.0}, "size": [side, side],
         "pictures": [{"view": "c", "is_target": True, "refined": False, "panels": ["photo"]}], "left_out": [],
-        "frames": {"cameras": "given", "moved": 0, "frames": FRAMES},
+        "frames": {"cameras": "given", "moved": 0, "frames": FRAMES, "judged": None},
     }  # fmt: skip
     return {
         "scores": (ViewScore("c", 22.0, 0.7, None, False, True), ViewScore("a", 25.0, 0.8, None, False, False)),

@@ -16,7 +16,7 @@ from rich.markup import escape
 from flows.evaluation.ablation import load_ablation
 from flows.evaluation.protocols import INDEX, Protocol, bins_of, load_protocol, plan_protocol
 from flows.execution.hooks import Hooks
-from flows.execution.plan import REQUEST, ScenePlan, SceneRun, place_of
+from flows.execution.plan import REQUEST, ScenePlan, SceneRun, place_of, require_apart
 from flows.execution.run import load_params, look_up, resolve_auto, resolve_settings, run_stages
 from flows.execution.workers import ONE_THREAD, Workers
 from flows.runs.alone import alone_in
@@ -56,6 +56,7 @@ def evaluate(request: EvaluationRequest, out: Path, root: Path, console: Console
         UserError: no such dataset or scene, ``out`` or the store cannot be written to, or another run is writing into ``out``.
     """
     check_dataset(request.dataset)
+    require_apart([], out, request.dataset)
     with alone_in(out), as_it_was(out, (REQUEST, INDEX)) as keep:
         return _evaluate(request, out, root, console, workers, keep)
 
@@ -110,6 +111,7 @@ def write_rows(
         UserError: of no scene there are photos that can be used.
     """
     from flows.evaluation import score_tables as tables
+    from flows.execution.flow import is_mistake
     from flows.runs.earlier import EARLIER
     from flows.runs.registry import end_run
 
@@ -122,7 +124,7 @@ def write_rows(
     else:
         if told:
             say(f"An earlier run into this folder made what is now in {out / EARLIER}: {abbreviate(told)}")
-    unreadable = all(run.failed_stage == STAGES[0] and isinstance(run.error, UserError) for run in runs)
+    unreadable = all(run.failed_stage == STAGES[0] and is_mistake(run.error) for run in runs)
     for row in rows_of(request):
         record = write_row(request, row, [run for run in runs if run.plan.row == row], folders[row], started)
         live[row].close(record)
@@ -226,7 +228,7 @@ def make_plans(request: EvaluationRequest, out: Path) -> list[ScenePlan]:
     """Every scene with its settings, for every row and every seed.
 
     Raises:
-        UserError: no scene is there, or none of that name, or the protocol has none of them.
+        UserError: no scene is there, or none of that name, or the protocol has none of them, or ``out`` lies in one of them.
     """
     scenes = find_scenes(request.dataset, request.only)
     if request.protocol is None:
@@ -234,12 +236,14 @@ def make_plans(request: EvaluationRequest, out: Path) -> list[ScenePlan]:
     else:
         bins = bins_of(request.protocol, scenes, request.index)
         chosen = plan_protocol(request.protocol, scenes, request.settings, request.index, out)
-    return [
+    plans = [
         ScenePlan(name, source, altered(settings, overrides, seed), row, request.seeds > 1, bins.get(name, ""))
         for row, overrides in rows_of(request).items()
         for name, source, settings in chosen
         for seed in range(request.settings.seed, request.settings.seed + request.seeds)
     ]
+    require_apart(plans, out)
+    return plans
 
 
 def rows_of(request: EvaluationRequest) -> dict[str, tuple[str, ...]]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from flows.execution.notes import notes
+from flows.runs.earlier import note_derived
 from flows.scene import explained, load_cameras, load_scene, scene_origin
 from reconx_core.errors import UserError
 from reconx_core.export.finite import select_gaussians
@@ -43,6 +44,7 @@ def convert(
             gaussians = _pruned(gaussians, _cameras_beside(scene, cameras), most, min_opacity, console)
         with console.status(f"Writing {out.name}"), explained(out):
             written = write_gaussians(out, gaussians, origin)
+        note_derived(scene, out)
     console.print(f"{written:,} Gaussians in {one_line(str(out))}{_relative(origin)}", soft_wrap=True, markup=False)
 
 
@@ -64,6 +66,7 @@ def mesh(scene: Path, out: Path, console: Console, detail: int | None = None, ca
             found = extract_mesh(gaussians, cameras_of_scene(own), detail or DETAIL)
         with explained(out):
             write_atomic(out, mesh_bytes(found, out.suffix.lower()))
+        note_derived(scene, out)
     about = f"{len(found.vertices):,} vertices and {len(found.faces):,} triangles in {one_line(str(out))}"
     console.print(f"{about}{_relative(origin)}", soft_wrap=True, markup=False)
 

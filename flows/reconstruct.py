@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from flows.execution.hooks import Hooks
-from flows.execution.plan import REQUEST, ScenePlan, SceneRun, place_of
+from flows.execution.plan import REQUEST, ScenePlan, SceneRun, place_of, require_apart
 from flows.execution.run import look_up, run_stages
 from flows.runs.alone import alone_in
 from reconx_core.errors import UserError
@@ -34,7 +34,7 @@ def reconstruct(source: str, out: Path, settings: Settings, root: Path, console:
             ``out``.
     """
     start, started = time.monotonic(), time.time()
-    plans = look_up(lambda: [ScenePlan(*find_scene(source), settings)])
+    plans = look_up(lambda: _plan(source, settings, out))
     with alone_in(out), as_it_was(out, (REQUEST,)) as keep:
         from reconx_core.datasets import describe
 
@@ -47,6 +47,12 @@ def reconstruct(source: str, out: Path, settings: Settings, root: Path, console:
             _put_failure(run, out, root)
             raise run.error
         _lay(run, out, settings, root, console, start, started)
+
+
+def _plan(source: str, settings: Settings, out: Path) -> list[ScenePlan]:
+    plans = [ScenePlan(*find_scene(source), settings)]
+    require_apart(plans, out, source)
+    return plans
 
 
 def _put_failure(run: SceneRun, out: Path, root: Path) -> None:
@@ -65,12 +71,15 @@ def _lay(run: SceneRun, out: Path, settings: Settings, root: Path, console: Cons
     from flows.evaluation import score_tables as tables
     from flows.execution.notes import notes
     from flows.runs import results
-    from flows.runs.earlier import forget_earlier
+    from flows.runs.earlier import EARLIER, forget_earlier, put_derived_aside
     from flows.runs.registry import end_run
 
     with notes(console):
         scene = results.lay_scene(run, root, out)
     forget_earlier(out, Path())
+    if put_derived_aside(out, Path()):
+        told = f"What was rendered and exported of the scene that lay here before is now in {one_line(str(out / EARLIER))}."
+        console.print(told, soft_wrap=True, markup=False)
     record = results.write_run(out, run.name, [run], [scene], root, settings, {"started": started})
     end_run(root, out, run.references.values(), lambda note: console.print(note, soft_wrap=True, markup=False))
     tables.print_made(console, record, out, time.monotonic() - start)

@@ -12,7 +12,7 @@ from rich.console import Console
 from torch import Tensor
 
 from flows.execution.notes import notes
-from flows.runs.earlier import require_done
+from flows.runs.earlier import note_derived, require_done
 from reconx_core.condition.camera_files import COLMAP_SUFFIXES, cameras_on_path, read_path
 from reconx_core.datasets import nerfstudio
 from reconx_core.datasets.poses import relative_to
@@ -119,6 +119,7 @@ def render(scene: Path, out: Path | None, cameras: Path | None, frames: int, con
     _require_place(out)
     with console.status(f"Rendering {frames} frames"):
         _write_frames(render_path(gaussians, through, frames), out, FPS)
+    note_derived(scene, out)
     _say_made(frames, through, out, console)
 
 
@@ -139,6 +140,7 @@ def render_file(scene: Path, out: Path | None, path: Path, console: Console) -> 
     _require_place(out)
     with console.status(f"Rendering {len(cameras)} frames"), torch.no_grad():
         _write_frames((rasterize(gaussians, cameras[[i]]).rgb[0].clamp(0, 1) for i in range(len(cameras))), out, fps)
+    note_derived(scene, out)
     _say_made(len(cameras), cameras, out, console)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import time
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from flows.execution.prefect_server import prefect_server
 from flows.execution.run import PRESETS as RUN_PRESETS
 from flows.execution.workers import scheduler_place
 from flows.runs.alone import alone_in
-from flows.runs.mlflow_client import experiment_name, make_client, open_experiment, reason_of, tracking_uri
+from flows.runs.mlflow_client import experiment_name, make_client, open_experiment, reason_of, require_answer, tracking_uri
 from flows.runs.registry import register_end
 from flows.runs.tracking import run_name_of, source_tags
 from flows.training.clips import Loaders, Workshop, draw_clips, make_clips
@@ -232,6 +233,10 @@ class Log:
 
     def finish(self) -> None:
         self._observe(lambda: self.client.set_terminated(self.run))
+        if self.lost and self.run:
+            with contextlib.suppress(Exception):  # MLflow's stores raise anything, and the user knows already
+                require_answer(tracking_uri(self.out.parent))
+                self.client.set_terminated(self.run, "FAILED")
 
     def _open(self) -> None:
         from flows.runs.results import git_revision

@@ -12,6 +12,7 @@ from rich.console import Console
 from torch import Tensor
 
 from flows.execution.notes import notes
+from flows.runs.earlier import note_derived
 from flows.scene import cameras_beside, load_cameras, load_scene, scene_origin
 from reconx_core.datasets import nerfstudio
 from reconx_core.errors import UserError
@@ -37,6 +38,7 @@ def view(scene: Path, port: int, out: Path | None, console: Console) -> None:
     if out is not None:
         require_writable_file(out)
         write_page(out, page)
+        note_derived(scene, out)
         console.print(f"The scene is in {one_line(str(out))}; it opens in any browser.", soft_wrap=True, markup=False)
         return
     with serve(page, port) as server:

@@ -34,7 +34,7 @@ from reconx_core.settings import STAGES, Settings
 from tasks.execute import Monitor, code_of, load_stages, require_code, route_warnings, uses_gpu, versions_of
 
 if TYPE_CHECKING:
-    from prefect_dask import DaskTaskRunner
+    from flows.execution.lean_tasks import LeanRunner
 
 CONNECT_SECONDS, WORKER_SECONDS = 8, 60  # to wait for a scheduler, and for the first of its workers
 PREPARE_TRIES = 4  # of starting and of preparing all workers, of which one may die meanwhile
@@ -95,10 +95,10 @@ class Cluster:
     looked: float = 0.0
     seen: float = field(default_factory=time.monotonic)  # a worker
 
-    def runner(self) -> DaskTaskRunner:
-        from prefect_dask import DaskTaskRunner
+    def runner(self) -> LeanRunner:
+        from flows.execution.lean_tasks import LeanRunner
 
-        return DaskTaskRunner(address=self.address)
+        return LeanRunner(address=self.address)
 
     @property
     def has_gpus(self) -> bool:

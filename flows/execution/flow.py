@@ -61,6 +61,10 @@ class WorkerError(Exception):
     """An error of another process, as text from ``describe_error``: not every error can be pickled."""
 
 
+class MistakeError(WorkerError):
+    """A user's mistake, a UserError there."""
+
+
 class PassingError(WorkerError):
     """One that passes by itself."""
 
@@ -80,6 +84,11 @@ def describe_error(error: BaseException) -> str:
     """An error in one line; the type is given unless it is a user's mistake."""
     text = one_line(" ".join(str(error).split()))
     return text if isinstance(error, UserError | WorkerError) else f"{type(error).__name__}: {text}"
+
+
+def is_mistake(error: BaseException | None) -> bool:
+    """Whether it is a user's mistake, wherever that was found."""
+    return isinstance(error, UserError | MistakeError)
 
 
 class StoreRecords(WritableFileSystem):
@@ -461,7 +470,8 @@ def run_stage(job: Job, parents: dict[str, dict[str, Any]], remote: bool = False
         attempt = partial(within, limit, job.stage, partial(execute, job, _references(parents)))
         reference, computed = with_memory(job.stage, attempt)
     except Exception as error:
-        description, overran, passing = describe_error(error), isinstance(error, StageOverran), passes_by_itself(error)
+        description, overran = describe_error(error), isinstance(error, StageOverran)
+        passing, mistake = passes_by_itself(error), is_mistake(error)
         keep_failure(job.root, job.stage, name, job.shown, description)
         if passing and _tries() <= RETRIES:
             job.monitor.say(f"{job.name} of {job.shown} is tried again in {PAUSE:.0f} s: {description}")
@@ -473,4 +483,4 @@ def run_stage(job: Job, parents: dict[str, dict[str, Any]], remote: bool = False
     # Outside of the except block, or the original error would be pickled with these.
     if overran and remote:
         raise OverranError(description, worker_address())
-    raise PassingError(description) if passing else WorkerError(description)
+    raise (PassingError if passing else MistakeError if mistake else WorkerError)(description)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from reconx_core.errors import UserError
+from reconx_core.names import one_line
 from reconx_core.settings import Settings
 
 if TYPE_CHECKING:
@@ -55,6 +58,26 @@ def place_of(scene: Path) -> str:
     from reconx_core.datasets import is_place
 
     return str(scene.absolute() if is_place(scene) else scene)
+
+
+def require_apart(plans: Collection[ScenePlan], out: Path, dataset: str = "") -> None:
+    """Raise UserError where results of a run into ``out`` would come to lie among the files of a scene or of the ``dataset``.
+
+    All that lies in a scene's folder is part of its source: the next run would take these results for it.
+    """
+    from reconx_core.datasets import is_place
+
+    places = {plan.source for plan in plans if is_place(plan.source)}
+    sources = {Path(place).resolve() for place in places}
+    whole = out.resolve()
+    taken = {whole} & {Path(dataset).resolve()} if dataset and is_place(dataset) else set()
+    laid = {whole, *(whole / plan.row / plan.name for plan in plans)}
+    taken |= {folder for place in laid for folder in (place, *place.parents) if folder in sources}
+    if taken:
+        raise UserError(
+            f"The results would come to lie in '{one_line(str(min(taken)))}', among the photos, and the next run would take "
+            "them for these; name another folder by -o."
+        )
 
 
 def with_split(settings: Settings, rule: str) -> Settings:

@@ -47,6 +47,17 @@ def alone_in(out: Path) -> Iterator[None]:
                 place.rmdir()
 
 
+def last_beat(out: Path) -> float | None:
+    """When whoever has the folder ``out``, or was killed in it, last gave a sign of life, in seconds since the epoch."""
+    stamp = _stamp(out / HOLDER)
+    return None if stamp is None else stamp / 1e9
+
+
+def is_held(out: Path) -> bool:
+    """Whether somebody on any machine is at work in the folder ``out``; takes ten seconds to say no where one was killed."""
+    return (out / HOLDER).exists() and _beats(out / HOLDER)
+
+
 def _take(out: Path) -> tuple[IO[str], bool]:
     """The open file, and whether it could be locked."""
     while True:

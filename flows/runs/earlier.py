@@ -14,11 +14,12 @@ from pathlib import Path
 
 from reconx_core.errors import UserError
 from reconx_core.io.checked import find_object
-from reconx_core.io.files import explain_disk
+from reconx_core.io.files import explain_disk, write_json
 
 EARLIER = ".earlier"
 SCENE_RECORD = "scene.json"  # in a scene's folder
 MADE = ".made.json"  # in a scene's folder: what its files were made of, and how they were left
+DERIVED = ".derived.json"  # in a scene's folder: what `render`, `export` and `view` made of it there, and of which scene
 PAGE = "scene.html"  # in a scene's folder: to look around in
 COPIED = ("video.mp4", "scores.parquet", "metrics.json")
 SCENE_FILES = ("scene.ply", PAGE, "cameras", "path", "pictures", MADE, *COPIED)
@@ -33,6 +34,7 @@ def put_results_aside(out: Path, place: Path, more: Iterable[str] = ()) -> bool:
         UserError: they cannot be moved.
     """
     folder, aside = out / place, out / EARLIER / place
+    more = (*more, *_derived(folder), DERIVED)
     # Elsewhere "cameras" may be anybody's, as in a dataset that is the run's folder, too.
     made = SCENE_FILES if any((folder / name).is_file() for name in ("scene.ply", MADE)) else ()
     there = [name for name in (*made, *more) if os.path.lexists(folder / name)]
@@ -42,12 +44,61 @@ def put_results_aside(out: Path, place: Path, more: Iterable[str] = ()) -> bool:
         there.append(SCENE_RECORD)
     try:
         _remove(aside, (*SCENE_FILES, SCENE_RECORD, *more))
-        aside.mkdir(parents=True, exist_ok=True)
-        for name in there:
-            os.rename(folder / name, aside / name)
+        _move(folder, aside, there)
     except OSError as error:
         raise explain_disk(error, out) from error
     return True
+
+
+def put_derived_aside(out: Path, place: Path) -> bool:
+    """Move what was made of the scene that lay in the folder ``place`` of ``out`` before this one; whether there was any.
+
+    Raises:
+        UserError: it cannot be moved.
+    """
+    folder, aside = out / place, out / EARLIER / place
+    there = [name for name in _derived(folder) if os.path.lexists(folder / name)]
+    if not there or find_object(folder / DERIVED).get("of") == _scene_of(folder):
+        return False
+    try:
+        _remove(aside, (*there, DERIVED))
+        _move(folder, aside, [*there, DERIVED])
+    except OSError as error:
+        raise explain_disk(error, out) from error
+    return True
+
+
+def note_derived(scene: Path, made: Path) -> None:
+    """Write down, beside a ``scene`` that a run made, that ``made`` is of it; only where it lies in the scene's folder."""
+    folder, whole = (scene if scene.is_dir() else scene.parent).resolve(), made.resolve()
+    of = _scene_of(folder)
+    if of is None or not whole.is_relative_to(folder) or not (scene.is_dir() or scene.name == "scene.ply"):
+        return
+    name = whole.relative_to(folder)
+    if name.parts[:1] in ((), *((own,) for own in SCENE_FILES)):
+        return
+    same = find_object(folder / DERIVED).get("of") == of
+    with contextlib.suppress(OSError):  # the file itself could be written
+        write_json(folder / DERIVED, {"of": of, "files": sorted({name.as_posix(), *(_derived(folder) if same else ())})})
+
+
+def _derived(folder: Path) -> list[str]:
+    """Names in a scene's folder of what was made of it or of an earlier one."""
+    names = find_object(folder / DERIVED).get("files")
+    paths = [Path(name) for name in names if isinstance(name, str)] if isinstance(names, list) else []
+    return [path.as_posix() for path in paths if path.parts and not path.is_absolute() and ".." not in path.parts]
+
+
+def _scene_of(folder: Path) -> list[str] | None:
+    """What a scene that a run laid consists of: digests of its Gaussians and of its cameras."""
+    of = find_object(folder / MADE).get("of")
+    return [str(of.get(stage)) for stage in ("splats", "pointcloud")] if isinstance(of, dict) else None
+
+
+def _move(folder: Path, aside: Path, names: Iterable[str]) -> None:
+    for name in names:
+        (aside / name).parent.mkdir(parents=True, exist_ok=True)
+        os.rename(folder / name, aside / name)
 
 
 def put_row_aside(out: Path, row: str) -> None:

@@ -210,7 +210,7 @@ def _unreached(request: RunRequest, states: States, task: TaskState, what: str) 
         return [f"{what} is no longer in the store; the same command computes it again."]
     waiting = next(name for name, other in states.items() if other.manifest is None)
     until = "it is its turn" if waiting == task.node.name else f"{waiting} comes first"
-    if request.running() is False:
+    if not request.running():
         return [
             f"{what} was not reached: the run {request.shown} stopped before its end; the same command goes on with {waiting}."
         ]

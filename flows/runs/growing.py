@@ -10,7 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from flows.execution.plan import ScenePlan, SceneRun
-from flows.runs.earlier import SCENE_RECORD, SCORES, forget_earlier, put_others_aside, put_results_aside, put_seeds_aside
+from flows.runs.earlier import (
+    SCENE_RECORD,
+    SCORES,
+    forget_earlier,
+    put_derived_aside,
+    put_others_aside,
+    put_results_aside,
+    put_seeds_aside,
+)
 from flows.runs.results import lay_scene, over_seeds, scene_folder
 from reconx_core.errors import UserError
 from reconx_core.io.checked import find_object
@@ -65,6 +73,7 @@ class RunFolder:
         record = lay_scene(run, self.root, self.out / place, self.pages)
         if run.error is None:
             forget_earlier(self.out, place)
+            self.aside += [plan.label] if put_derived_aside(self.out, place) else []
         self.lines[str(scene_folder(plan))] = score_line(plan, record)
         self._write_scores()
         waiting = self.seeds[plan.name]

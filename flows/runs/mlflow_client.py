@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import logging
 import os
 import socket
 import ssl
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
 from http.client import HTTPException
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
 
 from flows.execution.reach import ask_local_servers_directly, true_within
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 ANSWER_SECONDS = 5.0
+LOCKED_SECONDS, LOCKED_PAUSE = 90.0, 0.2  # that a call is made again for, while others have the database file locked
 PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 # Without it MLflow 3 guesses from the first run, and may show the page of an application with a language model.
 KIND = {"mlflow.experimentKind": "custom_model_development"}
@@ -46,6 +49,11 @@ def tracking_uri(home: Path) -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home.resolve() / 'mlflow.db'}"
 
 
+def is_file(uri: str) -> bool:
+    """Whether MLflow's data are in a SQLite file, which no server has to answer for."""
+    return uri.startswith("sqlite:///")
+
+
 def experiment_name(default: str = "reconx") -> str:
     """``MLFLOW_EXPERIMENT_NAME``, else ``default``."""
     return os.environ.get("MLFLOW_EXPERIMENT_NAME") or default
@@ -57,7 +65,7 @@ def home_of(record: dict[str, Any], out: Path) -> Path:
 
 
 def make_client(uri: str) -> MlflowClient:
-    """MLflow without telemetry, progress bars and notes on database migrations.
+    """MLflow without telemetry, progress bars and notes on database migrations, which waits for a locked database file.
 
     Raises:
         OSError: nothing answers at ``uri``; MLflow itself would go on trying for minutes.
@@ -71,14 +79,41 @@ def make_client(uri: str) -> MlflowClient:
     utils.MAX_RETRY_COUNT = 3  # not ten, which take two minutes to say that a file cannot be opened
     for name in ("mlflow", "alembic", "urllib3"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it prints the stack of every error that it raises
     with _made_alone(uri):
-        return MlflowClient(tracking_uri=uri, registry_uri=uri)
+        return cast("MlflowClient", _Patient(once_unlocked(MlflowClient, tracking_uri=uri, registry_uri=uri)))
+
+
+class _Patient:
+    """A client of MLflow each of whose calls is :func:`once_unlocked`."""
+
+    def __init__(self, client: MlflowClient) -> None:
+        self._client = client
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._client, name)
+        return functools.partial(once_unlocked, found) if callable(found) else found
+
+
+def once_unlocked(call: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+    """What the call returns; made again where another process has the database file locked for longer than SQLite waits.
+
+    MLflow undoes what an attempt has done that ends so.
+    """
+    end = time.monotonic() + LOCKED_SECONDS
+    while True:
+        try:
+            return call(*arguments, **named)
+        except Exception as error:  # of MLflow or of SQLAlchemy
+            if "database is locked" not in str(error) or time.monotonic() > end:
+                raise
+        time.sleep(LOCKED_PAUSE)
 
 
 def _made_alone(uri: str) -> contextlib.AbstractContextManager[None]:
     """Keeps others from making the tables of the same new file; they would stumble over each other's."""
     file = Path(uri.removeprefix("sqlite:///"))
-    if not uri.startswith("sqlite:///") or not file.parent.is_dir():
+    if not is_file(uri) or not file.parent.is_dir():
         return contextlib.nullcontext()
     return one_at_a_time(file.with_name(f".{file.name}.lock"))
 

@@ -9,6 +9,7 @@ import os
 import socket
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from typing_extensions import TypedDict
 
 from flows.execution.plan import REQUEST, ScenePlan, with_split
 from flows.execution.sources import Digests
+from flows.runs.alone import is_held
 from flows.runs.registry import known_runs, register_start
 from reconx_core.cache import store
 from reconx_core.datasets import describe, is_place
@@ -85,14 +87,18 @@ class RunRequest:
         """The folder as the user names it."""
         return shown(self.folder)
 
-    def running(self) -> bool | None:
-        """Whether its process is alive; None if it runs on another machine."""
+    def running(self) -> bool:
+        """Whether its process is alive; on another machine, whether it still touches its file in the folder, see `alone`."""
         if self.process.host != socket.gethostname():
-            return None
+            return self._is_heard
         try:
             return abs(psutil.Process(self.process.pid).create_time() - self.process.since) < 2
         except psutil.NoSuchProcess:
             return False
+
+    @cached_property
+    def _is_heard(self) -> bool:
+        return is_held(self.folder)
 
     def finished(self) -> bool:
         """Whether it came to its end, with or without failures: every row has its record."""

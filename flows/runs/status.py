@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import statistics
 import time
 from collections import Counter
@@ -14,6 +15,7 @@ from rich.table import Table
 
 from flows.execution.progress import expected_seconds
 from flows.execution.run import default_store
+from flows.runs.alone import last_beat
 from flows.runs.request import RunRequest, newest_run, read_request, shown
 from flows.runs.task_states import TaskState, measured_of, states_of_run
 from reconx_core.names import one_line
@@ -100,7 +102,7 @@ def closing(request: RunRequest) -> list[str]:
     sentences = [f"The report: {shown(report)}" for report in _reports(request)] if request.finished() else []
     if request.place and not Path(request.place).exists():
         sentences.append(f"The dataset {request.place} is gone; nothing more can be computed from it until it is back.")
-    elif not request.finished() and request.running() is False:
+    elif not request.finished() and not request.running():
         sentences.append("Run the same command again to go on from here.")
     return sentences
 
@@ -118,12 +120,15 @@ def _state(request: RunRequest, tasks: list[TaskState]) -> str:
     began = f"started {moment(request.started)}"
     if request.finished():
         return f"{began}, ended"
-    running = request.running()
-    if running:
-        return f"{began}, running for {format_duration(time.time() - request.started)} (process {request.process.pid})"
-    if running is None:
-        return f"{began} on {request.process.host}, not ended; whether it still runs cannot be seen from this machine"
-    return f"{began}, stopped before its end"
+    if request.running():
+        process = request.process
+        where = "" if process.host == socket.gethostname() else f" on {process.host}"
+        return f"{began}, running for {format_duration(time.time() - request.started)} (process {process.pid}{where})"
+    # Who ends by an error takes it away.
+    beat = last_beat(request.folder)
+    return f"{began}, stopped before its end" + (
+        "" if beat is None else f": killed or interrupted, last heard of {moment(beat)}"
+    )
 
 
 def _table(tasks: list[TaskState], seconds: dict[str, float]) -> Table:

@@ -6,11 +6,13 @@
 
 The first two return at once: a thread makes MLflow's calls one after another. An error of MLflow, or a server that no longer
 answers, is told once and loses no result; it costs :meth:`LiveRun.close` at most ten seconds, or thirty where a server answers
-that it is well and nothing else. A block that is left by an error leaves a failed run.
+that it is well and nothing else. A database file that others keep locked is waited for. A block that is left by an error
+leaves a failed run, and so does an error of MLflow, where it still takes that.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import getpass
 import hashlib
@@ -33,6 +35,7 @@ from flows.runs import mlflow_client
 from flows.runs.mlflow_client import (
     experiment_name,
     home_of,
+    is_file,
     make_client,
     open_experiment,
     reason_of,
@@ -53,6 +56,7 @@ if TYPE_CHECKING:
 IDS = "mlflow.json"  # in the run's folder: where MLflow has it
 RUNNING = ".mlflow-running.json"  # the same while it runs; one that is found there was killed
 PATIENCE = 30.0  # seconds for one call, while the server answers that it is well
+FILE_PATIENCE = 120.0  # the same of a database file, which no server can be asked for: others may have it locked
 SHOWN = ("pictures", "video.mp4", "scene.html")  # of a scene's results, what MLflow's page can show
 DIGEST_LENGTH = 32  # MLflow takes 36
 
@@ -81,6 +85,7 @@ class LiveRun:
         self._experiment = self._parent = ""
         self._tags: dict[str, str] = {}  # of every run
         self._scenes: dict[str, str] = {}
+        self._running: set[str] = set()  # runs that MLflow shows so
         self._inputs: dict[str, str] = {}  # of the scenes: digest by name
         self._later(self._open)
 
@@ -101,7 +106,7 @@ class LiveRun:
         self._later(lambda: self._open_scene(name, scene, began, ended))
         for made in sorted(path for what in SHOWN for path in (*folder.glob(what), *folder.glob(f"seed-*/{what}"))):
             self._later(functools.partial(self._log_made, name, made, made.relative_to(folder).as_posix()))
-        self._later(lambda: self._live_client().set_terminated(self._scenes[name], _status(scene["error"]), ended))
+        self._later(lambda: self._terminate(self._scenes[name], _status(scene["error"]), ended))
 
     def close(self, record: dict[str, Any]) -> None:
         """Log what is known at the end, and wait until MLflow has everything or has been given up."""
@@ -134,11 +139,25 @@ class LiveRun:
     def _finish(self, last: Callable[[], object]) -> None:
         self._closed, done = True, threading.Event()
         self._later(last)
+        self._caller.add(self._abandon)
         self._caller.add(done.set)
         with self._console.status("Writing to MLflow"):
             self._caller.wait_for(done)
         if self._caller.gone:
             self._lose(self._caller.gone)
+
+    def _abandon(self) -> None:
+        """Of a lost run: what MLflow shows as running has failed, as far as MLflow can still be told."""
+        if not self._lost or self._caller.gone or not self._running:
+            return
+        with contextlib.suppress(Exception):  # MLflow's stores raise anything, and the user knows already
+            for run in self._running - {self._parent}:
+                self._terminate(run, "FAILED")
+            self._end("FAILED")
+
+    def _terminate(self, run: str, status: str, when: int | None = None) -> None:
+        self._live_client().set_terminated(run, status, when)
+        self._running.discard(run)
 
     def _live_client(self) -> MlflowClient:
         assert self._client is not None  # else the run is lost
@@ -157,6 +176,7 @@ class LiveRun:
         self._tags = source_tags(self._about["facts"])
         tags = {**self._tags, **_about_tags(self._about)}
         self._parent = self._client.create_run(self._experiment, started, tags, run_name_of(self._about)).info.run_id
+        self._running.add(self._parent)
         write_json(self._out / RUNNING, {"uri": self._uri, "run": self._parent})
         _log_batch(self._client, self._parent, {}, flatten(self._about["settings"]))
         if self._live:
@@ -167,6 +187,7 @@ class LiveRun:
         tags = {"mlflow.parentRunId": self._parent, **self._tags}
         child = client.create_run(self._experiment, began, tags, name).info.run_id
         self._scenes[name] = child
+        self._running.add(child)
         costs = {
             f"{cost['stage']}.{what}": cost[what]
             for cost in scene["costs"]
@@ -204,7 +225,7 @@ class LiveRun:
     def _end(self, status: str) -> None:
         if self._load is not None:
             self._load.finish()
-        self._live_client().set_terminated(self._parent, status)
+        self._terminate(self._parent, status)
         (self._out / RUNNING).unlink(missing_ok=True)
 
 
@@ -229,11 +250,11 @@ class _Caller:
         return not told
 
     def wait_for(self, done: threading.Event) -> None:
-        """Wait until ``done`` or ``gone``: where a call lasts long and nothing answers, or for longer than ``PATIENCE``."""
-        start = time.monotonic()
+        """Wait until ``done`` or ``gone``: where a call lasts long and nothing answers, or for longer than our patience."""
+        start, patience = time.monotonic(), FILE_PATIENCE if is_file(self._uri) else PATIENCE
         while not self.gone and not done.wait(0.2):
             silent = time.monotonic() - max(start, self._moved)
-            if silent > PATIENCE or (silent > mlflow_client.ANSWER_SECONDS and not _answers(self._uri)):
+            if silent > patience or (silent > mlflow_client.ANSWER_SECONDS and not _answers(self._uri)):
                 self.gone = f"no answer from {mlflow_client.without_password(self._uri)} for {silent:.0f} s"
 
     def _work(self) -> None:

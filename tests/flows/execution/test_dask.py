@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -124,6 +125,18 @@ def test_worker_killed_in_the_middle_and_a_broken_scene_cost_nothing_else(worker
     assert list((tmp_path / "store" / ".tmp").iterdir()) == []
     for name in set(SCENES) - {"broken"}:
         assert (tmp_path / "out" / name / "scene.ply").read_bytes() == (tmp_path / "calm" / name / "scene.ply").read_bytes()
+
+
+def test_a_dataset_of_which_nothing_can_be_used_is_a_mistake_there_too(workers, reconx, tiny, tmp_path):
+    for name in ("broken_a", "broken_b"):
+        write_folder(tmp_path / "data" / name)
+    command = ["evaluate", tmp_path / "data", "--store", tmp_path / "store", "-o", tmp_path / "out"]
+    remote = reconx(*command, "--dask", workers.address)
+    assert remote.code == 2
+    assert remote.err.startswith("reconx: Nothing was made: none of the 2 scenes can be used")
+    here = reconx(*command)
+    assert (here.code, here.err) == (remote.code, remote.err)
+    workers.computed()
 
 
 def kill_when_named(file):
@@ -359,6 +372,29 @@ class Awkward(Exception):
 
     def __init__(self, *, what):
         super().__init__(f"not {what}")
+
+
+def test_settings_and_client_are_kept_from_task_to_task(server):
+    """Prefect would read the one and connect the other anew, at 150 ms of CPU a task."""
+    from prefect import get_client
+    from prefect.context import SettingsContext
+
+    from flows.execution.lean_tasks import run_kept
+
+    def task(context, number):
+        assert context == {"number": number}
+        client = get_client(sync_client=True)
+        assert client.api_healthcheck() is None
+        return SettingsContext.get().settings, client
+
+    come = SettingsContext.get().serialize()
+    first, again = (run_kept(task, {"settings_context": deepcopy(come), "number": n}, number=n) for n in (1, 2))
+    assert first[0] is again[0]
+    assert first[1] is again[1]
+    come["settings"]["logging"]["level"] = "ERROR"
+    other = run_kept(task, {"settings_context": come, "number": 3}, number=3)
+    assert other[1] is not first[1]
+    assert (other[0].logging.level, other[0].api.url) == ("ERROR", server)
 
 
 def test_error_that_cannot_travel_still_says_what_it_said(tmp_path, monkeypatch):

@@ -91,6 +91,62 @@ def test_reconstruction_that_fails_does_not_leave_the_scene_before_as_its_own(re
     assert not (out / EARLIER).exists()
 
 
+def test_what_was_made_of_the_scene_before_does_not_stand_beside_the_new_one(reconx, tiny, photos, tmp_path):
+    out = tmp_path / "out"
+    command = ("reconstruct", photos, "-o", out, "--store", tmp_path / "store")
+    assert reconx(*command).code == 0
+    assert reconx("export", out, out / "scene.splat").code == 0
+    assert reconx("export", out / "scene.ply", out / "sent" / "scene.spz").code == 0
+    assert reconx("export", out, tmp_path / "scene.spz").code == 0
+    (out / "notes.txt").write_text("mine")
+    exported = (out / "scene.splat").read_bytes()
+    assert EARLIER not in reconx(*command).out, "the same scene"
+    assert (out / "scene.splat").exists()
+    assert f"now in {out / EARLIER}." in reconx(*command, "-S", "splats.steps=3").out
+    assert not any((out / name).exists() for name in ("scene.splat", "sent/scene.spz"))
+    assert (out / EARLIER / "scene.splat").read_bytes() == exported
+    assert (out / EARLIER / "sent" / "scene.spz").exists()
+    assert (out / "notes.txt").exists()
+    assert (tmp_path / "scene.spz").exists()
+    assert reconx("export", out, out / "scene.splat").code == 0
+    assert reconx(*command, "-S", "splats.steps=3").code == 0
+    assert (out / "scene.splat").exists(), "of this scene"
+
+
+def test_exported_files_of_a_scene_that_fails_now_are_put_aside_with_it(tmp_path):
+    write_json(scene(tmp_path / "attic") / earlier.MADE, {"of": {"splats": "1", "pointcloud": "2"}})
+    (tmp_path / "attic" / "render.mp4").touch()
+    earlier.note_derived(tmp_path / "attic", tmp_path / "attic" / "render.mp4")
+    earlier.note_derived(tmp_path / "attic", tmp_path / "attic" / "scene.html")  # has a place of its own
+    assert json.loads((tmp_path / "attic" / earlier.DERIVED).read_text())["files"] == ["render.mp4"]
+    assert put_results_aside(tmp_path, Path("attic"))
+    assert list((tmp_path / "attic").iterdir()) == []
+    assert (tmp_path / EARLIER / "attic" / "render.mp4").exists()
+
+
+@pytest.mark.parametrize("files", [None, 5, ["../den", "/etc", 7, ""]])
+def test_a_damaged_list_of_exported_files_moves_nothing(tmp_path, files):
+    write_json(scene(tmp_path / "attic") / earlier.DERIVED, {"of": [], "files": files})
+    (tmp_path / "den").mkdir()
+    assert not earlier.put_derived_aside(tmp_path, Path("attic"))
+    assert (tmp_path / "den").exists()
+
+
+@pytest.mark.parametrize("place", ["data", "data/attic", "data/attic/out", "link"])
+def test_results_do_not_come_to_lie_among_photos(reconx, tiny, tmp_path, place):
+    """The next run would take them for photos, and pictures of one scene in a folder for two."""
+    write_folder(tmp_path / "data" / "attic")
+    (tmp_path / "link").symlink_to(tmp_path / "data")
+    before = sorted(path for path in tmp_path.rglob("*"))
+    for source in (tmp_path / "data", tmp_path / "data" / "attic"):
+        commands = ["evaluate", "reconstruct"] if place.startswith("data/attic") or source.name == "data" else []
+        for command in commands:
+            outcome = reconx(command, source, "-o", tmp_path / place, "--store", tmp_path / "store")
+            assert (outcome.code, outcome.err.count("\n")) == (2, 1), (command, source)
+            assert "name another folder by -o" in outcome.err
+    assert sorted(path for path in tmp_path.rglob("*") if path.name != "store") == before
+
+
 def test_seeds_and_rows_of_an_earlier_run(tmp_path):
     for place in ("attic/seed-0", "attic/seed-1", "den", "full/den"):
         scene(tmp_path / place)

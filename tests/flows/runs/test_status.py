@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import time
+from contextlib import nullcontext
 
 import pytest
 from fork_server import Started, run
@@ -12,7 +13,9 @@ from processes import wait_until
 from standins import write_folder
 
 from flows.evaluate import make_plans, make_request
+from flows.execution.background import repeated
 from flows.execution.progress import expected_seconds
+from flows.runs import alone
 from flows.runs.garbage import collect_garbage
 from flows.runs.request import RunRequest, read_request, record_request, record_sources
 from reconx_core import splats
@@ -115,7 +118,9 @@ def test_a_run_before_during_and_after_kill_9(forks, reconx, tiny, status, data,
     process.wait()
     table, lines = status("out")
     assert table == counts
-    assert lines[0].endswith(", stopped before its end.")
+    assert re.search(
+        r", stopped before its end: killed or interrupted, last heard of 20\d\d-\d\d-\d\d \d\d:\d\d:\d\d\.$", lines[0]
+    )
     assert lines[-1] == "Run the same command again to go on from here."
     output = reconx("why", "attic", "splats", "--run", "out").out
     assert "was not reached: the run out stopped before its end; the same command goes on with confidence." in output
@@ -125,6 +130,24 @@ def test_a_run_before_during_and_after_kill_9(forks, reconx, tiny, status, data,
 
     assert run(forks, *command, environment=environment).returncode == 1
     assert status("out")[0]["metrics"] == [1, 0, 1, 0, 2]
+
+
+@pytest.mark.parametrize("beats", [True, False])
+def test_a_run_on_another_machine_is_known_by_its_heartbeat(status, data, tmp_path, monkeypatch, beats):
+    monkeypatch.setattr(alone, "WATCH_SECONDS", 1.0)
+    monkeypatch.setattr(alone, "BEAT_SECONDS", 0.1)
+    out = tmp_path / "out"
+    record_request(make_plans(make_request(str(data), None, []), out), 1.0, str(data), out, tmp_path / "store")
+    content = json.loads((out / "request.json").read_text())
+    content["process"]["host"] = "elsewhere"
+    (out / "request.json").write_text(json.dumps(content))
+    assert status("out")[1][0].endswith(", stopped before its end.")
+    (out / alone.HOLDER).write_text("{}")
+    with repeated((out / alone.HOLDER).touch, 0.1) if beats else nullcontext():
+        line = status("out")[1][0]
+    assert re.search(
+        r", running for .* \(process \d+ on elsewhere\)\.$" if beats else r"interrupted, last heard of 20", line
+    ), line
 
 
 def test_tasks_that_rows_and_seeds_share_count_once(status, data, tmp_path):
