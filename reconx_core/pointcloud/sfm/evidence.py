@@ -83,18 +83,20 @@ def _share(value: float, half: float) -> float:
 
 
 def judge_cameras(
-    views: Views, cameras: Cameras, points: PointCloud, observations: Bool[Tensor, "n p"], uncertainty: float
-) -> float:
+    views: Views, cameras: Cameras, points: PointCloud, observations: Bool[Tensor, "n p"], uncertainty: float,
+    refuse: bool = True,
+) -> float:  # fmt: skip
     """Confidence in [0, 1] of estimated cameras of all ``views``; warns with one sentence below ``TRUSTED``.
 
     Raises:
-        UserError: the photos contradict the cameras: what they agree on is worth less than ``REFUSED``.
+        UserError: unless ``refuse`` is false: the photos contradict the cameras, what they agree on is worth less than
+            ``REFUSED``.
     """
     scene = _at_small_size(views, cameras, depth_ranges(cameras, points, observations))
     agreement, contrast = dense_agreement(scene, partners(cameras, points, observations))
     evidence = Evidence(agreement, contrast, uncertainty, int(observations.sum(1).min()))
     confidence = camera_confidence(evidence)
-    if _contradicted(evidence):
+    if refuse and _contradicted(evidence):
         raise UserError(f"The cameras of these photos cannot be found: {_reason(views, evidence)}.")
     if confidence < TRUSTED:
         reason = _reason(views, evidence)
