@@ -49,7 +49,7 @@ def _direction_error(covariance: Float64[np.ndarray, "m m"], poses: Float64[np.n
 
 
 def _information(cameras: Cameras, points: PointCloud, tracks: Tracks) -> Float64[np.ndarray, "m m"] | None:
-    """Inverse covariance of rotations (about world axes) and centres of all cameras, six numbers each; None of too few points."""
+    """Inverse covariance of rotations (about world axes) and centres of all cameras, six numbers each; None where free."""
     view, point = tracks.view.numpy(), tracks.point.numpy()
     poses, xyz = cameras.cam_to_world.double().numpy(), points.xyz.double().numpy()
     residual, by_point, by_turn = _linearised(cameras, xyz[point], poses[view], view, tracks.xy.double().numpy())

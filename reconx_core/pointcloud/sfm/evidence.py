@@ -34,7 +34,7 @@ PARTNERS = 2  # other views with which a view is compared
 PARALLAX = 3.0  # degrees between the rays of two views to a point from which stereo is sure of its depth
 # Measured on real sets with known cameras (docs/cameras.md): beyond these limits most cameras were wrong.
 AGREEMENT, CONTRAST, UNCERTAINTY, POINTS = 0.12, 0.15, 2.3, 20
-DIRECTION = 4.0  # likewise; docs/cameras.md has the values of right and of wrong cameras
+DIRECTION = 3.0  # likewise; docs/cameras.md has the values of right and of wrong cameras
 CLEAR = 0.3  # agreement above which that by chance is not asked for; smooth pictures reach 0.27
 TURN = 3.0  # degrees by which cameras are turned for the agreement by chance
 TRUSTED, REFUSED = 0.5, 0.1  # below the one the user is warned; below the other, by their agreement, there is no result
@@ -137,7 +137,7 @@ def _reason(views: Views, evidence: Evidence) -> str:
         (
             DIRECTION / max(open_by, 1e-9),
             f"{views.names[one]} and {views.names[other]} are so near to one another, or have so little in common, that the "
-            f"direction from one to the other is open by {open_by:.0f} degrees; add photos from other places that show the same",
+            f"direction from one to the other is open by {open_by:.0f} degrees; add photos of the same from other places",
         ),
     )
     return min(reasons)[1]
