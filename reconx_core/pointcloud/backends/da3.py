@@ -19,6 +19,7 @@ from reconx_core.pointcloud.backends.predictions import (
     align,
     find_weights,
     from_window,
+    judged,
     lift,
     load_network,
     star_pairs,
@@ -78,6 +79,8 @@ class Da3:
         pointmaps = lift(aligned, views, held, window)
         if sfm is not None:
             pointmaps = replace(pointmaps, sparse=sfm.sparse, camera_confidence=sfm.camera_confidence, tracks=sfm.tracks)
+        elif fixed is None:
+            pointmaps = judged(pointmaps, views)
         return pointmaps, torch.arange(len(views))
 
     def locate(

@@ -18,6 +18,7 @@ from reconx_core.pointcloud.backends.predictions import (
     choose_window,
     crop_to_window,
     find_weights,
+    judged,
     lift,
     load_network,
     pixel_step,
@@ -51,7 +52,7 @@ class Dust3r:
     settings: PointcloudSettings
 
     def __call__(self, views: Views, fixed: Cameras | None, generator: torch.Generator) -> tuple[Pointmaps, Int[Tensor, " k"]]:
-        """Pointmaps of all views.
+        """Pointmaps of all views. Warns with one sentence if estimated cameras may be wrong.
 
         Raises:
             UserError: fewer than two photos, or the weights are missing or cannot be read.
@@ -65,7 +66,8 @@ class Dust3r:
         else:
             pairs, points, confidence = collect(edges, len(pairs))
             aligned = align(pairs, points, confidence, views, fixed, window, ITERATIONS, has_shared_focal(views))
-        return lift(aligned, views, fixed, window), torch.arange(len(views))
+        pointmaps = lift(aligned, views, fixed, window)
+        return pointmaps if fixed is not None else judged(pointmaps, views), torch.arange(len(views))
 
     def locate(
         self, photos: Views, known: Pointmaps, frames: Views, near: Cameras | None, generator: torch.Generator

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from reconx_core.errors import UserError
-from reconx_core.geometry.transforms import depth_of, resize_cameras, size_for, transform, unproject
+from reconx_core.geometry.transforms import depth_of, project, resize_cameras, size_for, transform, unproject
 from reconx_core.io.images import resize_for_network, resize_images
 from reconx_core.pointcloud.backends.classical import upsample_depth
 from reconx_core.pointcloud.global_alignment.align import (
@@ -25,11 +25,15 @@ from reconx_core.pointcloud.global_alignment.align import (
     clean_confidence,
 )
 from reconx_core.pointcloud.global_alignment.graph import pair_graph
+from reconx_core.pointcloud.sfm.evidence import judge_cameras
 from reconx_core.types import Cameras, PointCloud, Pointmaps, Views
 from reconx_core.weights.folder import weights_folder
 from reconx_core.weights.loaded import keep_loaded
 
 POSE_SIDE = 170  # pixels along the long side that suffice for poses
+SAMPLES = 1000  # pixels per view that stand for feature points where cameras are judged
+CONFIDENT = 0.5  # least confidence of such a pixel
+SAME_SURFACE = 0.1  # relative difference of depths up to which two views see the same; coarser than stereo asks for
 
 
 class Window(NamedTuple):
@@ -230,3 +234,41 @@ def lift(aligned: Aligned, views: Views, fixed: Cameras | None, window: Window) 
     points = unproject(upsample_depth(depth, height, width), cameras)
     nothing = PointCloud(torch.zeros(0, 3), torch.zeros(0, 3), torch.zeros(0))
     return Pointmaps(points, torch.where(views.masks, confidence, 0.0), cameras, nothing)
+
+
+# --- how far a network's cameras are trusted ----------------------------------------------------------------------------
+
+
+def judged(pointmaps: Pointmaps, views: Views) -> Pointmaps:
+    """With the confidence in the network's cameras by what the photos say densely; warns where they may be wrong.
+
+    The predicted points stand for the feature points. Nothing is refused: with a network one knows that it guesses.
+    """
+    points, seen = sampled_points(pointmaps)
+    confidence = judge_cameras(views, pointmaps.cameras, points, seen, 0.0, refuse=False)
+    return replace(pointmaps, camera_confidence=confidence)
+
+
+def sampled_points(pointmaps: Pointmaps) -> tuple[PointCloud, Bool[Tensor, "n p"]]:
+    """About SAMPLES confident points of every view on a grid, and which of the views see each: two or more."""
+    n, height, width = pointmaps.confidence.shape
+    step = max(1, round((height * width / SAMPLES) ** 0.5))
+    grid = (slice(None), slice(step // 2, None, step), slice(step // 2, None, step))
+    good = pointmaps.confidence[grid] > CONFIDENT
+    xyz, owner = pointmaps.points_world[grid][good], good.nonzero()[:, 0]
+    seen = _same_surface(xyz, pointmaps) | (owner == torch.arange(n)[:, None])
+    shared = seen.sum(0) > 1
+    cloud = PointCloud(xyz[shared], torch.zeros_like(xyz[shared]), pointmaps.confidence[grid][good][shared])
+    return cloud, seen[:, shared]
+
+
+def _same_surface(xyz: Float[Tensor, "p 3"], pointmaps: Pointmaps) -> Bool[Tensor, "n p"]:
+    """Whether each view has confident depth within SAME_SURFACE of that of the point, where it sees it."""
+    cameras, depth = pointmaps.cameras, depth_of(pointmaps.points_world, pointmaps.cameras)
+    pixels, z = project(xyz, cameras.intrinsics, cameras.world_to_cam)
+    size = pixels.new_tensor([cameras.width, cameras.height])
+    ahead = (z > 0) & ((pixels >= 0) & (pixels < size)).all(-1)
+    column, row = torch.where(ahead[..., None], pixels, 0.0).long().unbind(-1)
+    view = torch.arange(len(cameras))[:, None]
+    near = (depth[view, row, column] / z - 1).abs() < SAME_SURFACE
+    return ahead & near & (pointmaps.confidence[view, row, column] > CONFIDENT)

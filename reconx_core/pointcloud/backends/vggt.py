@@ -13,6 +13,7 @@ from reconx_core.pointcloud.backends.predictions import (
     choose_window,
     crop_to_window,
     find_weights,
+    judged,
     lift,
     load_network,
     star_pairs,
@@ -34,7 +35,7 @@ class Vggt:
     settings: PointcloudSettings
 
     def __call__(self, views: Views, fixed: Cameras | None, generator: torch.Generator) -> tuple[Pointmaps, Int[Tensor, " k"]]:
-        """Pointmaps of all views.
+        """Pointmaps of all views. Warns with one sentence if estimated cameras may be wrong.
 
         Raises:
             UserError: fewer than two photos, or the weights are missing or cannot be read.
@@ -47,7 +48,8 @@ class Vggt:
             predicted = network(images[None], frames_per_chunk=self.settings.batch, points=False)
         # The maps are already consistent: the closed-form start aligns them to the known cameras, without optimisation.
         aligned = align(*as_pairs(predicted), views, fixed, window, iterations=0, shared_focal=False)
-        return lift(aligned, views, fixed, window), torch.arange(len(views))
+        pointmaps = lift(aligned, views, fixed, window)
+        return pointmaps if fixed is not None else judged(pointmaps, views), torch.arange(len(views))
 
     def locate(
         self, photos: Views, known: Pointmaps, frames: Views, near: Cameras | None, generator: torch.Generator

@@ -34,6 +34,7 @@ PARTNERS = 2  # other views with which a view is compared
 PARALLAX = 3.0  # degrees between the rays of two views to a point from which stereo is sure of its depth
 # Measured on real sets with known cameras (docs/cameras.md): beyond these limits most cameras were wrong.
 AGREEMENT, CONTRAST, UNCERTAINTY, POINTS = 0.12, 0.15, 2.3, 20
+DIRECTION = 3.0  # likewise; docs/cameras.md has the values of right and of wrong cameras
 CLEAR = 0.3  # agreement above which that by chance is not asked for; smooth pictures reach 0.27
 TURN = 3.0  # degrees by which cameras are turned for the agreement by chance
 TRUSTED, REFUSED = 0.5, 0.1  # below the one the user is warned; below the other, by their agreement, there is no result
@@ -50,6 +51,7 @@ class Evidence(NamedTuple):
     contrast: Float[Tensor, " n"]  # by how much more agrees than by chance, relative to the latter; inf where that is clear
     uncertainty: float  # degrees by which the unknown focals leave relative rotations open
     points: int  # feature points of the view that has the fewest
+    directions: Float[Tensor, "n n"]  # degrees by which the matches leave open in which direction a view sees another
 
 
 class Scene(NamedTuple):
@@ -62,12 +64,13 @@ class Scene(NamedTuple):
 
 
 def camera_confidence(evidence: Evidence) -> float:
-    """The weakest of four, each in [0, 1] and 0.5 at its limit. See docs/cameras.md."""
+    """The weakest of five, each in [0, 1] and 0.5 at its limit. See docs/cameras.md."""
     return min(
         _share(float(evidence.agreement.min()), AGREEMENT),
         _share(float(evidence.contrast.min()), CONTRAST),
         1 / (1 + (evidence.uncertainty / UNCERTAINTY) ** 2),
         _share(evidence.points, POINTS),
+        1 / (1 + (float(evidence.directions.max()) / DIRECTION) ** 2),
     )
 
 
@@ -83,18 +86,23 @@ def _share(value: float, half: float) -> float:
 
 
 def judge_cameras(
-    views: Views, cameras: Cameras, points: PointCloud, observations: Bool[Tensor, "n p"], uncertainty: float
-) -> float:
+    views: Views, cameras: Cameras, points: PointCloud, observations: Bool[Tensor, "n p"], uncertainty: float,
+    directions: Float[Tensor, "n n"] | None = None, refuse: bool = True,
+) -> float:  # fmt: skip
     """Confidence in [0, 1] of estimated cameras of all ``views``; warns with one sentence below ``TRUSTED``.
 
+    ``uncertainty``, ``directions``: see ``Evidence``; without matches, nothing is known of the latter.
+
     Raises:
-        UserError: the photos contradict the cameras: what they agree on is worth less than ``REFUSED``.
+        UserError: unless ``refuse`` is false: the photos contradict the cameras, what they agree on is worth less than
+            ``REFUSED``.
     """
     scene = _at_small_size(views, cameras, depth_ranges(cameras, points, observations))
     agreement, contrast = dense_agreement(scene, partners(cameras, points, observations))
-    evidence = Evidence(agreement, contrast, uncertainty, int(observations.sum(1).min()))
+    known = torch.zeros(len(views), len(views)) if directions is None else directions
+    evidence = Evidence(agreement, contrast, uncertainty, int(observations.sum(1).min()), known)
     confidence = camera_confidence(evidence)
-    if _contradicted(evidence):
+    if refuse and _contradicted(evidence):
         raise UserError(f"The cameras of these photos cannot be found: {_reason(views, evidence)}.")
     if confidence < TRUSTED:
         reason = _reason(views, evidence)
@@ -106,6 +114,8 @@ def _reason(views: Views, evidence: Evidence) -> str:
     """What speaks most against the cameras, and what would help."""
     agreement, contrast = evidence.agreement, evidence.contrast
     weakest, alike = (views.names[int(values.argmin())] for values in (agreement, contrast))
+    one, other = sorted(divmod(int(evidence.directions.argmax()), len(views)))
+    open_by = float(evidence.directions.max())
     reasons = (
         (
             float(agreement.min()) / AGREEMENT,
@@ -123,6 +133,11 @@ def _reason(views: Views, evidence: Evidence) -> str:
             UNCERTAINTY / max(evidence.uncertainty, 1e-9),
             f"the photos do not determine the focal length, which leaves their directions open by {evidence.uncertainty:.0f} "
             "degrees; add photos, or give such as have EXIF data or intrinsics",
+        ),
+        (
+            DIRECTION / max(open_by, 1e-9),
+            f"{views.names[one]} and {views.names[other]} are so near to one another, or have so little in common, that the "
+            f"direction from one to the other is open by {open_by:.0f} degrees; add photos of the same from other places",
         ),
     )
     return min(reasons)[1]

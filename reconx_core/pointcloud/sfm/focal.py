@@ -89,8 +89,8 @@ def negative_log_likelihood(problem: Problem, reconstruction: pycolmap.Reconstru
 
 def _negative_log_prior(reconstruction: pycolmap.Reconstruction, priors: list[FocalPrior], step: float = 0.0) -> float:
     """Negative log-prior of the focals multiplied by exp(step)."""
-    logs = [log + step for log in _logs(reconstruction, priors)]
-    return sum(_prior_cost(log, p.spread) for log, p in zip(logs, priors)) / len(priors)
+    logs = _logs(reconstruction, priors)
+    return sum(_prior_cost(log + step, priors[k].spread) for k, log in logs.items()) / len(logs)
 
 
 def _prior_cost(log: float, spread: float) -> float:
@@ -102,15 +102,20 @@ def _prior_cost(log: float, spread: float) -> float:
     return -float(np.logaddexp(math.log(1 - FOREIGN) - usual, -foreign))
 
 
-def _logs(reconstruction: pycolmap.Reconstruction, priors: list[FocalPrior]) -> list[float]:
-    """Of each lens the logarithm of its focal over the prior's."""
-    return [math.log(reconstruction.camera(k + 1).focal_length / p.focal) for k, p in enumerate(priors)]
+def _logs(reconstruction: pycolmap.Reconstruction, priors: list[FocalPrior]) -> dict[int, float]:
+    """Of each lens that a registered photo has, the logarithm of its focal over the prior's."""
+    return {k: math.log(reconstruction.camera(k + 1).focal_length / priors[k].focal) for k in lenses_in(reconstruction)}
+
+
+def lenses_in(reconstruction: pycolmap.Reconstruction) -> list[int]:
+    """Indices of the lenses that are left in it: the mapper drops those of photos that it could not register."""
+    return sorted(camera_id - 1 for camera_id in reconstruction.cameras)
 
 
 def contradicted(reconstruction: pycolmap.Reconstruction, priors: list[FocalPrior]) -> list[float]:
     """The logarithms by which focals are off those of EXIF, of lenses where they clearly are."""
-    pairs = zip(_logs(reconstruction, priors), priors)
-    return [log for log, p in pairs if p.spread <= EXIF_SPREAD and abs(log) > CONTRADICTED]
+    logs = _logs(reconstruction, priors)
+    return [log for k, log in logs.items() if priors[k].spread <= EXIF_SPREAD and abs(log) > CONTRADICTED]
 
 
 def map_estimate(problem: Problem, best: pycolmap.Reconstruction, priors: list[FocalPrior]) -> pycolmap.Reconstruction:

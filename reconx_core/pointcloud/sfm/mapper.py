@@ -40,7 +40,7 @@ class Problem:
 def reconstruct(
     problem: Problem, intrinsics: list[Float64[np.ndarray, "3 3"]], refine_focal: bool
 ) -> pycolmap.Reconstruction | None:
-    """Poses and points of as many photos as can be registered; None if there is no initial pair.
+    """Poses and points of as many photos as can be registered; None if there is no initial pair, or none that holds.
 
     ``intrinsics`` holds one matrix per lens. Image id = photo index + 1.
     """
@@ -59,7 +59,7 @@ def reconstruct(
     mapper.iterative_global_refinement(5, 0.0005, options, bundle, triangulation, False)
     _drop_unsupported(problem, mapper)
     mapper.end_reconstruction(False)
-    return reconstruction
+    return reconstruction if reconstruction.num_reg_images() > 1 else None
 
 
 def make_cache(problem: Problem, intrinsics: list[Float64[np.ndarray, "3 3"]]) -> pycolmap.DatabaseCache:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import pycolmap
 
-from reconx_core.pointcloud.sfm.focal import adjust, count_matched, negative_log_likelihood
+from reconx_core.pointcloud.sfm.focal import adjust, count_matched, lenses_in, negative_log_likelihood
 from reconx_core.pointcloud.sfm.mapper import Problem, bundle_options
 
 MIN_PHOTOS = 3  # two fit a radial term and a focal as they like
@@ -29,9 +29,17 @@ def radial_lenses(problem: Problem, found: pycolmap.Reconstruction) -> list[Lens
     straight, bent, total = pycolmap.Reconstruction(found), _bent(problem, found), count_matched(problem)
     straight.update_point_3d_errors()
     gain = negative_log_likelihood(problem, straight, total) - negative_log_likelihood(problem, bent, total)
-    lenses = [Lens(bent.camera(k + 1).focal_length, float(bent.camera(k + 1).params[3])) for k in range(max(problem.lens) + 1)]
+    lenses = [_lens(problem, bent, k) for k in range(max(problem.lens) + 1)]
     shift = max(corner_shift(lens, problem.size) for lens in lenses)
     return lenses if gain > MIN_GAIN and shift > MIN_SHIFT * max(problem.size) else None
+
+
+def _lens(problem: Problem, bent: pycolmap.Reconstruction, index: int) -> Lens:
+    """One of the lenses; straight if no photo of it was registered."""
+    if index not in lenses_in(bent):
+        return Lens(float(max(problem.size)), 0.0)
+    camera = bent.camera(index + 1)
+    return Lens(camera.focal_length, float(camera.params[3]))
 
 
 def corner_shift(lens: Lens, size: tuple[int, int]) -> float:

@@ -21,6 +21,7 @@ from reconx_core.errors import UserError
 from reconx_core.geometry.transforms import transform
 from reconx_core.geometry.undistort import straighten
 from reconx_core.pointcloud.global_alignment.graph import nearest_pairs
+from reconx_core.pointcloud.sfm.covariance import direction_errors
 from reconx_core.pointcloud.sfm.evidence import judge_cameras, mean_agreement
 from reconx_core.pointcloud.sfm.focal import FocalPrior, contradicted, focal_prior, pose_uncertainty, solve_focals
 from reconx_core.pointcloud.sfm.given import doubtful_cameras
@@ -166,7 +167,8 @@ def judge(views: Views, sfm: Sfm, uncertainty: float) -> Sfm:
     ``uncertainty``: degrees by which unknown focals leave the poses open.
     """
     seen = views.select(sfm.registered)
-    confidence = judge_cameras(seen, sfm.cameras, sfm.sparse, sfm.observations, uncertainty)
+    directions = None if sfm.tracks is None else direction_errors(sfm.cameras, sfm.sparse, sfm.tracks)
+    confidence = judge_cameras(seen, sfm.cameras, sfm.sparse, sfm.observations, uncertainty, directions)
     return replace(sfm, camera_confidence=confidence)
 
 

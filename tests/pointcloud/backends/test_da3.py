@@ -66,6 +66,7 @@ def test_the_networks_cameras_come_through(monkeypatch):
     assert kept.tolist() == [0, 1, 2]
     assert_right_cameras(pointmaps.cameras)
     assert_right_depth(pointmaps, same_units=False)
+    assert pointmaps.camera_confidence > 0.8
 
 
 def test_known_cameras_give_the_scale(monkeypatch):
@@ -128,7 +129,7 @@ def test_cameras_that_are_off_are_adjusted_to_matches(monkeypatch, protocol):
     assert torch.equal(again.points_world, pointmaps.points_world)
 
 
-@pytest.mark.filterwarnings("ignore:The photos' feature matches")
+@pytest.mark.filterwarnings("ignore:The photos' feature matches", "ignore:The cameras may be wrong")
 @pytest.mark.parametrize("posed", [False, True])
 @pytest.mark.parametrize("folder", ["DA3-BASE", "DA3-SMALL"])
 def test_a_file_of_weights_goes_through(monkeypatch, tmp_path, posed, folder):

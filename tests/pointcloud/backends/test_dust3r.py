@@ -74,6 +74,7 @@ def test_a_right_network_gives_the_right_cameras(monkeypatch):
     assert kept.tolist() == [0, 1, 2]
     assert_right_cameras(pointmaps.cameras)
     assert_right_depth(pointmaps, same_units=False)
+    assert pointmaps.camera_confidence > 0.8
 
 
 def test_known_cameras_stay_and_give_the_scale(monkeypatch):

@@ -1,5 +1,7 @@
 """The VGGT backend: exact predictions must give the exact scene, with and without known cameras."""
 
+import math
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -9,7 +11,7 @@ from small_models import save_hub, small_vggt
 from torch import nn
 
 from reconx_core.errors import UserError
-from reconx_core.geometry.transforms import matrix_to_quaternion, transform, unproject
+from reconx_core.geometry.transforms import matrix_to_quaternion, so3_exp, transform, unproject
 from reconx_core.pointcloud import make_backend
 from reconx_core.pointcloud.backends import vggt
 from reconx_core.pointcloud.backends.predictions import choose_window, to_window
@@ -24,13 +26,15 @@ UNIT = 3.0  # the network's scale is its own
 class Exact(nn.Module):
     """A fake network with exact predictions of the room, in the first photo's frame and in other units."""
 
-    def __init__(self):
+    def __init__(self, off=0.0):
         super().__init__()
+        self.off = off  # degrees by which the second camera is turned about its axis
         self.config, self.marker = VGGTConfig(image_size=160, patch=8), nn.Parameter(torch.zeros(1))
 
     def forward(self, images, frames_per_chunk=None, points=True):
         cameras = to_window(room().inputs().cameras, choose_window((120, 160), 160, 8))
         world_to_cam = cameras.world_to_cam @ cameras.cam_to_world[:1]
+        world_to_cam[1, :3] = so3_exp(torch.tensor([0.0, 0.0, math.radians(self.off)])) @ world_to_cam[1, :3]
         translation, rotation = world_to_cam[:, :3, 3] * UNIT, matrix_to_quaternion(world_to_cam[:, :3, :3])
         sides = torch.tensor([cameras.height, cameras.width])
         fov = 2 * torch.atan(sides / 2 / cameras.intrinsics[:, [1, 0], [1, 0]])
@@ -39,23 +43,33 @@ class Exact(nn.Module):
         return VGGTPrediction(encoding[None], depth, torch.full_like(depth, 20.0), None, None)
 
 
-def reconstruct(monkeypatch, views, fixed=None):
-    monkeypatch.setattr(vggt, "load_network", lambda load, path: Exact())
+def reconstruct(monkeypatch, views, fixed=None, off=0.0):
+    monkeypatch.setattr(vggt, "load_network", lambda load, path: Exact(off))
     monkeypatch.setattr(vggt, "find_weights", lambda *names: names)
     return Vggt(SETTINGS)(views, fixed, draw())
 
 
 def test_the_networks_cameras_come_through(monkeypatch):
     inputs = replace(room().inputs(), protocol="unposed")
-    pointmaps, kept = reconstruct(monkeypatch, inputs)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pointmaps, kept = reconstruct(monkeypatch, inputs)
     assert kept.tolist() == [0, 1, 2]
     assert_right_cameras(pointmaps.cameras)
+    assert pointmaps.camera_confidence > 0.8
+
+
+def test_cameras_that_the_photos_contradict_are_told(monkeypatch):
+    with pytest.warns(UserWarning, match=r"The cameras may be wrong \(camera_confidence 0\..*view_00[0-2] agrees"):
+        pointmaps, _ = reconstruct(monkeypatch, replace(room().inputs(), protocol="unposed"), off=25.0)
+    assert pointmaps.camera_confidence < 0.5
 
 
 def test_known_cameras_give_the_scale(monkeypatch):
     inputs = room().inputs()
     pointmaps, _ = reconstruct(monkeypatch, inputs, inputs.cameras)
     assert torch.equal(pointmaps.cameras.cam_to_world, inputs.cameras.cam_to_world)
+    assert pointmaps.camera_confidence is None
     assert_right_depth(pointmaps)
 
 

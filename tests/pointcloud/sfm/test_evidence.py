@@ -16,6 +16,7 @@ from reconx_core.geometry.transforms import project, rigid, so3_exp
 from reconx_core.pointcloud.sfm.evidence import (
     AGREEMENT,
     CONTRAST,
+    DIRECTION,
     POINTS,
     UNCERTAINTY,
     Evidence,
@@ -35,16 +36,21 @@ from reconx_core.views import load_views
 pytestmark = pytest.mark.long
 
 
-def confidence(agreement=1.0, contrast=10.0, uncertainty=0.0, points=1000):
-    return camera_confidence(Evidence(torch.tensor([1.0, agreement]), torch.tensor([9.0, contrast]), uncertainty, points))
+def confidence(agreement=1.0, contrast=10.0, uncertainty=0.0, points=1000, direction=0.0):
+    directions = torch.tensor([[0.0, direction], [0.0, 0.0]])
+    return camera_confidence(
+        Evidence(torch.tensor([1.0, agreement]), torch.tensor([9.0, contrast]), uncertainty, points, directions)
+    )
 
 
-def test_each_of_four_halves_the_confidence_at_its_limit_and_the_weakest_decides():
+def test_each_of_five_halves_the_confidence_at_its_limit_and_the_weakest_decides():
     assert confidence() > 0.99
     assert confidence(agreement=AGREEMENT) == pytest.approx(0.5)
     assert confidence(contrast=CONTRAST) == pytest.approx(0.5, abs=1e-6)
     assert confidence(uncertainty=UNCERTAINTY) == pytest.approx(0.5)
     assert confidence(points=POINTS) == pytest.approx(0.5)
+    assert confidence(direction=DIRECTION) == pytest.approx(0.5)
+    assert confidence(direction=torch.inf) == 0
     assert confidence(agreement=AGREEMENT, points=POINTS // 2) == confidence(points=POINTS // 2) < 0.5
 
 
@@ -111,6 +117,9 @@ def test_what_is_wrong_is_said(room):
     few = seen & (torch.arange(200) < 9)
     with pytest.warns(UserWarning, match="only 9 points in common"):
         judge_cameras(views, views.cameras, points, few, 0.0)
+    near = torch.tensor([[0.0, 1, 1], [1, 0, 9], [1, 1, 0]])
+    with pytest.warns(UserWarning, match="view_001 and view_002 are so near .* is open by 9 degrees"):
+        judge_cameras(views, views.cameras, points, seen, 0.0, near)
 
 
 def flat_or_deep(flat: bool, views: int):

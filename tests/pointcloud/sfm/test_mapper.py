@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from reconx_core.geometry.transforms import project, rigid, so3_exp
+from reconx_core.pointcloud.sfm.focal import EXIF_SPREAD, FocalPrior, contradicted, lenses_in, pose_uncertainty, solve_focals
 from reconx_core.pointcloud.sfm.mapper import (
     MIN_LINK,
     Problem,
@@ -17,6 +18,7 @@ from reconx_core.pointcloud.sfm.mapper import (
     reconstruct,
     weakest_link,
 )
+from reconx_core.pointcloud.sfm.radial import radial_lenses
 
 INTRINSICS = torch.tensor([[300.0, 0, 160], [0, 300, 120], [0, 0, 1]])
 
@@ -97,3 +99,24 @@ def test_two_photos_stay_together():
     found = reconstruct(replace(problem, matches=few), [INTRINSICS.double().numpy()], False)
     drop_weakly_linked_images(problem, found)
     assert found.num_reg_images() == 2
+
+
+@pytest.mark.parametrize(("count", "seed"), [(16, 0), (16, 3), (20, 3)])
+def test_matches_by_chance_that_hold_no_photo_are_no_result(count, seed):
+    """The mapper starts with the pair and loses both photos again."""
+    keypoints = [np.random.default_rng(seed + 100 * view).uniform(0, 240, (count, 2)) for view in (0, 1)]
+    problem = Problem(keypoints, {(0, 1): np.stack([np.arange(count)] * 2, 1)}, (0, 0), (240, 320), {}, 0, 2.0)
+    assert reconstruct(problem, [np.array([[256.0, 0, 160], [0, 256, 120], [0, 0, 1]])], True) is None
+
+
+def test_a_photo_of_another_lens_that_is_left_out_takes_its_lens_along():
+    everything = on_circle((0, 15, 30, 45))
+    matches = {pair: rows for pair, rows in everything.matches.items() if 3 not in pair}
+    problem = replace(everything, matches=matches, lens=(0, 0, 0, 1))
+    priors = [FocalPrior(300.0, EXIF_SPREAD), FocalPrior(900.0, EXIF_SPREAD)]
+    found = solve_focals(problem, priors)
+    assert found is not None
+    assert lenses_in(found) == [0]
+    assert contradicted(found, priors) == []
+    assert pose_uncertainty(problem, found, priors) < 1
+    assert radial_lenses(problem, found) is None
