@@ -48,7 +48,7 @@ def estimate(inputs, settings, generator):
     return Pointmaps(points, torch.ones(n, HEIGHT, WIDTH), cameras(n), cloud), cloud, torch.arange(n)
 
 
-def make_backend(settings, fast=False):
+def make_backend(settings, fast=False, known=None):
     return None
 
 

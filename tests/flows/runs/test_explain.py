@@ -49,8 +49,8 @@ def test_a_setting_and_what_follows_from_it(run, why):
     assert head.startswith("splats of garden was computed in this run (second), done 20")
     assert compared.startswith("Compared with the nearest earlier one, of 20")
     assert compared.endswith("by the run first, this differs:")
-    assert changed == ["  splats.steps: 1000 -> 3"]
-    assert why("metrics")[2:] == ["  the bytes of splats changed, because", "    splats.steps: 1000 -> 3"]
+    assert changed == ["  splats.steps: 400 -> 3"]
+    assert why("metrics")[2:] == ["  the bytes of splats changed, because", "    splats.steps: 400 -> 3"]
     head, rest = why("confidence")
     assert head.startswith("confidence of garden was found in the store by this run (second); it was made 20")
     assert head.endswith("by the run first.")

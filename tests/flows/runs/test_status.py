@@ -206,7 +206,7 @@ def test_what_is_no_run_and_a_dataset_that_is_gone(reconx, status, photos, tmp_p
     assert (outcome.code, outcome.err.count("\n")) == (2, 1)
     assert "There is no request.json in" in outcome.err
     assert "knows of no run" in reconx("status", "--store", "nowhere").err
-    plans = make_plans(make_request(str(photos), None, []), tmp_path)
+    plans = make_plans(make_request(str(photos), None, []), tmp_path / "out")
     record_request(plans, 1.0, str(photos), tmp_path / "out", tmp_path / "store")
     photos.rename(tmp_path / "away")
     assert status("out")[1][-1] == f"The dataset {photos} is gone; nothing more can be computed from it until it is back."
@@ -222,7 +222,7 @@ def test_a_damaged_request_is_called_so(reconx, tmp_path, content):
 
 
 def test_a_damaged_record_is_no_end_of_a_run(photos, tmp_path):
-    plans = make_plans(make_request(str(photos), None, []), tmp_path)
+    plans = make_plans(make_request(str(photos), None, []), tmp_path / "out")
     record_request(plans, 1.0, str(photos), tmp_path / "out", tmp_path / "store")
     for content in ("[1]", "{"):
         (tmp_path / "out" / "run.json").write_text(content)
