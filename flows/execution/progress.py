@@ -27,14 +27,15 @@ from tasks.graph import ORDER
 # Seconds per stage of three 800x600 photos on two cores, until the store has measured its own.
 _FIRST_GUESS = {
     "views": 1,
-    "pointcloud": 30,
-    "condition": 5,
-    "video": 1,
-    "confidence": 15,
-    "join": 30,
-    "splats": 60,
-    "metrics": 20,
+    "pointcloud": 13,
+    "condition": 1,
+    "video": 10,
+    "confidence": 9,
+    "join": 13,
+    "splats": 33,
+    "metrics": 6,
 }
+GROW_ALIKE = ("condition", "video", "confidence", "join")  # stages that more photos prolong as much as `pointcloud`
 CLIP_GUESS = 3.0  # seconds of a training clip, which is no stage of a run
 _RECENT = 5
 
@@ -178,6 +179,7 @@ class Forecast:
         self.done = 0  # scenes
         self.ended = 0  # stages
         self.work = 0.0  # seconds that they took
+        self.pace = 1.0  # seconds of this run's first `pointcloud` by those that were expected
         self.began: float | None = None  # when the first stage started
 
     @property
@@ -203,13 +205,17 @@ class Forecast:
         if seconds is not None:
             self.work += seconds
             kind = _stage_of(stage)
+            if kind == "pointcloud" and not self.recent.get(kind):
+                self.pace = seconds / max(self.expected.get(kind, seconds), 0.01)
             self.recent.setdefault(kind, deque(maxlen=_RECENT)).append(seconds)
             self.expected[kind] = statistics.median(self.recent[kind])
         return True
 
     def expect(self, task: str) -> float:
         """Seconds that a task will take."""
-        return self.expected.get(_stage_of(task), CLIP_GUESS)
+        kind = _stage_of(task)
+        paced = kind in GROW_ALIKE and kind not in self.recent
+        return self.expected.get(kind, CLIP_GUESS) * (self.pace if paced else 1.0)
 
     def give_up(self, scene: str) -> None:
         """Nothing more is done for the scene."""

@@ -118,6 +118,17 @@ def test_time_left_goes_by_measured_stages_and_by_how_many_run_side_by_side(monk
     assert (forecast.done, forecast.scenes) == (4, 100)
 
 
+def test_more_photos_prolong_what_follows_pointcloud_but_not_the_fit():
+    forecast = Forecast({"pointcloud": 10.0, "confidence": 8.0, "splats": 30.0})
+    for stage in ("pointcloud", "confidence", "splats"):
+        forecast.plan(stage, "u")
+    assert forecast.left({}) == 48.0
+    forecast.end("pointcloud", "u", 30.0)
+    assert (forecast.expect("confidence"), forecast.expect("splats")) == (24.0, 30.0)
+    forecast.end("confidence", "u", 20.0)
+    assert (forecast.expect("confidence"), forecast.expect("splats")) == (20.0, 30.0)
+
+
 def test_time_left_knows_what_passes_beside_the_stages(monkeypatch):
     """Quick stages in workers: most of the time goes into handing them out. What is in the store already takes time, too."""
     now = [0.0]
