@@ -16,7 +16,7 @@ from rich.markup import escape
 from flows.evaluation.ablation import load_ablation
 from flows.evaluation.protocols import INDEX, Protocol, bins_of, load_protocol, plan_protocol
 from flows.execution.hooks import Hooks
-from flows.execution.plan import REQUEST, ScenePlan, SceneRun, place_of, require_apart
+from flows.execution.plan import REQUEST, ScenePlan, SceneRun, apart_from_store, place_of, require_apart
 from flows.execution.run import load_params, look_up, resolve_auto, resolve_settings, run_stages
 from flows.execution.workers import ONE_THREAD, Workers
 from flows.runs.alone import alone_in
@@ -65,7 +65,7 @@ def _evaluate(
     request: EvaluationRequest, out: Path, root: Path, console: Console, workers: Workers, keep: Callable[[], None]
 ) -> int:
     start, started = time.monotonic(), time.time()
-    plans = look_up(lambda: make_plans(request, out))
+    plans = look_up(lambda: apart_from_store(make_plans(request, out), root))
     dataset, geometry = one_line(request.dataset), request.settings.pointcloud.backend
     console.print(f"Evaluating {dataset} (geometry by {geometry})", soft_wrap=True, markup=False)
 

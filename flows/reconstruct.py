@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from flows.execution.hooks import Hooks
-from flows.execution.plan import REQUEST, ScenePlan, SceneRun, place_of, require_apart
+from flows.execution.plan import REQUEST, ScenePlan, SceneRun, apart_from_store, place_of, require_apart
 from flows.execution.run import look_up, run_stages
 from flows.runs.alone import alone_in
 from reconx_core.errors import UserError
@@ -34,7 +34,7 @@ def reconstruct(source: str, out: Path, settings: Settings, root: Path, console:
             ``out``.
     """
     start, started = time.monotonic(), time.time()
-    plans = look_up(lambda: _plan(source, settings, out))
+    plans = look_up(lambda: apart_from_store(_plan(source, settings, out), root))
     with alone_in(out), as_it_was(out, (REQUEST,)) as keep:
         from reconx_core.datasets import describe
 

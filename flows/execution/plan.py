@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -65,19 +65,36 @@ def require_apart(plans: Collection[ScenePlan], out: Path, dataset: str = "") ->
 
     All that lies in a scene's folder is part of its source: the next run would take these results for it.
     """
-    from reconx_core.datasets import is_place
-
-    places = {plan.source for plan in plans if is_place(plan.source)}
-    sources = {Path(place).resolve() for place in places}
     whole = out.resolve()
-    taken = {whole} & {Path(dataset).resolve()} if dataset and is_place(dataset) else set()
-    laid = {whole, *(whole / plan.row / plan.name for plan in plans)}
-    taken |= {folder for place in laid for folder in (place, *place.parents) if folder in sources}
+    taken = {whole} & _folders([dataset])
+    taken |= _around({whole, *(whole / plan.row / plan.name for plan in plans)}) & _folders(plan.source for plan in plans)
     if taken:
         raise UserError(
             f"The results would come to lie in '{one_line(str(min(taken)))}', among the photos, and the next run would take "
             "them for these; name another folder by -o."
         )
+
+
+def apart_from_store(plans: list[ScenePlan], root: Path) -> list[ScenePlan]:
+    """The plans; raises UserError where the store lies among the files of a scene, which every stage would change."""
+    taken = _around({root.resolve()}) & _folders(plan.source for plan in plans)
+    if taken:
+        raise UserError(
+            f"The store would lie in '{one_line(str(min(taken)))}', among the photos, and its files would be taken for theirs; "
+            "name another folder by --store."
+        )
+    return plans
+
+
+def _folders(sources: Iterable[str]) -> set[Path]:
+    from reconx_core.datasets import is_place
+
+    return {Path(source).resolve() for source in set(sources) if source and is_place(source)}
+
+
+def _around(places: set[Path]) -> set[Path]:
+    """The places and all folders that they lie in."""
+    return places | {folder for place in places for folder in place.parents}
 
 
 def with_split(settings: Settings, rule: str) -> Settings:

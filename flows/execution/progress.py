@@ -151,7 +151,7 @@ class Display(Monitor):
         with self.lock:
             names = [f"{stage} {scene}" if self.plans > 1 else stage for stage, scene in self.running]
             left = self.forecast.left(self.running)
-            far = f"{self.forecast.done:,} of {self.forecast.scenes:,} scenes"
+            far = f"{self.forecast.done:,} of {self.forecast.scenes:,} scenes done"
             far += f", {len(self.failures):,} failed" if self.failures else ""
         now = ", ".join(names[:_RUNNING]) + (f" and {len(names) - _RUNNING} more" if len(names) > _RUNNING else "")
         if self.console.is_terminal:
@@ -160,7 +160,7 @@ class Display(Monitor):
             self.progress.update(self.bar, description=told, completed=elapsed, total=elapsed + left)
             self.progress.refresh()
         elif time.monotonic() - self.spoke >= SILENT_SECONDS:
-            far = f"{far} done, about {clock(left)} left{f'; now {now}' if now else ''}" if self.forecast.scenes else "starting"
+            far = f"{far}, about {clock(left)} left{f'; now {now}' if now else ''}" if self.forecast.scenes else "starting"
             self._print(f"  {far}", markup=False, soft_wrap=True)
 
     def _print(self, line: str, **how: Any) -> None:

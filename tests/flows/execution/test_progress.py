@@ -48,7 +48,7 @@ def test_of_many_scenes_only_the_failures_stay(tmp_path, terminal):
     text = printed(tmp_path, scenes, ["scene7"], terminal)
     assert text.count("scene7 failed in views: No photos.") == 1
     if terminal:
-        assert "40 scenes, 1 failed" in text
+        assert "40 scenes done, 1 failed" in text
         assert re.search(r"scene39 +metrics +2\.0 s", text)
         # The last lines are part of what is drawn over again: at its end the screen holds the failure alone.
         final = text.rsplit("\x1b[2K", 1)[-1]

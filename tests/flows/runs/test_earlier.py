@@ -147,6 +147,17 @@ def test_results_do_not_come_to_lie_among_photos(reconx, tiny, tmp_path, place):
     assert sorted(path for path in tmp_path.rglob("*") if path.name != "store") == before
 
 
+@pytest.mark.parametrize("place", ["data/attic", "data/attic/store"])
+def test_the_store_does_not_come_to_lie_among_photos(reconx, tiny, tmp_path, place):
+    """Each stage that is stored would change what the scene consists of."""
+    write_folder(tmp_path / "data" / "attic")
+    for command, source in (("evaluate", tmp_path / "data"), ("reconstruct", tmp_path / "data" / "attic")):
+        outcome = reconx(command, source, "-o", tmp_path / "out", "--store", tmp_path / place)
+        assert (outcome.code, outcome.err.count("\n")) == (2, 1), (command, outcome.err)
+        assert "name another folder by --store" in outcome.err
+        assert not (tmp_path / "out").exists()
+
+
 def test_seeds_and_rows_of_an_earlier_run(tmp_path):
     for place in ("attic/seed-0", "attic/seed-1", "den", "full/den"):
         scene(tmp_path / place)
