@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from reconx_core.geometry.transforms import project
+from reconx_core.geometry.transforms import in_picture, project
 from reconx_core.settings import ConditionSettings
 from reconx_core.types import Pointmaps, Views
 
@@ -47,7 +47,7 @@ def view_overlap(pointmaps: Pointmaps) -> Float[Tensor, "n n"]:
         if len(some) == 0:
             continue
         pixels, depth = project(some, cameras.intrinsics, cameras.world_to_cam)
-        inside = ((pixels >= 0) & (pixels < pixels.new_tensor([cameras.width, cameras.height]))).all(-1) & (depth > 0)
+        inside = in_picture(pixels, depth, cameras)
         rays = normalize(some - centres[:, None], dim=-1)
         seen[view] = (inside * (rays * rays[view]).sum(-1).clamp(min=0)).mean(-1)
     return (seen + seen.T) / 2

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from reconx_core.errors import UserError
 from reconx_core.export.gltf import mesh_to_glb
-from reconx_core.geometry.transforms import project, unproject
+from reconx_core.geometry.transforms import in_picture, project, unproject
 from reconx_core.io.images import to_uint8
 from reconx_core.rasterize import rasterize
 from reconx_core.types import Cameras, Gaussians
@@ -128,12 +128,11 @@ class Look:
 
 def _look(points: Float[Tensor, "p 3"], depth: Float[Tensor, "n h w"], cameras: Cameras, view: int) -> Look:
     pixels, z = project(points, cameras.intrinsics[view], cameras.world_to_cam[view])
-    size = pixels.new_tensor([cameras.width, cameras.height])
-    inside = (z > 0) & (pixels >= 0).all(-1) & (pixels < size).all(-1)
+    inside = in_picture(pixels, z, cameras)
     pixels = torch.where(inside[:, None], pixels, 0.5)
     x, y = pixels.long().unbind(-1)
     # Inverse depth is linear on planes: nearest pixels would make steps of slanted ones.
-    grid = (pixels / size * 2 - 1)[None, None]
+    grid = (pixels / pixels.new_tensor([cameras.width, cameras.height]) * 2 - 1)[None, None]
     inverse = F.grid_sample(1 / depth[view][None, None].clamp(min=1e-6), grid, padding_mode="border", align_corners=False)
     return Look(inside, y * cameras.width + x, z.clamp(min=1e-9), 1 / inverse[0, 0, 0])
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from reconx_core.types import Cameras
@@ -36,6 +36,12 @@ def project(
     depth = cam[..., 2]
     homogeneous = cam @ intrinsics.mT
     return homogeneous[..., :2] / depth.clamp(min=1e-9)[..., None], depth
+
+
+def in_picture(pixels: Float[Tensor, "*n 2"], depth: Float[Tensor, "*n"], cameras: Cameras) -> Bool[Tensor, "*n"]:
+    """Which points, projected to pixels at a depth by :func:`project`, are before the camera and within its picture."""
+    size = pixels.new_tensor([cameras.width, cameras.height])
+    return (depth > 0) & ((pixels >= 0) & (pixels < size)).all(-1)
 
 
 def unproject(depth: Float[Tensor, "n h w"], cameras: Cameras) -> Float[Tensor, "n h w 3"]:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from reconx_core.geometry.transforms import project, resize_cameras, size_for, unproject
+from reconx_core.geometry.transforms import in_picture, project, resize_cameras, size_for, unproject
 from reconx_core.geometry.undistort import straighten
 from reconx_core.io.images import resize_images
 from reconx_core.pointcloud.global_alignment.graph import pair_graph, view_distance
@@ -61,7 +61,7 @@ def known_geometry(cameras: Cameras, known: Pointmaps) -> Sfm:
     points = known.points_world[known.confidence > SURE]
     points = points[:: max(1, -(-len(points) // KNOWN_POINTS))]
     pixels, depth = project(points, cameras.intrinsics, cameras.world_to_cam)
-    inside = (pixels >= 0).all(-1) & (pixels < pixels.new_tensor([cameras.width, cameras.height])).all(-1) & (depth > 0)
+    inside = in_picture(pixels, depth, cameras)
     pairs = list(itertools.combinations(range(len(cameras)), 2))
     shared = torch.stack([(inside[i] & inside[j]).sum() for i, j in pairs])
     cloud = PointCloud(points, torch.zeros_like(points), torch.ones(len(points)))

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from reconx_core.errors import UserError
-from reconx_core.geometry.transforms import depth_of, project, resize_cameras, size_for, transform, unproject
+from reconx_core.geometry.transforms import depth_of, in_picture, project, resize_cameras, size_for, transform, unproject
 from reconx_core.io.images import resize_for_network, resize_images
 from reconx_core.pointcloud.backends.classical import upsample_depth
 from reconx_core.pointcloud.global_alignment.align import (
@@ -266,8 +266,7 @@ def _same_surface(xyz: Float[Tensor, "p 3"], pointmaps: Pointmaps) -> Bool[Tenso
     """Whether each view has confident depth within SAME_SURFACE of that of the point, where it sees it."""
     cameras, depth = pointmaps.cameras, depth_of(pointmaps.points_world, pointmaps.cameras)
     pixels, z = project(xyz, cameras.intrinsics, cameras.world_to_cam)
-    size = pixels.new_tensor([cameras.width, cameras.height])
-    ahead = (z > 0) & ((pixels >= 0) & (pixels < size)).all(-1)
+    ahead = in_picture(pixels, z, cameras)
     column, row = torch.where(ahead[..., None], pixels, 0.0).long().unbind(-1)
     view = torch.arange(len(cameras))[:, None]
     near = (depth[view, row, column] / z - 1).abs() < SAME_SURFACE
