@@ -93,6 +93,18 @@ def store(typing, array, index, value):
     return types.void(array, types.intp, vector), generate
 
 
+@inlined
+def at(array, k):
+    """The k-th of the vectors in a flat array."""
+    return load(array, k * LANES)
+
+
+@inlined
+def put(array, k, value):
+    """Write the k-th of the vectors in a flat array."""
+    store(array, k * LANES, value)
+
+
 def _arithmetic(name: str) -> Any:
     @intrinsic
     def operation(typing, x, y):
@@ -149,7 +161,7 @@ def _comparison(symbol: str) -> Any:
     return operation
 
 
-greater, greater_equal, less_equal = _comparison(">"), _comparison(">="), _comparison("<=")
+greater, greater_equal, less, less_equal = _comparison(">"), _comparison(">="), _comparison("<"), _comparison("<=")
 
 
 def _extreme(symbol: str) -> Any:
@@ -212,15 +224,19 @@ def store_mask(typing, array, index, value):
     return types.void(array, types.intp, mask), generate
 
 
-@intrinsic
-def root(typing, x):
-    """Square roots."""
+def _of_each_lane(name: str) -> Any:
+    @intrinsic
+    def operation(typing, x):
+        def generate(context, builder, sig, args):
+            kind = ir.FunctionType(_FLOATS, [_FLOATS])
+            return builder.call(cgutils.get_or_insert_function(builder.module, kind, f"llvm.{name}.v{LANES}f32"), args)
 
-    def generate(context, builder, sig, args):
-        kind = ir.FunctionType(_FLOATS, [_FLOATS])
-        return builder.call(cgutils.get_or_insert_function(builder.module, kind, f"llvm.sqrt.v{LANES}f32"), args)
+        return vector(vector), generate
 
-    return vector(vector), generate
+    return operation
+
+
+root, ceiling = _of_each_lane("sqrt"), _of_each_lane("ceil")
 
 
 @intrinsic

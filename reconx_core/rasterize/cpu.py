@@ -12,8 +12,9 @@ from torch import Tensor
 
 from reconx_core.cpu.jit import one_at_a_time
 from reconx_core.rasterize.blending import blend, blend_backward
-from reconx_core.rasterize.conventions import TILE
-from reconx_core.rasterize.projection import CAMERA_SUMS, project, project_backward
+from reconx_core.rasterize.conventions import MIN_ALPHA, TILE
+from reconx_core.rasterize.projection import project
+from reconx_core.rasterize.projection_backward import CAMERA_SUMS, project_backward
 from reconx_core.rasterize.records import RECORD, SLOT
 from reconx_core.rasterize.tiles import CHUNKS, depth_order, fill_tiles, list_tiles, running_starts
 from reconx_core.types import Cameras, Gaussians
@@ -50,6 +51,15 @@ def _lines(count: int, floats: int) -> np.ndarray:
     return torch.empty(count, floats).numpy()
 
 
+def scene_of(
+    means: np.ndarray, quats: np.ndarray, log_scales: np.ndarray, logit_opacities: np.ndarray, sh: np.ndarray
+) -> list[np.ndarray]:
+    """What the projection gets of the Gaussians; by numpy, whose exponentials and logarithms are vectors in one thread."""
+    with np.errstate(over="ignore", divide="ignore"):
+        opacities = (1 / (1 + np.exp(-logit_opacities)))[:, None]
+        return [means, quats, np.exp(log_scales), opacities, np.log(opacities / np.float32(MIN_ALPHA)), sh]
+
+
 def splats_of(scene: list[np.ndarray], view: list[np.ndarray], size: tuple[int, int], degree: int) -> Splats:
     """Project the Gaussians into one camera and list them per tile, front to back."""
     n, (height, width) = len(scene[0]), size
@@ -70,7 +80,7 @@ class _Rasterize(torch.autograd.Function):
         ctx: Any, means: Tensor, quats: Tensor, log_scales: Tensor, logit_opacities: Tensor, sh: Tensor,
         world_to_cam: Tensor, centres: Tensor, intrinsics: Tensor, background: Tensor, size: tuple[int, int], degree: int,
     ) -> tuple[Tensor, ...]:  # fmt: skip
-        scene = _arrays(means, quats, log_scales, logit_opacities, sh)
+        scene = scene_of(*_arrays(means, quats, log_scales, logit_opacities, sh))
         views = list(zip(*_arrays(world_to_cam, centres, intrinsics)))
         (backdrop,) = _arrays(background)
         images = tuple(torch.empty(len(views), *size, *channels) for channels in ((3,), (), ()))
@@ -80,17 +90,17 @@ class _Rasterize(torch.autograd.Function):
                 splats.append(splats_of(scene, view, size, degree))
                 records, _, tile_starts, order, _, entries = splats[-1]
                 blend(records, tile_starts, order, entries, backdrop, *image, numba.get_num_threads())
-        ctx.save_for_backward(means, quats, log_scales, sh, *images)
-        ctx.projected = views, splats, size, degree
+        ctx.save_for_backward(means, quats, sh, *images)
+        ctx.projected = views, splats, scene[2], size, degree
         ctx.set_materialize_grads(True)
         return images
 
     @staticmethod
     def backward(ctx: Any, *v_images: Tensor) -> tuple[Tensor | None, ...]:
-        views, splats, size, degree = ctx.projected
-        means, quats, log_scales, sh, *images = _arrays(*ctx.saved_tensors)
+        views, splats, scales, size, degree = ctx.projected
+        means, quats, sh, *images = _arrays(*ctx.saved_tensors)
         empty = torch.empty if views else torch.zeros  # the first camera's gradients overwrite uninitialised memory
-        v_scene = [empty(shape) for shape in (means.shape, quats.shape, log_scales.shape, len(means), sh.shape)]
+        v_scene = [empty(shape) for shape in (means.shape, quats.shape, scales.shape, (len(means), 1), sh.shape)]
         camera_sums = np.zeros((len(views), CHUNKS, CAMERA_SUMS))
         with one_at_a_time():
             for view, splat, sums, *image in zip(views, splats, camera_sums, *images, *_arrays(*v_images)):
@@ -100,9 +110,10 @@ class _Rasterize(torch.autograd.Function):
                     numba.get_num_threads(),
                 )  # fmt: skip
                 project_backward(
-                    means, quats, log_scales, sh, degree, *view, size[1], size[0], splat.records, splat.slot_starts, slots,
+                    means, quats, scales, sh, degree, *view, size[1], size[0], splat.records, splat.slot_starts, slots,
                     splat is splats[0], *_arrays(*v_scene), sums,
                 )  # fmt: skip
+        v_scene[3] = v_scene[3][:, 0]
         return (*v_scene, *_camera_gradients(camera_sums), None, None, None, None)
 
 

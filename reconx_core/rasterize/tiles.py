@@ -65,8 +65,17 @@ def ellipse_span(slope, flat, extent, tip, low, high):
 
 
 @inlined
-def tile_columns(record, tile_y, left, right):
+def lies_in_column(record, tile_x):
+    """Whether the splat reaches no pixel centre to the left and to the right of a column of tiles."""
+    start = f32(tile_x * TILE) - HALF
+    return record[X] - record[EXTENT_X] > start and record[X] + record[EXTENT_X] < start + f32(TILE + 1)
+
+
+@inlined
+def tile_columns(record, tile_y, left, right, alone):
     """Tiles in one row of tiles that the splat touches: first and one past the last, between ``left`` and ``right``."""
+    if alone:
+        return left, right
     low = f32(tile_y * TILE) + HALF - record[Y]
     tip = record[SLOPE_Y] * record[EXTENT_X]
     hit, start, end = ellipse_span(record[SLOPE_X], record[FLAT_X], record[EXTENT_Y], tip, low, low + LAST)
@@ -78,11 +87,13 @@ def tile_columns(record, tile_y, left, right):
 
 
 @inlined
-def list_entry(record, tile_x, tile_y, tiles_x):
-    """The packed entry: the tile and the pixel rows of it that the splat covers."""
-    low = f32(tile_x * TILE) + HALF - record[X]
-    tip = record[SLOPE_X] * record[EXTENT_Y]
-    hit, start, end = ellipse_span(record[SLOPE_Y], record[FLAT_Y], record[EXTENT_X], tip, low, low + LAST)
+def list_entry(record, tile_x, tile_y, tiles_x, alone):
+    """The packed entry: the tile and the pixel rows of it that the splat covers; ``alone``: it lies in one column."""
+    hit, start, end = True, -record[EXTENT_Y], record[EXTENT_Y]
+    if not alone:
+        low = f32(tile_x * TILE) + HALF - record[X]
+        tip = record[SLOPE_X] * record[EXTENT_Y]
+        hit, start, end = ellipse_span(record[SLOPE_Y], record[FLAT_Y], record[EXTENT_X], tip, low, low + LAST)
     tile = (tile_y * tiles_x + tile_x) << TILE_SHIFT
     if not hit:
         return tile
@@ -104,10 +115,11 @@ def list_tiles(records, entry_starts, tiles_x, tiles_y):
                 record = records[i]
                 left, right = tile_range(record[X], record[EXTENT_X], tiles_x)
                 top, bottom = tile_range(record[Y], record[EXTENT_Y], tiles_y)
+                alone = lies_in_column(record, left)
                 for tile_y in range(top, bottom):
-                    first, end = tile_columns(record, tile_y, left, right)
+                    first, end = tile_columns(record, tile_y, left, right, alone)
                     for tile_x in range(first, end):
-                        entries[place] = list_entry(record, tile_x, tile_y, tiles_x)
+                        entries[place] = list_entry(record, tile_x, tile_y, tiles_x, alone)
                         place += 1
             counts[i] = place - entry_starts[i]
     return entries, counts

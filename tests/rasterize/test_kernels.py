@@ -9,11 +9,11 @@ from oracle import Scene, harmonics, project
 from scenes import blobs, orbit
 
 from reconx_core.cpu.jit import serial_kernel
-from reconx_core.cpu.simd import LANES, lane_sums, load, store
+from reconx_core.cpu.simd import LANES, at, lane_sums, load, put, store
 from reconx_core.rasterize import conventions as conv
 from reconx_core.rasterize import records as rec
 from reconx_core.rasterize.blending import exp_of_eighth
-from reconx_core.rasterize.cpu import splats_of
+from reconx_core.rasterize.cpu import scene_of, splats_of
 from reconx_core.rasterize.harmonics import sh_basis, sh_direction_gradient
 from reconx_core.rasterize.tiles import TILE_SHIFT, depth_order, end_row, fill_tiles, first_row, list_tiles, running_starts
 
@@ -28,7 +28,7 @@ def view_of(cameras):
 
 def splat_scene(n=400, size=(90, 70), blob=0.1, seed=0):
     gaussians, cameras = blobs(n, 1, seed=seed, size=blob), orbit(1, *size)
-    return gaussians, cameras, splats_of(arrays(gaussians), view_of(cameras), (cameras.height, cameras.width), 1)
+    return gaussians, cameras, splats_of(scene_of(*arrays(gaussians)), view_of(cameras), (cameras.height, cameras.width), 1)
 
 
 @serial_kernel
@@ -49,10 +49,13 @@ def _sum_rows(values, out):
 
 
 @serial_kernel
-def _basis_and_gradient(degree, direction, weights, basis, gradient):
-    sh_basis(degree, (direction[0], direction[1], direction[2]), basis)
-    gx, gy, gz = sh_direction_gradient(degree, (direction[0], direction[1], direction[2]), weights)
-    gradient[0], gradient[1], gradient[2] = gx, gy, gz
+def _basis_and_gradient(degree, directions, weights, basis, gradient):
+    direction = at(directions, 0), at(directions, 1), at(directions, 2)
+    sh_basis(degree, direction, basis)
+    gx, gy, gz = sh_direction_gradient(degree, direction, weights)
+    put(gradient, 0, gx)
+    put(gradient, 1, gy)
+    put(gradient, 2, gz)
 
 
 def test_exponential_is_accurate_where_a_splat_counts():
@@ -78,10 +81,11 @@ def test_harmonics_and_their_gradient(degree, seed):
     weights = torch.randn(16, generator=generator, dtype=torch.float64)
     wanted = harmonics(direction[None], degree)[0]
     ((wanted * weights[: len(wanted)]).sum() + 0 * direction.sum()).backward()
-    basis, gradient = np.zeros(16, np.float32), np.zeros(3, np.float32)
-    _basis_and_gradient(degree, direction.detach().float().numpy(), weights.float().numpy(), basis, gradient)
-    np.testing.assert_allclose(basis[: len(wanted)], wanted.detach(), atol=1e-6)
-    np.testing.assert_allclose(gradient, direction.grad, atol=3e-5)
+    basis, gradient = np.zeros((16, LANES), np.float32), np.zeros((3, LANES), np.float32)
+    lanes = [x.detach().float()[:, None].repeat(1, LANES).numpy().ravel() for x in (direction, weights)]
+    _basis_and_gradient(degree, *lanes, basis.ravel(), gradient.ravel())
+    np.testing.assert_allclose(basis[: len(wanted)], wanted.detach()[:, None].repeat(1, LANES), atol=1e-6)
+    np.testing.assert_allclose(gradient, direction.grad[:, None].repeat(1, LANES), atol=3e-5)
 
 
 def test_harmonics_are_orthonormal():
