@@ -27,6 +27,7 @@ IN_FRONT = 0.97  # a point occludes a surface if its depth is below this share o
 BACK_OFF = (1.0, 1.15, 1.3, 1.6, 2.0, 3.0)  # depth factors that are tried to avoid occlusion
 BLUR = 0.02  # inpainting weight of a known pixel in the backdrop: the smaller, the blurrier
 BACKDROP, BACKDROP_STEP = 1.5, 6  # relative to the depth of the farthest surface; half-size pixels per backdrop Gaussian
+CLEARANCE = 0.4  # of the typical depth, round every frame's camera: nothing that no photo shows starts within
 HOLE = 0.5  # alpha of the render below which a pixel is a hole
 
 
@@ -157,6 +158,7 @@ class Surfaces:
 
     depth: Float[Tensor, "n h w"]  # 0 where there is none
     cameras: Cameras
+    clearance: float  # distance from the cameras, world units
 
 
 def render_surfaces(gaussians: Gaussians, cameras: Cameras, backend: Backend) -> Surfaces:
@@ -164,27 +166,33 @@ def render_surfaces(gaussians: Gaussians, cameras: Cameras, backend: Backend) ->
     small = resize_cameras(cameras, cameras.height // 2, cameras.width // 2)
     with torch.no_grad():
         rendering = rasterize(gaussians, small, backend=backend)
-    depth = rendering.depth / rendering.alpha.clamp(min=1e-6)
-    return Surfaces(torch.where(rendering.alpha > HOLE, depth, 0.0), small)
+    solid = rendering.alpha > HOLE
+    depth = torch.where(solid, rendering.depth / rendering.alpha.clamp(min=1e-6), 0.0)
+    clearance = CLEARANCE * float(depth[solid].median()) if bool(solid.any()) else 0.0
+    return Surfaces(depth, small, clearance)
 
 
 def occludes(points: Float[Tensor, "p 3"], surfaces: Surfaces) -> Bool[Tensor, " p"]:
-    """Points that lie in front of a surface as seen from any of its cameras."""
+    """Points that lie in front of a surface as seen from any of its cameras, or so near to one that they would fill a view."""
     pixels, z = project(points, surfaces.cameras.intrinsics, surfaces.cameras.world_to_cam)
     grid = pixels / pixels.new_tensor([surfaces.cameras.width, surfaces.cameras.height]) * 2 - 1
     first = F.grid_sample(surfaces.depth[:, None], grid[:, None], mode="nearest", align_corners=False)[:, 0, 0]
-    return ((z > 0) & (z < IN_FRONT * first)).any(0)
+    near = torch.cdist(surfaces.cameras.cam_to_world[:, :3, 3], points) < surfaces.clearance
+    return ((z > 0) & (z < IN_FRONT * first) | near).any(0)
 
 
 def push_behind(
     depth: Float[Tensor, " p"], where: Bool[Tensor, "h w"], camera: Cameras, surfaces: Surfaces
 ) -> tuple[Float[Tensor, " p"], Bool[Tensor, " p"]]:
     """The smallest multiple of ``depth`` (BACK_OFF) at which a point occludes no surface, and whether there is one."""
-    best, clear = depth.clone(), torch.zeros_like(depth, dtype=torch.bool)
+    best, hiding = depth.clone(), torch.arange(len(depth))
+    eye = camera.cam_to_world[0, :3, 3]
+    rays = _on_rays(torch.ones_like(depth), where, camera) - eye
     for factor in BACK_OFF:
-        free = ~clear & ~occludes(_on_rays(factor * depth, where, camera), surfaces)
-        best[free] = factor * depth[free]
-        clear |= free
+        best[hiding] = factor * depth[hiding]
+        hiding = hiding[occludes(eye + best[hiding, None] * rays[hiding], surfaces)]
+    clear = torch.ones_like(depth, dtype=torch.bool)
+    clear[hiding] = False
     return best, clear
 
 
@@ -198,11 +206,11 @@ def fill_holes(gaussians: Gaussians, frames: Frames, backend: Backend) -> Gaussi
     """Add coarse Gaussians in the holes of renders with a wider field of view from the frames' cameras.
 
     Colour and inverse depth are inpainted from the background at the edge of the hole; points that would occlude a surface
-    in a photo are moved back until they do not.
+    in a frame, or lie between the cameras, are moved back until they do not.
     """
     order = torch.cat([frames.is_photo.nonzero()[:, 0], (~frames.is_photo).nonzero()[:, 0]])
     cameras = widen(frames.cameras, WIDER)
-    surfaces = render_surfaces(gaussians, frames.cameras[frames.is_photo], backend)
+    surfaces = render_surfaces(gaussians, frames.cameras, backend)
     for i in order.tolist():
         with torch.no_grad():
             rendering = rasterize(gaussians, cameras[[i]], backend=backend)

@@ -200,6 +200,14 @@ def test_a_point_before_a_surface_hides_it_and_one_behind_does_not():
     assert occludes(torch.stack([near, far]), surfaces).tolist() == [True, False]
 
 
+def test_nothing_is_put_beside_a_camera_where_others_on_the_way_would_look_into_it():
+    surfaces = render_surfaces(start_from(room_pointmaps()), photos().cameras, "cpu")
+    typical = float(surfaces.depth[surfaces.depth > 0].median())
+    right, eye = photos().cameras.cam_to_world[2, :3, 0], photos().cameras.cam_to_world[2, :3, 3]
+    beside = torch.stack([eye + share * typical * right for share in (0.3, 0.5)])
+    assert occludes(beside, surfaces).tolist() == [True, False]
+
+
 def test_widening_keeps_the_middle_and_sees_more():
     cameras = photos().cameras
     wide = widen(cameras, 1.5)
