@@ -20,7 +20,7 @@ from reconx_core.io.images import ImageError, to_uint8
 if TYPE_CHECKING:
     from torch import Tensor
 
-SUFFIXES = (".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm")
+SUFFIXES = (".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".mts", ".m2ts", ".3gp", ".wmv", ".flv", ".ogv")
 _MEASURED_SIDE = 640  # sharpness is compared at this size, so that 4K noise does not count as detail
 
 
