@@ -28,6 +28,7 @@ from reconx_core.datasets.locate import PictureFinder, with_slashes
 from reconx_core.datasets.photos import (
     files_within,
     find_mask,
+    find_photos,
     image_folders,
     mask_folders,
     natural_key,
@@ -141,9 +142,13 @@ def _find_models(path: Path) -> list[Path]:
 
 
 def _named_alike(path: Path) -> list[Path]:
-    """Folders of other tools: ``colmap_text``, ``Sparse``, ``sparse_txt``, ``colmap_sparse``."""
+    """Folders of other tools: ``colmap_text``, ``Sparse``, ``sparse_txt``, ``colmap_sparse``.
+
+    Not scenes, which have pictures of their own.
+    """
     inside = path.iterdir() if path.is_dir() else iter(())
-    return sorted((p for p in inside if _ALIKE.search(p.name) and p.is_dir()), key=natural_key)
+    folders = (p for p in inside if _ALIKE.search(p.name) and not p.name.startswith(".") and p.is_dir())
+    return sorted((p for p in folders if not image_folders(p) and not find_photos(p)), key=natural_key)
 
 
 def _numbered(folder: Path) -> list[Path]:
