@@ -5,6 +5,7 @@ This is how 3D Gaussian Splatting publishes Tanks and Temples, and Mip-NeRF 360 
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -27,6 +28,7 @@ from reconx_core.datasets.locate import PictureFinder, with_slashes
 from reconx_core.datasets.photos import (
     files_within,
     find_mask,
+    find_photos,
     image_folders,
     mask_folders,
     natural_key,
@@ -47,6 +49,8 @@ _PARAMETERS: dict[str, tuple[int | None, ...]] = {
     "OPENCV": (0, 1, 2, 3, 4, 5, 6, 7),
     "FULL_OPENCV": (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11),
 }
+
+_ALIKE = re.compile("colmap|sparse", re.IGNORECASE)
 
 
 def find_model(path: Path) -> Path | None:
@@ -133,7 +137,18 @@ def _find_models(path: Path) -> list[Path]:
     sparse = (path, path / "sparse", path / "colmap" / "sparse")
     places = [[path], *([*_numbered(folder), folder] for folder in sparse if folder.absolute().name == "sparse")]
     places += [[path / "dense" / "sparse"], [folder / "sparse" for folder in _numbered(path / "dense")]]  # undistorted ones
+    places += [[*_numbered(folder), folder, *_numbered(folder / "sparse"), folder / "sparse"] for folder in _named_alike(path)]
     return next((found for place in places if (found := [folder for folder in place if is_model(folder)])), [])
+
+
+def _named_alike(path: Path) -> list[Path]:
+    """Folders of other tools: ``colmap_text``, ``Sparse``, ``sparse_txt``, ``colmap_sparse``.
+
+    Not scenes, which have pictures of their own.
+    """
+    inside = path.iterdir() if path.is_dir() else iter(())
+    folders = (p for p in inside if _ALIKE.search(p.name) and not p.name.startswith(".") and p.is_dir())
+    return sorted((p for p in folders if not image_folders(p) and not find_photos(p)), key=natural_key)
 
 
 def _numbered(folder: Path) -> list[Path]:

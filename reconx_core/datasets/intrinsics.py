@@ -11,8 +11,8 @@ import numpy as np
 
 from reconx_core.datasets.capture import Capture, Photo
 from reconx_core.errors import UserError
+from reconx_core.io.exif import LONGEST, SHORTEST
 
-_SHORTEST, _LONGEST = 0.1, 50.0  # focal lengths in long sides of the picture: 169 degrees, and a telescope
 _NORMALISED = 5.0  # pixels; a focal length below is one in widths of the picture
 _OUTSIDE = 1.0  # share of the picture from its centre: half of it beyond the border
 _FAR = 0.25  # as above: an unusual crop, or numbers for a picture of another size
@@ -62,10 +62,10 @@ def _problem(values: Sequence[float], photo: Photo) -> str | None:
 
 
 def _focal_problem(focals: Sequence[float], size: tuple[int, int]) -> str | None:
-    wrong = [focal for focal in focals if not _SHORTEST <= focal / max(size) <= _LONGEST]
+    wrong = [focal for focal in focals if not SHORTEST <= focal / max(size) <= LONGEST]
     if not wrong:
         return None
-    if wrong[0] / max(size) > _LONGEST:
+    if wrong[0] / max(size) > LONGEST:
         advice = "check its unit, and the picture size that it is for"
     elif wrong[0] < _NORMALISED:
         advice = "it looks like a share of the picture's width, or an angle in the wrong unit, and should be in pixels"

@@ -23,8 +23,8 @@ from reconx_core.names import abbreviate, unique_shown
 if TYPE_CHECKING:
     from torch import Tensor
 
-_IMAGES = re.compile(r"images(?:_(\d+))?")
-_PLACES = ("images", "keyframes/corrected_images", "keyframes/images")  # of a scene's photos; keyframes: Polycam
+_IMAGES = re.compile(r"images(?:_(\d+))?", re.IGNORECASE)
+_PLACES = ("keyframes/corrected_images", "keyframes/images")  # of Polycam's photos
 _MASK_MARKS = ("{}.mask", "{}_mask", "{}-mask", "dynamic_mask_{}", "mask_{}")
 _MASK = re.compile(r"(.+)[._-]mask|(?:dynamic_)?mask_(.+)", re.IGNORECASE)
 
@@ -42,7 +42,8 @@ def find_photos(folder: Path) -> list[Path]:
 
 def image_folders(scene: Path) -> list[Path]:
     """``images``, ``images_2``, ``images_4``, ... of a scene: the largest pictures first."""
-    found = {match: p for p in scene.glob("images*") if p.is_dir() and (match := _IMAGES.fullmatch(p.name))}
+    inside = sorted(scene.iterdir()) if scene.is_dir() else []
+    found = {match: p for p in inside if (match := _IMAGES.fullmatch(p.name)) and p.is_dir()}
     return [found[match] for match in sorted(found, key=lambda match: int(match[1] or 1))]
 
 
@@ -79,12 +80,19 @@ def find_mask(photo: Path) -> Path | None:
 
 def mask_folders(folder: Path) -> list[Path]:
     """Where the masks of a folder's photos may be, apart from beside them."""
-    names = ["masks", "mask"]
-    inside = [folder / name for name in names]
+    names = ("masks", "mask")
+    inside = folders_named(folder, names)
     match = _IMAGES.fullmatch(folder.name)
     if match is None:
         return inside
-    return inside + [folder.parent / name for name in [*names, *([f"masks_{match[1]}"] if match[1] else [])]]
+    return inside + folders_named(folder.parent, (*names, *([f"masks_{match[1]}"] if match[1] else [])))
+
+
+def folders_named(parent: Path, names: Sequence[str]) -> list[Path]:
+    """The folders in ``parent`` that have one of these names, in their order; capitals do not count."""
+    listed = sorted(os.listdir(parent), reverse=True) if os.path.isdir(parent) else []
+    found = sorted((name for name in listed if name.lower() in names), key=lambda name: names.index(name.lower()))
+    return [folder for name in found if (folder := parent / name).is_dir()]
 
 
 def warn_of_unlisted(pictures: Sequence[Path], source: Path) -> None:
@@ -178,7 +186,8 @@ def _named_as_photos(folder: Path) -> list[Path]:
 
 def _places(path: Path) -> list[Path]:
     """The folder itself and those in it where photos usually are."""
-    return [path, *(place for name in _PLACES if (place := path / name).is_dir())]
+    inside = folders_named(path, ("images",))
+    return [path, *inside, *(place for name in _PLACES if (place := path / name).is_dir())]
 
 
 def _folder_of_photos(path: Path) -> Path:

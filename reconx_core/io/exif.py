@@ -24,6 +24,7 @@ _TURNS = {
 }
 _GPANO = re.compile(rb"GPano:ProjectionType\W+(\w+)", re.IGNORECASE)
 _LARGE = 64_000_000  # pixels
+SHORTEST, LONGEST = 0.1, 50.0  # focal lengths in long sides of the picture: 169 degrees, and a telescope
 _SWEPT = 6  # CustomRendered of the panoramas that phones stitch
 
 
@@ -36,11 +37,12 @@ def turn_of(picture: Image.Image) -> Image.Transpose | None:
 
 
 def focal_of(picture: Image.Image) -> float:
-    """Focal length in pixels of the stored picture; NaN where it is unknown or the EXIF is broken."""
+    """Focal length in pixels of the stored picture; NaN where it is unknown, no lens has it, or the EXIF is broken."""
     try:
-        return _focal(picture, _camera_tags(picture))
+        focal = _focal(picture, _camera_tags(picture))
     except Exception:
         return math.nan
+    return focal if SHORTEST <= focal / max(picture.size) <= LONGEST else math.nan
 
 
 def projection_of(picture: Image.Image) -> str | None:

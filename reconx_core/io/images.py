@@ -42,6 +42,9 @@ _WHITES = {"F": (1.0, 255.0), "I": (255.0, 4095.0, 65535.0)}
 _PAGED = ("TIFF", "WEBP", "PNG")  # formats whose further pictures are other photos, and not a view for the other eye
 _LIMIT = threading.Lock()
 _POINTERS = {b"version https://git-lfs": "git lfs pull", b"/annex/objects/": "git annex get"}
+_TURNED_BACK = {Image.Transpose.ROTATE_90: Image.Transpose.ROTATE_270, Image.Transpose.ROTATE_270: Image.Transpose.ROTATE_90}
+_SIDEWAYS = (*_TURNED_BACK, Image.Transpose.TRANSPOSE, Image.Transpose.TRANSVERSE)
+_CUT_OUT = 2  # colours, of 16, of a mask's opaque pixels; more are those of a photo
 _INVERTED = "dynamic_mask_"  # instant-ngp's masks are white where a pixel may not be used
 
 
@@ -68,17 +71,24 @@ def read_image(path: Path, upright: bool = True) -> Float[Tensor, "h w 3"]:
     Raises:
         ImageError: the file is missing, truncated or no picture.
     """
+    return _to_rgb(_open(path, upright), path)
+
+
+def _to_rgb(picture: Image.Image, path: Path) -> Float[Tensor, "h w 3"]:
     import torch
 
-    picture = _open(path, upright)
     if picture.mode in ("F", "I", "I;16", "I;16B", "I;16L"):
         deep = picture if picture.mode == "F" else picture.convert("I")
         grey = _shares(np.asarray(deep, dtype=np.float32), _WHITES[deep.mode], path)
         return torch.from_numpy(np.repeat(grey[..., None], 3, -1)).clamp(0, 1)
-    if "A" in picture.getbands() or "transparency" in picture.info:
+    if _is_transparent(picture):
         rgba = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
     return _from_pillow(picture.convert("RGB"))
+
+
+def _is_transparent(picture: Image.Image) -> bool:
+    return "A" in picture.getbands() or "transparency" in picture.info
 
 
 def _shares(grey: Float[np.ndarray, "h w"], whites: tuple[float, ...], path: Path) -> Float[np.ndarray, "h w"]:
@@ -102,19 +112,31 @@ def _shares(grey: Float[np.ndarray, "h w"], whites: tuple[float, ...], path: Pat
 def read_mask(path: Path, upright: bool = True) -> Bool[Tensor, "h w"]:
     """A mask picture: True (may be used) where it is brighter than half. Raises ImageError as :func:`read_image`.
 
-    Of a mask with two values only, 0 and another one, the other is True: many programs write 0 and 1.
+    Of a mask with two values only, 0 and another one, the other is True: many programs write 0 and 1. What is transparent may
+    not be used, and of a cut-out in a photo's colours what is opaque may.
     """
-    grey = read_image(path, upright).mean(-1)
+    picture = _open(path, upright)
+    grey = _opaque_grey(picture) if _is_transparent(picture) else _to_rgb(picture, path).mean(-1)
     brightest = grey.max()
     two_values = brightest <= 0.5 and bool(((grey == 0) | (grey == brightest)).all())
     mask = grey > (0.0 if two_values else 0.5)
     return ~mask if path.name.startswith(_INVERTED) else mask
 
 
+def _opaque_grey(picture: Image.Image) -> Float[Tensor, "h w"]:
+    """Brightness of a mask with transparent pixels, which become 0; of a cut-out, 1 where it is opaque."""
+    rgba = _from_pillow(picture.convert("RGBA"))
+    grey, opaque = rgba[..., :3].mean(-1), rgba[..., 3] > 0.5
+    if bool((rgba[..., 3] == rgba[0, 0, 3]).all()):  # then it says nothing
+        return grey
+    return opaque.float() if len((grey[opaque] * 15).round().unique()) > _CUT_OUT else grey * opaque
+
+
 def read_size(path: Path) -> tuple[int, int]:
     """(height, width) of the stored picture, from its header. Raises ImageError if there is none."""
     with _errors_of(path), _opened(path) as picture:
-        return picture.height, picture.width
+        width, height = reversed(picture.size) if _turn_by_pillow(picture) in _SIDEWAYS else picture.size
+        return height, width
 
 
 def read_focal(path: Path) -> float:
@@ -208,9 +230,15 @@ def _open(path: Path, upright: bool) -> Image.Image:
         pages = getattr(picture, "n_frames", 1) if picture.format in _PAGED else 1
         if pages > 1:
             warnings.warn(f"{path} holds {pages} pictures; the first is used, and the others are not.", stacklevel=3)
+        turned = _turn_by_pillow(picture)
         decoded = _decode(picture)
-        turn = _turn_of(picture, path) if upright else None
+        turn = _turn_of(picture, path) if upright else turned and _TURNED_BACK.get(turned, turned)
         return decoded.copy() if turn is None else decoded.transpose(turn)
+
+
+def _turn_by_pillow(picture: Image.Image) -> Image.Transpose | None:
+    """How Pillow turns a picture while it decodes it, which it does with TIFF only; ``size`` is then that of the turned one."""
+    return turn_of(picture) if picture.format == "TIFF" else None
 
 
 @contextmanager

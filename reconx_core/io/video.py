@@ -20,7 +20,7 @@ from reconx_core.io.images import ImageError, to_uint8
 if TYPE_CHECKING:
     from torch import Tensor
 
-SUFFIXES = (".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm")
+SUFFIXES = (".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".mts", ".m2ts", ".3gp", ".wmv", ".flv", ".ogv")
 _MEASURED_SIDE = 640  # sharpness is compared at this size, so that 4K noise does not count as detail
 
 
@@ -38,9 +38,10 @@ def read_frames(path: Path) -> Iterator[Float[Tensor, "h w 3"]]:
 def read_frame(path: Path, pts: int) -> Float[Tensor, "h w 3"]:
     """The frame with the presentation time stamp ``pts``. Raises ImageError if it cannot be decoded."""
     try:
-        for frame in _decode(path, pts):
-            if frame.pts == pts:
-                return _to_tensor(frame)
+        for start in (pts, None):  # streams without an index, such as MPEG-TS, cannot seek exactly
+            for frame in _decode(path, start):
+                if frame.pts == pts:
+                    return _to_tensor(frame)
     except UserError as error:
         raise ImageError(str(error)) from None
     raise ImageError(f"The video {path} has no frame at time stamp {pts}.")

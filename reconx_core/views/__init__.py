@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import warnings
 from collections.abc import Sequence
@@ -21,7 +20,7 @@ from reconx_core.geometry.undistort import undistort_masked
 from reconx_core.io.images import ImageError, resize, resize_mask
 from reconx_core.settings import ViewsSettings
 from reconx_core.types import CameraProtocol, Cameras, Views
-from reconx_core.views.copies import without_copies
+from reconx_core.views.copies import Look, look_of, without_copies
 from reconx_core.views.projection import describe_projection
 from reconx_core.views.protocol import leave_out_uncalibrated, leave_out_unposed, require_baseline, resolve_protocol
 from reconx_core.views.splits import is_rule, split_by_rule
@@ -49,8 +48,8 @@ class _View:
     intrinsics: Float[Tensor, "3 3"] | None
     cam_to_world: Float[Tensor, "4 4"] | None
     object_mask: Bool[Tensor, "h w"] | None = None
-    pixels: bytes = b""  # digest of the photo, by which copies are found
     resized: tuple[int, int] = (0, 0)  # height and width to which the photo was resized, before it was cropped
+    look: Look | None = None  # of the photo, by which copies are found
 
 
 def load_views(source: str | Path, settings: ViewsSettings) -> Views:
@@ -79,7 +78,7 @@ def views_with_depth(capture: Capture, settings: ViewsSettings) -> tuple[Views, 
     loaded, problems = _load_all(capture.photos, (*inputs, *targets), settings)
     uncalibrated = leave_out_uncalibrated(capture.photos, list(loaded), settings.protocol)
     usable, targets = ([i for i in part if i in loaded and i not in uncalibrated] for part in (inputs, targets))
-    inputs = without_copies(capture.name, capture.photos, usable, {i: loaded[i].pixels for i in usable})
+    inputs = without_copies(capture.name, capture.photos, usable, {i: look for i in usable if (look := loaded[i].look)})
     if len(inputs) < 2:
         count = f"'{capture.name}' has {len(inputs)} usable input photo(s); at least two photos of the same place are needed."
         raise UserError(" ".join([count, *problems[:1]]))
@@ -203,7 +202,7 @@ def _load(photo: Photo, settings: ViewsSettings) -> _View:
         sizes = f"{mask.shape[1]}x{mask.shape[0]}, but the photo {stored[1]}x{stored[0]}"
         raise ImageError(f"The mask of photo '{photo.name}' is {sizes}; give a mask of the photo's shape.")
     image, mask = resize(image, height, width), resize_mask(mask, height, width)
-    pixels = hashlib.sha256(image.numpy().tobytes() + repr(image.shape).encode()).digest()
+    look = look_of(image)
     if not mask.any():
         warnings.warn(f"The mask of photo '{photo.name}' leaves nothing of it.", stacklevel=2)
     object_mask = None if photo.load_object_mask is None else resize_mask(photo.load_object_mask(), height, width)
@@ -216,7 +215,7 @@ def _load(photo: Photo, settings: ViewsSettings) -> _View:
         intrinsics = intrinsics * torch.tensor([width / calibrated[1], height / calibrated[0], 1.0])[:, None]
         image, mask = undistort_masked(image, mask, intrinsics, photo.distortion)
     focal = photo.focal * max(height, width) / max(stored)
-    view = _View(image, mask, focal, intrinsics, photo.cam_to_world, object_mask, pixels, (height, width))
+    view = _View(image, mask, focal, intrinsics, photo.cam_to_world, object_mask, (height, width), look)
     return view if settings.crop is None else _cropped(view, *settings.crop)
 
 

@@ -290,8 +290,16 @@ def test_of_several_models_the_largest_is_used_and_said(tmp_path):
     assert len(read(tmp_path / "sparse" / "0").photos) == 2  # the user's choice
 
 
-@pytest.mark.parametrize("name", ["sparse/1", "colmap/sparse/2"])
-def test_the_only_model_may_have_any_number(tmp_path, name):
+def test_a_folder_of_scenes_whose_names_have_colmap_in_them_is_no_scene(tmp_path):
+    for scene in ("room_colmap", "hall_colmap"):
+        write(tmp_path / scene, NAMES)
+    assert [name for name, _ in scene_names(tmp_path)] == ["hall_colmap", "room_colmap"]
+
+
+@pytest.mark.parametrize(
+    "name", ["sparse/1", "colmap/sparse/2", "Sparse/0", "sparse_txt", "colmap_text", "colmap_out/sparse/0"]
+)
+def test_the_only_model_may_have_any_number_and_lie_where_other_tools_write_it(tmp_path, name):
     write(tmp_path, NAMES)
     (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / "sparse" / "0").rename(tmp_path / name)

@@ -35,10 +35,13 @@ def test_masks_belong_to_their_photo_and_are_none_themselves(tmp_path, mask):
     assert b.load_mask is None
 
 
-def test_masks_beside_an_images_folder(tmp_path):
-    write_greys(tmp_path / "images", ["a.png", "b.png"])
-    write_greys(tmp_path / "masks", ["b.png"])
-    assert [p.load_mask is not None for p in photos.read(tmp_path).photos] == [False, True]
+@pytest.mark.parametrize(("folder", "masks"), [("images", "masks"), ("Images", "Masks"), ("IMAGES_2", "MASKS_2")])
+def test_masks_beside_an_images_folder(tmp_path, folder, masks):
+    write_greys(tmp_path / folder, ["a.png", "b.png"])
+    write_greys(tmp_path / masks, ["b.png"])
+    path = tmp_path if folder.lower() == "images" else tmp_path / folder
+    assert [p.load_mask is not None for p in photos.read(path).photos] == [False, True]
+    assert any(name.lower().endswith(f"{masks.lower()}/b.png") for name in files_of(path))
 
 
 @pytest.mark.parametrize("folder", ["images", "images_4"])

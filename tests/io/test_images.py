@@ -38,8 +38,9 @@ def test_every_format_is_read_in_colour(tmp_path, gradient, suffix):
     assert (read - gradient).abs().mean() < TOLERANCE[suffix]
 
 
+@pytest.mark.parametrize("suffix", [".png", ".tif"])  # Pillow turns TIFF by itself, and no other format
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_rotation_is_applied_unless_the_calibration_wants_stored_pixels(tmp_path, gradient, orientation):
+def test_exif_rotation_is_applied_unless_the_calibration_wants_stored_pixels(tmp_path, gradient, orientation, suffix):
     mirrored, quarter_turns = {1: (0, 0), 2: (1, 0), 3: (0, 2), 4: (1, 2), 5: (1, 1), 6: (0, 1), 7: (1, 3), 8: (0, 3)}[
         orientation
     ]
@@ -47,9 +48,11 @@ def test_exif_rotation_is_applied_unless_the_calibration_wants_stored_pixels(tmp
     stored = np.ascontiguousarray(np.rot90(np.fliplr(upright) if mirrored else upright, quarter_turns))
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = orientation
-    Image.fromarray(stored).save(tmp_path / "photo.png", exif=exif)
-    assert (images.read_image(tmp_path / "photo.png") - gradient).abs().max() < 0.01
-    assert images.read_image(tmp_path / "photo.png", upright=False).shape[:2] == stored.shape[:2]
+    path = tmp_path / f"photo{suffix}"
+    Image.fromarray(stored).save(path, exif=exif)
+    assert (images.read_image(path) - gradient).abs().max() < 0.01
+    assert np.array_equal(images.to_uint8(images.read_image(path, upright=False)), stored)
+    assert images.read_size(path) == stored.shape[:2]
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "P", "1", "CMYK"])
@@ -109,7 +112,16 @@ def test_focal_from_the_sensor_follows_a_resize(tmp_path):
     assert images.read_focal(tmp_path / "a.jpg") == pytest.approx(50)
 
 
-@pytest.mark.parametrize("tags", [{}, {"FocalLength": 50.0}, {"FocalLengthIn35mmFilm": 0}])
+NO_FOCALS = [
+    {},
+    {"FocalLength": 50.0},
+    {"FocalLengthIn35mmFilm": 0},
+    {"FocalLengthIn35mmFilm": 1},
+    {"FocalLengthIn35mmFilm": 65535},
+]
+
+
+@pytest.mark.parametrize("tags", NO_FOCALS)
 def test_focal_is_nan_where_nothing_usable_is_written(tmp_path, tags):
     save(torch.zeros(30, 40, 3), tmp_path / "a.jpg", exif=exif_with(**tags))
     assert math.isnan(images.read_focal(tmp_path / "a.jpg"))
@@ -178,6 +190,30 @@ def test_a_mask_of_many_values_is_cut_at_half(tmp_path):
     assert images.read_mask(tmp_path / "mask.png").tolist() == [[False, False, False, True, True]]
     Image.fromarray(np.zeros((2, 2), np.uint8)).save(tmp_path / "black.png")
     assert not images.read_mask(tmp_path / "black.png").any()
+
+
+@pytest.mark.parametrize(("colours", "usable"), [((255, 255), True), ((0, 0), False), ((128, 128), True), ((40, 160), True)])
+def test_what_is_transparent_in_a_mask_may_not_be_used(tmp_path, colours, usable):
+    """White or grey on nothing is usable, black on nothing is not, and of a cut-out photo what was cut out is."""
+    grey = np.linspace(*colours, 5).round().astype(np.uint8)[None].repeat(4, 0)
+    alpha = np.full((4, 5), 255, np.uint8)
+    alpha[:2] = 0
+    Image.fromarray(np.dstack([grey] * 3 + [alpha])).save(tmp_path / "mask.png")
+    assert images.read_mask(tmp_path / "mask.png").tolist() == [[False] * 5] * 2 + [[usable] * 5] * 2
+
+
+@pytest.mark.parametrize("opacity", [0, 255])
+def test_a_transparency_that_is_the_same_everywhere_says_nothing(tmp_path, opacity):
+    levels = np.array([[0, 255, 0]], np.uint8)
+    Image.fromarray(np.dstack([levels] * 3 + [np.full_like(levels, opacity)])).save(tmp_path / "mask.png")
+    assert images.read_mask(tmp_path / "mask.png").tolist() == [[False, True, False]]
+
+
+def test_a_palette_whose_first_colour_is_transparent_hides_it(tmp_path):
+    mask = Image.fromarray(np.array([[0, 0, 1]], np.uint8))
+    mask.putpalette([0, 0, 0, 128, 0, 0])
+    mask.save(tmp_path / "mask.png", transparency=0)
+    assert images.read_mask(tmp_path / "mask.png").tolist() == [[False, False, True]]
 
 
 def test_dynamic_masks_of_instant_ngp_are_white_where_not_to_look(tmp_path):

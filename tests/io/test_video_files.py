@@ -70,6 +70,24 @@ def test_long_videos_are_measured_in_part(tmp_path):
     assert len(video_io.measure_sharpness(tmp_path / "a.mp4", most=7)) == 7
 
 
+@pytest.mark.parametrize(
+    ("suffix", "codec"), [(".mpg", "mpeg2video"), (".3gp", "mpeg4"), (".mts", "mpeg2video"), (".WMV", "wmv2")]
+)
+def test_videos_of_camcorders_and_older_phones(tmp_path, suffix, codec):
+    path = tmp_path / f"a{suffix}"
+    with av.open(str(path), "w", format={".3gp": "3gp", ".mts": "mpegts", ".WMV": "asf"}.get(suffix)) as container:
+        stream = container.add_stream(codec, rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for frame in clip(5, 48, 64):
+            picture = av.VideoFrame.from_ndarray((frame.clamp(0, 1) * 255).byte().numpy(), format="rgb24")
+            container.mux(stream.encode(picture))
+        container.mux(stream.encode())
+    assert video_io.is_video(path)
+    stamps = [stamp for stamp, _ in video_io.measure_sharpness(path)]
+    assert len(stamps) == 5
+    assert (video_io.read_frame(path, stamps[3]) - clip(5, 48, 64)[3]).abs().mean() < 0.1
+
+
 @pytest.mark.parametrize("content", [b"", b"not a video at all" * 10])
 def test_what_is_no_video_is_named(tmp_path, content):
     (tmp_path / "bad.mp4").write_bytes(content)
