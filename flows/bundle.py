@@ -92,7 +92,9 @@ def make(run: Path, out: Path | None, root: Path | None, console: Console) -> No
         "summary": means_of(scenes), **{key: read.record[key] for key in _KEPT if read.record.get(key)},
     }  # fmt: skip
     digest = write_bundle(out, about, files)
-    console.print(f"{len(files)} renders of {len(scenes)} scene(s) in {out}", soft_wrap=True, markup=False)
+    count, seeds = (len({scene[key] for scene in scenes}) for key in ("scene", "seed"))
+    told = f"{count} scene(s)" + (f", {seeds} seeds" if seeds > 1 else "")
+    console.print(f"{len(files)} renders of {told} in {out}", soft_wrap=True, markup=False)
     console.print(f"SHA-256 {digest}", soft_wrap=True, markup=False)
 
 

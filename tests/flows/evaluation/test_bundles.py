@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import zipfile
 
 import pytest
@@ -10,8 +11,10 @@ from standins import HEIGHT, WIDTH
 
 from flows.evaluation.bundle_page import render_leaderboard, shared_scenes
 from flows.evaluation.bundles import ABOUT, FORMAT, means_of, prediction_name, read_bundle, write_bundle
+from reconx_core import metrics
 from reconx_core.errors import UserError
 from reconx_core.io.images import encode, write_png
+from reconx_core.metrics import given
 
 
 def scene(name, psnr=20.0, **changes):
@@ -130,3 +133,29 @@ def test_from_predictions_to_a_leaderboard(reconx, tiny, photos, tmp_path, monke
     assert reconx("bundle", "verify", "b.zip").code == 0  # by itself it cannot know
     outcome = reconx("bundle", "verify", "b.zip", "--data", photos)
     assert (outcome.code, "psnr of d is" in outcome.out) == (1, True)
+
+
+@pytest.mark.slow
+def test_a_run_of_our_own_with_seeds_and_rows_holds_without_its_store(reconx, tiny, photos, tmp_path, monkeypatch):
+    def score_scene(gaussians, scene, kept, pointmaps, settings, generator):
+        targets = given.held_out(scene, settings)
+        render = (targets.images[0] + 0.1 * gaussians.means.mean()).clamp(0, 1)
+        results = given.score_pictures([render], targets, settings)
+        return given.scores_of(results, scene, gaussians), [picture for _, picture in results]
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RECONX_STORE", str(tmp_path / "store"))
+    monkeypatch.setattr(metrics, "score_scene", score_scene)
+    assert reconx("evaluate", photos, "--seeds", "2", "--ablation", "-o", "rows").code == 0
+    outcome = reconx("bundle", "rows")
+    assert (outcome.code, "holds 7 runs (baseline, full" in outcome.err) == (2, True)
+    for row in ("full", "baseline"):
+        outcome = reconx("bundle", f"rows/{row}", "-o", f"{row}.zip")
+        assert (outcome.code, "2 renders of 1 scene(s), 2 seeds in" in outcome.out) == (0, True), outcome.err
+    shutil.rmtree(tmp_path / "store")
+    outcome = reconx("bundle", "verify", "full.zip", "--data", photos)
+    assert (outcome.code, "scores of every view" in outcome.out) == (0, True)
+    outcome = reconx("bundle", "rows/full")
+    assert (outcome.code, "no longer in the store" in outcome.err) == (2, True)
+    assert reconx("bundle", "page", "full.zip", "baseline.zip").code == 0
+    assert "row baseline of the ablation" in (tmp_path / "leaderboard.html").read_text()

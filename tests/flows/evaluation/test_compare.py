@@ -234,6 +234,13 @@ def test_a_name_that_is_no_run_is_one_sentence(tmp_path, reconx, monkeypatch):
     assert "There is no run" in reconx("compare", "a", "b").err
 
 
+def test_of_a_folder_of_runs_one_is_to_be_named(tmp_path):
+    for row in ("full", "baseline"):
+        write_run(tmp_path / "rows" / row, {"u": record_scene(20)})
+    with pytest.raises(UserError, match=r"'.*rows' holds 2 runs \(baseline, full\); name one of them, such as .*/baseline\."):
+        read(tmp_path / "rows")
+
+
 def test_run_told_to_mlflow_knows_where(tmp_path):
     folder = write_run(tmp_path / "a", {"u": record_scene(20)})
     assert read(folder).tracked is None

@@ -129,8 +129,6 @@ def test_size_speed_and_bins_stand_on_the_page(tmp_path):
     runs = []
     for letter, psnr, fps in (("A", 20, 10.0), ("B", 21, 30.0)):
         scenes = {s: record_scene(psnr, bin="small" if s == "w" else "large", fps=fps, megabytes=5.0) for s in "uvw"}
-        if letter == "B":
-            scenes["u"]["fps"] = None
         folder = write_run(tmp_path / letter, scenes, protocol={"bins": {"small": [0.05, 0.3], "large": [0.3, 1]}})
         runs.append(read_run(str(folder), letter))
     assert dict(compare_page.size_rows(runs, [pair_up(*runs)])) == {
