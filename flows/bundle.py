@@ -76,7 +76,7 @@ def make(run: Path, out: Path | None, root: Path | None, console: Console) -> No
     if read.folder is None:
         raise UserError(f"'{run}' is no folder of a run; a bundle is made from the run's own folder.")
     require_writable_file(out)
-    settings, place = parse_settings(read.record["settings"]), _store_of(read.folder, root)
+    settings, place = parse_settings(read.record["settings"]), root or _store_of(read.folder, read.record)
     files: dict[str, bytes] = {}
     scenes = []
     for made in _made(read.folder, read.record, place):
@@ -98,10 +98,12 @@ def make(run: Path, out: Path | None, root: Path | None, console: Console) -> No
     console.print(f"SHA-256 {digest}", soft_wrap=True, markup=False)
 
 
-def _store_of(folder: Path, root: Path | None) -> Path:
-    """A row of an ablation has its request in the folder above."""
+def _store_of(folder: Path, record: dict[str, Any]) -> Path:
+    """A row of an ablation has its request in the folder above, and a run of predictions none."""
+    if "store" in record:
+        return Path(str(record["store"]))
     request = find_request(folder) or find_request(folder.resolve().parent)
-    return root or (request.store if request else default_store())
+    return request.store if request else default_store()
 
 
 def _made(folder: Path, record: dict[str, Any], root: Path) -> Iterator[_Made]:

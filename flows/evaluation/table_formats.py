@@ -14,6 +14,7 @@ from rich.table import Table
 
 from flows.evaluation.ablation import switch_letters, switch_titles
 from flows.evaluation.efficiency import Cost, cost_rows, scene_rows
+from flows.evaluation.fitting import print_fitting
 from flows.evaluation.published import SCORES, Entry, PaperTable
 from reconx_core.reporting.report import COLUMNS, format_score
 
@@ -117,7 +118,7 @@ def print_table(table: PaperTable, console: Console) -> None:
     shared = [name for name in sets if any(entry.set == name for entry in _ours(table))] or sets
     for name in shared:
         entries = sorted((entry for entry in table.entries if entry.set == name), key=lambda entry: entry.published)
-        console.print(_screen_table(table, entries))
+        print_fitting(console, _screen_table(table, entries))
     if others := [name for name in sets if name not in shared]:
         named = ", ".join(others)
         console.print(f"Of {named} there are no runs of ours; the files have the figures.", soft_wrap=True, markup=False)
@@ -164,7 +165,7 @@ def _screen_table(table: PaperTable, entries: list[Entry]) -> Table:
     for heading in (*(["views"] if len(counts) > 1 else []), "method", *left):
         shown.add_column(heading, no_wrap=heading in left, overflow="fold")
     for heading in (*_score_titles(), "scenes", "run"):
-        shown.add_column(heading, justify="left" if heading == "run" else "right", no_wrap=heading in ("scenes", "run"))
+        shown.add_column(heading, justify="left" if heading == "run" else "right", no_wrap=True)
     for views in counts:
         first = ["" if views is None else str(views)] if len(counts) > 1 else []
         for entry in (entry for entry in entries if entry.views == views):
