@@ -118,7 +118,9 @@ def read_run(name: str, label: str = "") -> Run:
         place = (tracked.uri, tracked.run) if tracked else None
         return Run(read_record(folder / RECORD), folder, place, label)
     if rows := sorted(path.name for path in folder.glob("*") if is_run(path)):
-        raise UserError(f"'{name}' holds {len(rows)} runs ({abbreviate(rows)}); name one of them, such as {folder / rows[0]}.")
+        raise UserError(
+            f"'{name}' holds {len(rows)} run(s) ({abbreviate(rows)}); name one of them, such as {folder / rows[0]}."
+        )
     quoted = f'"{name}"' if "'" in name else f"'{name}'"
     conditions = (f"tags.`reconx.title` = {quoted}", f"run_name = {quoted}", f"run_id = {quoted}")
     found = next((run for condition in conditions for run in search_mlflow(condition)), None)

@@ -237,7 +237,7 @@ def test_a_name_that_is_no_run_is_one_sentence(tmp_path, reconx, monkeypatch):
 def test_of_a_folder_of_runs_one_is_to_be_named(tmp_path):
     for row in ("full", "baseline"):
         write_run(tmp_path / "rows" / row, {"u": record_scene(20)})
-    with pytest.raises(UserError, match=r"'.*rows' holds 2 runs \(baseline, full\); name one of them, such as .*/baseline\."):
+    with pytest.raises(UserError, match=r"holds 2 run\(s\) \(baseline, full\); name one of them, such as .*/baseline\."):
         read(tmp_path / "rows")
 
 
