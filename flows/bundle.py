@@ -76,7 +76,7 @@ def make(run: Path, out: Path | None, root: Path | None, console: Console) -> No
     if read.folder is None:
         raise UserError(f"'{run}' is no folder of a run; a bundle is made from the run's own folder.")
     require_writable_file(out)
-    settings, place = parse_settings(read.record["settings"]), _store_of(read.folder, root)
+    settings, place = parse_settings(read.record["settings"]), root or _store_of(read.folder, read.record)
     files: dict[str, bytes] = {}
     scenes = []
     for made in _made(read.folder, read.record, place):
@@ -92,14 +92,18 @@ def make(run: Path, out: Path | None, root: Path | None, console: Console) -> No
         "summary": means_of(scenes), **{key: read.record[key] for key in _KEPT if read.record.get(key)},
     }  # fmt: skip
     digest = write_bundle(out, about, files)
-    console.print(f"{len(files)} renders of {len(scenes)} scene(s) in {out}", soft_wrap=True, markup=False)
+    count, seeds = (len({scene[key] for scene in scenes}) for key in ("scene", "seed"))
+    told = f"{count} scene(s)" + (f", {seeds} seeds" if seeds > 1 else "")
+    console.print(f"{len(files)} renders of {told} in {out}", soft_wrap=True, markup=False)
     console.print(f"SHA-256 {digest}", soft_wrap=True, markup=False)
 
 
-def _store_of(folder: Path, root: Path | None) -> Path:
-    """A row of an ablation has its request in the folder above."""
+def _store_of(folder: Path, record: dict[str, Any]) -> Path:
+    """A row of an ablation has its request in the folder above, and a run of predictions none."""
+    if "store" in record:
+        return Path(str(record["store"]))
     request = find_request(folder) or find_request(folder.resolve().parent)
-    return root or (request.store if request else default_store())
+    return request.store if request else default_store()
 
 
 def _made(folder: Path, record: dict[str, Any], root: Path) -> Iterator[_Made]:

@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.markup import escape
 
 from flows.evaluation.ablation import load_ablation
-from flows.evaluation.protocols import INDEX, Protocol, bins_of, load_protocol, plan_protocol
+from flows.evaluation.protocols import INDEX, Protocol, load_protocol, plan_protocol
 from flows.execution.hooks import Hooks
 from flows.execution.plan import REQUEST, ScenePlan, SceneRun, apart_from_store, place_of, require_apart
 from flows.execution.run import load_params, look_up, resolve_auto, resolve_settings, run_stages
@@ -94,7 +93,9 @@ def _evaluate(
         record_sources(out, read)
 
     def on_scene(run: SceneRun) -> None:
-        folders[run.plan.row].lay(run, lambda note: console.print(f"[yellow]{escape(note)}[/]", soft_wrap=True))
+        from flows.execution.notes import noted_on
+
+        folders[run.plan.row].lay(run, noted_on(console))
 
     with ExitStack() as opened:
         runs = run_stages(plans, root, console, workers=workers, hooks=Hooks(on_start, on_sources, on_scene))
@@ -112,10 +113,11 @@ def write_rows(
     """
     from flows.evaluation import score_tables as tables
     from flows.execution.flow import is_mistake
+    from flows.execution.notes import noted_on
     from flows.runs.earlier import EARLIER
     from flows.runs.registry import end_run
 
-    say = lambda note: console.print(f"[yellow]{escape(one_line(note))}[/]", soft_wrap=True)  # noqa: E731
+    say = noted_on(console)
     end_run(root, out, [reference for run in runs for reference in run.references.values()], say)
     try:
         told = put_rest_aside(request, folders, out)
@@ -232,14 +234,13 @@ def make_plans(request: EvaluationRequest, out: Path) -> list[ScenePlan]:
     """
     scenes = find_scenes(request.dataset, request.only)
     if request.protocol is None:
-        bins, chosen = {}, [(name, source, request.settings) for name, source in scenes]
+        chosen = [(name, source, request.settings, "") for name, source in scenes]
     else:
-        bins = bins_of(request.protocol, scenes, request.index)
         chosen = plan_protocol(request.protocol, scenes, request.settings, request.index, out)
     plans = [
-        ScenePlan(name, source, altered(settings, overrides, seed), row, request.seeds > 1, bins.get(name, ""))
+        ScenePlan(name, source, altered(settings, overrides, seed), row, request.seeds > 1, bin)
         for row, overrides in rows_of(request).items()
-        for name, source, settings in chosen
+        for name, source, settings, bin in chosen
         for seed in range(request.settings.seed, request.settings.seed + request.seeds)
     ]
     require_apart(plans, out)

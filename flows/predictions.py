@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 
 from flows.evaluate import EvaluationRequest, about, check_dataset, make_plans, title_of
 from flows.evaluation.predictions import ARCHIVES, Found, find_predictions, opened, scene_places
@@ -75,15 +74,17 @@ def _score(
     console: Console, keep: Callable[[], None],
 ) -> int:  # fmt: skip
     console.print(f"Scoring {how['predictions']} as {how['label']}", soft_wrap=True, markup=False)
-    start, say = time.monotonic(), lambda note: console.print(f"[yellow]{escape(note)}[/]", soft_wrap=True)
+    start = time.monotonic()
     runs = run_stages(make, root, console, ("views",))
 
     from flows.evaluation import score_tables
     from flows.evaluation.foreign_scores import check_scene, score_scene, write_run
+    from flows.execution.notes import noted_on
     from flows.runs.registry import end_run
     from flows.runs.results import facts, scene_record
     from flows.runs.tracking import open_run
 
+    say = noted_on(console)
     scenes = {run.name: check_scene(run, found[run.name], root, say) for run in runs if run.error is None}
     if not scenes:
         raise UserError("Nothing was scored: no scene's photos can be used (why is said above).")

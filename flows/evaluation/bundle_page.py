@@ -105,6 +105,7 @@ def _row(bundle: BundleFile, shared: list[str]) -> Row:
     means = {key: mean_or_none(scores[key] for scores in scenes.values()) for key in IMAGE_METRICS}
     seeds = len({scene.seed for scene in about.scenes})
     facts = (
+        *([f"row {about.row} of the ablation"] if about.row else []),
         f"{seeds} seed{'s' if seeds > 1 else ''}",
         f"reconx {about.facts.get('reconx', 'unknown')}",
         f"SHA-256 {bundle.sha256[:16]}",

@@ -74,6 +74,7 @@ class Bundle(_Part):
     summary: dict[str, float | None]  # means over scenes, of a scene over its seeds
     dataset: str | None = None
     protocol: dict[str, Any] | None = None
+    row: str | None = None  # of the ablation
 
 
 @dataclass(frozen=True)

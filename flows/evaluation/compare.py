@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from rich.console import Console
 from rich.markup import escape
@@ -11,6 +12,7 @@ from rich.table import Table
 from flows.evaluation.compare_page import write_comparison
 from flows.evaluation.comparison import FEWEST, Difference, Pair, changed_most, changes, failures, missing, pair_up, sentences
 from flows.evaluation.efficiency import cost_of_scenes, cost_rows
+from flows.evaluation.fitting import print_fitting
 from flows.evaluation.rules import find_rule, judge
 from flows.runs.records import Run, read_run, shorten
 from reconx_core.io.files import require_writable_file
@@ -54,10 +56,10 @@ def _print_pair(console: Console, pair: Pair) -> None:
     caption += "; seeds: standard deviation of such a difference of single-seed runs" if seeded else ""
     table = Table(caption=caption, caption_justify="left")
     for column in ("score", a.label, b.label, "difference", "95 % interval", *(["seeds ±"] if seeded else [])):
-        table.add_column(column, justify="left" if column == "score" else "right")
+        _add_column(table, column, "left" if column == "score" else "right")
     for d in pair.differences:
         table.add_row(*_row(d), *([_plain(d.spread)] if seeded else []))
-    console.print(table)
+    print_fitting(console, table)
     _print_bins(console, pair)
     for sentence in sentences(pair):
         console.print(sentence)
@@ -65,6 +67,11 @@ def _print_pair(console: Console, pair: Pair) -> None:
     _print_scenes(console, pair)
     _print_changes(console, pair)
     console.print()
+
+
+def _add_column(table: Table, heading: str, justify: Literal["left", "right"]) -> None:
+    """Numbers stay whole, names go over several lines."""
+    table.add_column(heading, justify=justify, no_wrap=justify == "right", overflow="fold")
 
 
 def _row(d: Difference) -> tuple[str, ...]:
@@ -79,11 +86,11 @@ def _print_bins(console: Console, pair: Pair) -> None:
         return
     table = Table(title="By the overlap of the input views", title_justify="left")
     for column in ("overlap", "scenes", "score", pair.first.label, pair.second.label, "difference", "95 % interval"):
-        table.add_column(column, justify="left" if column in ("overlap", "score") else "right")
+        _add_column(table, column, "left" if column in ("overlap", "score") else "right")
     for name, (count, differences) in pair.bins.items():
         for i, d in enumerate(differences):
             table.add_row(*((escape(name), str(count)) if i == 0 else ("", "")), *_row(d))
-    console.print(table)
+    print_fitting(console, table)
 
 
 def _print_costs(console: Console, pair: Pair) -> None:
@@ -105,11 +112,11 @@ def _print_scenes(console: Console, pair: Pair) -> None:
     table = Table(title=title, title_justify="left")
     seeded = any(spread is not None for *_, spread in rows)
     for column in ("scene", pair.first.label, pair.second.label, "difference", *(["seeds ±"] if seeded else [])):
-        table.add_column(column, justify="left" if column == "scene" else "right")
+        _add_column(table, column, "left" if column == "scene" else "right")
     for scene, x, y, spread in rows[:_LISTED]:
         scores = (format_score(pair.key, x), format_score(pair.key, y), f"{y - x:+.3f}")
         table.add_row(escape(scene), *scores, *([_plain(spread)] if seeded else []))
-    console.print(table)
+    print_fitting(console, table)
     left_out = missing(pair)
     if left_out:
         more = f" and {len(left_out) - _LISTED} more" if len(left_out) > _LISTED else ""

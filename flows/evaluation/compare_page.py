@@ -15,6 +15,7 @@ from PIL import Image
 
 from flows.evaluation import comparison
 from flows.evaluation.comparison import Pair
+from flows.evaluation.efficiency import cost_of_scenes, scene_rows
 from flows.runs.earlier import PAGE
 from flows.runs.mlflow_client import make_client
 from flows.runs.records import Run, shorten
@@ -73,6 +74,7 @@ def render_comparison(runs: list[Run], pairs: list[Pair], folder: Path | None = 
         plots=[_plot(key, runs) for key in headlines[:3]],
         gains=[_gains(key, pairs) for key in headlines[:3]],
         changed=[replace(scene, pages=scene_pages(scene.scene, runs, folder)) for scene in changed_scenes(runs, pairs)],
+        sizes=size_rows(runs, pairs),
         costs=stage_rows(runs),
         all_columns=COLUMNS,
         number=format_score,
@@ -111,6 +113,13 @@ def stage_rows(runs: list[Run]) -> list[tuple[str, list[StageTotal | None]]]:
     totals = [{total.stage: total for total in stage_totals(_costs(run))} for run in runs]
     stages = dict.fromkeys(stage for of_run in totals for stage in of_run)
     return [(stage, [of_run.get(stage) for of_run in totals]) for stage in stages]
+
+
+def size_rows(runs: list[Run], pairs: list[Pair]) -> list[tuple[str, list[str]]]:
+    """Title and a cell per run of what the stages' table does not say, over the scenes that all runs finished."""
+    shared = [name for name in pairs[0].scenes if all(name in pair.scenes for pair in pairs)]
+    costs = [cost_of_scenes(run.record["scenes"][name] for name in shared) for run in runs]
+    return scene_rows(costs, ("cuda_peak_mib", "gaussians", "megabytes", "fps"))
 
 
 def split_strip(strip: Image.Image, width: int) -> list[Image.Image]:

@@ -39,12 +39,18 @@ def cost_of_scenes(scenes: Iterable[dict[str, Any]]) -> Cost:
     return {key: value for key, value in found.items() if value is not None}
 
 
+def scene_rows(costs: list[Cost], keys: Iterable[str] = tuple(COLUMNS)) -> list[tuple[str, list[str]]]:
+    """Title and a cell per run of what is of the whole scene; what no run says is left out."""
+    return _said((COLUMNS[key][0], [_cell(cost.get(key), COLUMNS[key][1]) for cost in costs]) for key in keys)
+
+
 def cost_rows(costs: list[Cost]) -> list[tuple[str, list[str]]]:
-    """Title and a cell per run: first what is of the whole scene, then the stages' time and memory."""
-    rows = [(title, [_cell(cost.get(key), show) for cost in costs]) for key, (title, show) in COLUMNS.items()]
+    """As :func:`scene_rows`, and below it the stages' time and memory."""
     stages = dict.fromkeys(key.removesuffix(".seconds") for cost in costs for key in cost if key.endswith(".seconds"))
-    for stage in stages:
-        rows.append((stage, [_stage_cell(cost, stage) for cost in costs]))
+    return scene_rows(costs) + _said((stage, [_stage_cell(cost, stage) for cost in costs]) for stage in stages)
+
+
+def _said(rows: Iterable[tuple[str, list[str]]]) -> list[tuple[str, list[str]]]:
     return [(title, cells) for title, cells in rows if any(cell != "–" for cell in cells)]
 
 

@@ -197,6 +197,7 @@ def write_run(
     weights = weights_digests("metrics", runs[0].plan.settings, root)
     code = _code_of_views(runs, root)
     record = how | {"machines": machines_of(runs, root), "seeds": [seed], "code": code, "scenes": records}
+    record |= {"store": str(root.resolve())}  # of the photos; it has no request, which says that of other runs
     record |= {"weights": {"metrics": weights} if weights else {}}
     try:
         write_atomic(out / "settings.yaml", yaml.safe_dump(how["settings"], sort_keys=False).encode())

@@ -20,7 +20,7 @@ from reconx_core.settings import Settings, parse_settings, read_yaml
 PROTOCOLS = Path(__file__).with_name("protocols")
 INDEX = "index.json"  # in a run's folder, where its protocol makes one
 TERMS = ("views", "metrics")  # sections of settings that belong to a protocol
-Chosen = list[tuple[str, str, Settings]]  # name, source, settings
+Chosen = list[tuple[str, str, Settings, str]]  # name, source, settings, bin or nothing
 
 
 class Protocol(BaseModel):
@@ -108,31 +108,30 @@ def plan_protocol(
     if protocol.make_index and index is None:
         return _made(protocol, scenes, settings, out)
     if index is None and not protocol.index:
-        return [(name, source, settings) for name, source in scenes]
+        return [(name, source, settings, "") for name, source in scenes]
     file = index or find_index(protocol, scenes)
-    splits = read_splits(file, protocol.views[0])
+    listed = read_json(file)
+    splits, bins = splits_of(listed, file, protocol.views[0]), bins_of(protocol, listed, file)
     chosen = [(name, source, rule) for name, source in scenes if (rule := _rule_of(name, splits)) is not None]
     if not chosen:
         raise UserError(f"{file} lists none of the {len(scenes)} scenes; is it for another dataset?")
-    return [(name, source, with_split(settings, rule)) for name, source, rule in chosen]
+    return [(name, source, with_split(settings, rule), bins.get(name, "")) for name, source, rule in chosen]
 
 
-def bins_of(protocol: Protocol, scenes: list[tuple[str, str]], index: Path | None) -> dict[str, str]:
-    """The bin of every scene that is in one, by the overlap of its views as the index says it.
+def bins_of(protocol: Protocol, listed: Any, file: Path) -> dict[str, str]:
+    """The bin of every scene that is in one, by the overlap of its views as the index (``listed``, of ``file``) says it.
 
     Raises:
-        UserError: the index is not there or not one, or says no overlap.
+        UserError: it is no index, or says no overlap.
     """
-    from reconx_core.datasets.realestate import read_overlaps
+    from reconx_core.datasets.realestate import overlaps_of
 
     if not protocol.bins:
         return {}
-    file = index or find_index(protocol, scenes)
-    overlaps = read_overlaps(file)
+    overlaps = overlaps_of(listed, file)
     if not overlaps:
         raise UserError(f"{file} says no 'overlap' of its pairs, by which {protocol.name} sorts them; is it another index?")
-    binned = {name: bin_of(overlaps[name], protocol.bins) for name, _ in scenes if name in overlaps}
-    return {name: chosen for name, chosen in binned.items() if chosen}
+    return {name: chosen for name, overlap in overlaps.items() if (chosen := bin_of(overlap, protocol.bins))}
 
 
 def bin_of(overlap: float, bins: Mapping[str, tuple[float, float]]) -> str:
@@ -159,17 +158,18 @@ def find_index(protocol: Protocol, scenes: list[tuple[str, str]]) -> Path:
     return found
 
 
-def read_splits(file: Path, views: int) -> dict[str, str]:
+def splits_of(listed: Any, file: Path, views: int) -> dict[str, str]:
     """Rule of the split per scene, from pixelSplat's format or from lists ``train_N`` and ``test`` per scene.
+
+    ``listed``: what ``file`` holds.
 
     Raises:
         UserError: neither of them.
     """
     from reconx_core.datasets import Split
-    from reconx_core.datasets.realestate import as_indices, read_index
+    from reconx_core.datasets.realestate import as_indices, published_splits
     from reconx_core.views.splits import explicit
 
-    listed = read_json(file)
     if isinstance(listed, dict) and isinstance(listed.get("scenes"), dict):
         try:
             named = {name: (lists.get(f"train_{views}"), lists.get("test")) for name, lists in listed["scenes"].items()}
@@ -177,7 +177,7 @@ def read_splits(file: Path, views: int) -> dict[str, str]:
         except (AttributeError, TypeError):
             lists = f"'train_{views}' and 'test' views by their numbers"
             raise UserError(f"{file} should list each scene's {lists}, such as [0, 1, 2], under 'scenes'.") from None
-    return {name: explicit(split) for name, split in read_index(file).items()}
+    return {name: explicit(split) for name, split in published_splits(listed, file).items()}
 
 
 def _rule_of(scene: str, splits: Mapping[str, str]) -> str | None:
@@ -209,7 +209,7 @@ def _made(protocol: Protocol, scenes: list[tuple[str, str]], settings: Settings,
             index[name] = None
             continue
         index[name] = {"context": split.inputs, "target": split.targets}
-        chosen.append((name, source, with_split(settings, explicit(split))))
+        chosen.append((name, source, with_split(settings, explicit(split)), ""))
     if not chosen:
         raise UserError(f"None of the {len(scenes)} scenes is long enough for {rule}.")
     write_json(out / INDEX, index)

@@ -53,7 +53,7 @@ _FILES = {
     "scene.html": "the scene to look around in, in any browser",
     "report.html": "scores, pictures, video and settings on one page",
     "cameras": "the photos' cameras for COLMAP and nerfstudio",
-    "pictures": "photo, render, error and confidence side by side",
+    "pictures": "photo, render and error of every view side by side",
     "scores.csv": "a line of scores for every scene",
     "run.json": "scores and digests, for reconx compare",
     "settings.yaml": "the settings; use them again with --preset",

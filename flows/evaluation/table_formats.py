@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from rich import box
@@ -13,7 +13,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from flows.evaluation.ablation import switch_letters, switch_titles
-from flows.evaluation.efficiency import cost_rows
+from flows.evaluation.efficiency import Cost, cost_rows, scene_rows
+from flows.evaluation.fitting import print_fitting
 from flows.evaluation.published import SCORES, Entry, PaperTable
 from reconx_core.reporting.report import COLUMNS, format_score
 
@@ -67,7 +68,7 @@ def to_markdown(table: PaperTable) -> str:
         body = [[*_left(table, row), *_markdown_cells(block, row, ours)] for row in block.rows]
         rule = [":---" if i < len(_left_headings(table)) else "---:" for i in range(len(heads))]
         parts += [f"## {block.title}", "\n".join(f"| {' | '.join(map(_bar_free, line))} |" for line in (heads, rule, *body))]
-    if costs := _costs(table):
+    if costs := _costs(table, cost_rows):
         parts += ["## Cost of our runs", "\n".join(f"| {' | '.join(map(_bar_free, line))} |" for line in costs)]
     parts += ["\n".join(f"- {remark}" for remark in remarks)] if (remarks := _remarks(table)) else []
     parts += ["\n".join(f"[^{number}]: {trace(entry)}." for number, entry in enumerate(ours, 1))] if ours else []
@@ -97,6 +98,7 @@ def to_latex(table: PaperTable) -> str:
     lines = [r"% \usepackage{booktabs,amssymb}", r"\begin{table}", r"\centering", rf"\caption{{{latex(table.title)}}}"]
     for block in blocks(table):
         lines += _tabular(table, block)
+    lines += _costs_tabular(table)
     notes = " ".join(latex(note) for note in (_legend(table), *_remarks(table)))
     return "\n".join([*lines, rf"\par\medskip\footnotesize {notes}", r"\end{table}"]) + "\n"
 
@@ -116,7 +118,7 @@ def print_table(table: PaperTable, console: Console) -> None:
     shared = [name for name in sets if any(entry.set == name for entry in _ours(table))] or sets
     for name in shared:
         entries = sorted((entry for entry in table.entries if entry.set == name), key=lambda entry: entry.published)
-        console.print(_screen_table(table, entries))
+        print_fitting(console, _screen_table(table, entries))
     if others := [name for name in sets if name not in shared]:
         named = ", ".join(others)
         console.print(f"Of {named} there are no runs of ours; the files have the figures.", soft_wrap=True, markup=False)
@@ -128,10 +130,10 @@ def print_table(table: PaperTable, console: Console) -> None:
         console.print(escape(sentence), soft_wrap=True)
 
 
-def _costs(table: PaperTable) -> list[list[str]]:
+def _costs(table: PaperTable, rows_of: Callable[[list[Cost]], list[tuple[str, list[str]]]]) -> list[list[str]]:
     """Heading, rule and a line per run of ours, as cells; nothing where no run says what it cost."""
     ours = [entry for entry in _ours(table) if entry.cost]
-    rows = cost_rows([entry.cost for entry in ours])
+    rows = rows_of([entry.cost for entry in ours])
     if not rows:
         return []
     head, named = ["method", "set", "input"], [[entry.label, entry.set, views_text(entry.views)] for entry in ours]
@@ -163,7 +165,7 @@ def _screen_table(table: PaperTable, entries: list[Entry]) -> Table:
     for heading in (*(["views"] if len(counts) > 1 else []), "method", *left):
         shown.add_column(heading, no_wrap=heading in left, overflow="fold")
     for heading in (*_score_titles(), "scenes", "run"):
-        shown.add_column(heading, justify="left" if heading == "run" else "right", no_wrap=heading in ("scenes", "run"))
+        shown.add_column(heading, justify="left" if heading == "run" else "right", no_wrap=True)
     for views in counts:
         first = ["" if views is None else str(views)] if len(counts) > 1 else []
         for entry in (entry for entry in entries if entry.views == views):
@@ -209,13 +211,34 @@ def _tabular(table: PaperTable, block: Block) -> list[str]:
         r"\toprule",
         f"{' & ' * len(left)}{' & '.join(groups)} \\\\",
         rules,
-        f"{' & '.join(map(latex, [*left, *_score_titles() * len(groups)]))} \\\\",
+        _latex_line([*left, *_score_titles() * len(groups)]),
         r"\midrule",
     ]
     for row in block.rows:
         lines += [f"% {entry.set}, {views_text(entry.views)}: {trace(entry)}" for entry in row if not entry.published]
-        lines.append(f"{' & '.join(map(latex, [*_left(table, row), *_cells(block, row)]))} \\\\")
+        lines.append(_latex_line([*_left(table, row), *_cells(block, row)]))
     return [*lines, r"\bottomrule", r"\end{tabular}"]
+
+
+def _costs_tabular(table: PaperTable) -> list[str]:
+    """Of the whole scene alone: with the stages' columns it would be wider than a page."""
+    if not (costs := _costs(table, scene_rows)):
+        return []
+    head, rule, *body = costs
+    return [
+        r"\par\medskip Cost of a scene of our runs, memory at its peak\par\smallskip",
+        rf"\begin{{tabular}}{{{''.join('r' if cell.endswith(':') else 'l' for cell in rule)}}}",
+        r"\toprule",
+        _latex_line(head),
+        r"\midrule",
+        *map(_latex_line, body),
+        r"\bottomrule",
+        r"\end{tabular}",
+    ]
+
+
+def _latex_line(cells: Iterable[str]) -> str:
+    return f"{' & '.join(map(latex, cells))} \\\\"
 
 
 def _left_headings(table: PaperTable) -> list[str]:

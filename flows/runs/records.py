@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, model_validator
 from flows.runs.mlflow_client import experiment_name, make_client, tracking_uri
 from reconx_core.errors import UserError
 from reconx_core.io.checked import check_shape, read_object
+from reconx_core.names import abbreviate
 
 if TYPE_CHECKING:
     from mlflow.entities import Run as TrackedRun
@@ -116,6 +117,10 @@ def read_run(name: str, label: str = "") -> Run:
         tracked = check_shape(read_object(note), _Tracked, note) if note.is_file() else None
         place = (tracked.uri, tracked.run) if tracked else None
         return Run(read_record(folder / RECORD), folder, place, label)
+    if rows := sorted(path.name for path in folder.glob("*") if is_run(path)):
+        raise UserError(
+            f"'{name}' holds {len(rows)} run(s) ({abbreviate(rows)}); name one of them, such as {folder / rows[0]}."
+        )
     quoted = f'"{name}"' if "'" in name else f"'{name}'"
     conditions = (f"tags.`reconx.title` = {quoted}", f"run_name = {quoted}", f"run_id = {quoted}")
     found = next((run for condition in conditions for run in search_mlflow(condition)), None)

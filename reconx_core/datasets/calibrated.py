@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 from PIL.Image import Transpose
 
 from reconx_core.datasets.capture import Photo, fits
-from reconx_core.io.images import read_focal, read_image, read_mask, read_size, read_turn
+from reconx_core.io.images import ImageError, read_depth, read_focal, read_image, read_mask, read_size, read_turn
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,8 +35,12 @@ def calibrated_photo(
     size: tuple[int, int] | None,
     cam_to_world: Float[Tensor, "4 4"] | None,
     distortion: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0),
+    depth: tuple[Path, float] | None = None,
 ) -> Photo:
-    """A photo whose picture, mask and camera agree; ``size`` is (height, width) of the picture that the camera is for."""
+    """A photo whose picture, mask and camera agree; ``size`` is (height, width) of the picture that the camera is for.
+
+    ``depth``: a file of z-depth, and its unit in that of the poses.
+    """
     return Photo(
         name,
         partial(_read_picture, path, size),
@@ -46,6 +50,7 @@ def calibrated_photo(
         size=size,
         distortion=distortion,
         cam_to_world=cam_to_world,
+        load_depth=None if depth is None else partial(_read_depth, *depth, path, size),
     )
 
 
@@ -70,6 +75,16 @@ def _read_mask(mask: Path, photo: Path, size: tuple[int, int] | None) -> Bool[Te
     """A mask is turned as its photo is, unless it is upright already."""
     pixels = read_mask(mask, upright=False)
     return _turned(pixels, read_turn(photo)) if _needs_turn(pixels.shape, photo, size) else pixels
+
+
+def _read_depth(depth: Path, unit: float, photo: Path, size: tuple[int, int] | None) -> Float[Tensor, "h w"]:
+    """Turned as its photo is, unless it is upright already. Raises ImageError also where its shape is another."""
+    pixels = read_depth(depth) * unit
+    upright = _turned(pixels, read_turn(photo)) if _needs_turn(pixels.shape, photo, size) else pixels
+    if size is not None and not fits(upright.shape, size):
+        height, width = pixels.shape
+        raise ImageError(f"{depth} is {width}x{height}, another shape than that of its photo, {size[1]}x{size[0]}.")
+    return upright
 
 
 def _needs_turn(shape: Sequence[int], photo: Path, size: tuple[int, int] | None) -> bool:

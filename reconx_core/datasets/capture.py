@@ -29,7 +29,8 @@ class Photo:
     distortion: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0)  # k1 k2 p1 p2, and k3, or k3 k4 k5 k6, as OpenCV orders them
     cam_to_world: Float[Tensor, "4 4"] | None = None  # OpenCV axes, relative to the origin of the capture
     load_object_mask: Callable[[], Bool[Tensor, "h w"]] | None = None  # True on the object that is scored; of any size
-    load_depth: Callable[[], Float[Tensor, "h w"]] | None = None  # exact z-depth, of procedural scenes
+    # z-depth in the unit of the poses, 0 where it is not known; of the photo's shape, in any size
+    load_depth: Callable[[], Float[Tensor, "h w"]] | None = None
     number: int | None = None  # frame number in the dataset, missing frames counted; None: the index in the capture
 
 

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 # nerfstudio's k4 is a polynomial's, OpenCV's a quotient's: only where the model is named is it known which one is meant.
 _QUOTIENT = ("k4", "k5", "k6")
 _QUOTIENT_MODEL = "FULL_OPENCV"
+_MILLIMETRE = 0.001  # nerfstudio's unit of depth where the file names none, of poses in metres
 _INDEX = "index in the file"  # of a frame; splits name frames by it
 _PUBLISHED = "train_test_split_"  # and the number of inputs: files of the field's splits
 _NEGLIGIBLE = 1e-6  # moves nothing by a hundredth of a pixel
@@ -85,7 +86,7 @@ def files_of(path: Path) -> dict[str, Path]:
 
 
 def files_with_listed(scene: Path, *lists: Path) -> dict[str, Path]:
-    """All files in the scene's folder, and the pictures and masks outside of it that files of frames (``lists``) name."""
+    """All files in the scene's folder, and those outside of it that files of frames (``lists``) name."""
     return with_outside(scene, files_within(scene), (picture for file in lists for picture in _listed(file)))
 
 
@@ -94,7 +95,7 @@ def _listed(file: Path) -> Iterator[Path]:
     finder = PictureFinder()
     try:
         frames = read_json(file)["frames"]
-        names = [frame.get(key) for frame in frames for key in ("file_path", "mask_path")]
+        names = [frame.get(key) for frame in frames for key in ("file_path", "mask_path", "depth_file_path")]
     except (UserError, LookupError, TypeError, AttributeError):  # the reader raises it in a sentence
         return
     for name in filter(is_path, names):
@@ -139,7 +140,8 @@ def _photos_and_pictures(frames: list[dict[str, Any]], file: Path) -> tuple[tupl
     finder = PictureFinder()
     paths = find_pictures(finder, file.parent, [frame["file_path"] for frame in frames])
     masks = [_mask(frame, path, file, finder) for frame, path in zip(frames, paths)]
-    photos = tuple(_photo(*about, file) for about in zip(frames, paths, unique_names(paths), masks))
+    depths = [_depth(frame, file, finder) for frame in frames]
+    photos = tuple(_photo(*about, file) for about in zip(frames, paths, unique_names(paths), masks, depths))
     if all(photo.intrinsics is None for photo in photos):
         _require_finite(frames[0], file)
     return photos, paths
@@ -167,7 +169,21 @@ def _mask(frame: dict[str, Any], picture: Path, file: Path, finder: PictureFinde
     return finder.find(folder, name, folder / "images") or folder / with_slashes(name)
 
 
-def _photo(frame: dict[str, Any], path: Path, name: str, mask: Path | None, file: Path) -> Photo:
+def _depth(frame: dict[str, Any], file: Path, finder: PictureFinder) -> tuple[Path, float] | None:
+    """The file of depth that the frame names, found or not, and its unit in that of the poses."""
+    name, unit = frame.get("depth_file_path"), _number(frame, "depth_unit_scale_factor", file)
+    if name is None or name == "":
+        return None
+    if not is_path(name):
+        raise UserError(f"{file} has depth_file_path = {quoted(name)}, which is no path.")
+    if unit is not None and not 0 < unit < math.inf:
+        raise UserError(f"{file} has depth_unit_scale_factor = {unit:.6g}, which should be above 0.")
+    return finder.find_written(file.parent, name) or file.parent / with_slashes(name), _MILLIMETRE if unit is None else unit
+
+
+def _photo(
+    frame: dict[str, Any], path: Path, name: str, mask: Path | None, depth: tuple[Path, float] | None, file: Path
+) -> Photo:
     _check_model(frame, file)
     pose = frame.get("transform_matrix")
     intrinsics, size = _intrinsics(frame, path, file)
@@ -179,6 +195,7 @@ def _photo(frame: dict[str, Any], path: Path, name: str, mask: Path | None, file
         size=size,
         distortion=_distortion(frame, file),
         cam_to_world=None if pose is None else opencv_from_opengl(_matrix(pose, file)),
+        depth=depth,
     )
 
 

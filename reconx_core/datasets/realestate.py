@@ -116,15 +116,15 @@ def read(path: Path) -> Capture:
     return make_usable(Capture(path.absolute().name, photos), camera_file or path)
 
 
-def read_index(file: Path) -> dict[str, Split]:
+def published_splits(listed: Any, file: Path) -> dict[str, Split]:
     """Context and target views per scene, as pixelSplat and its successors publish them; scenes set to null are left out.
 
-    Views count a scene's frames from 0. They are returned as listed: published targets may be among the context views.
+    ``listed``: what ``file`` holds. Views count a scene's frames from 0. They are returned as listed: published targets may be
+    among the context views.
 
     Raises:
-        UserError: no such file, or one of another format.
+        UserError: it is of another format.
     """
-    listed = read_json(file)
     try:
         entries = {key: _only(entry) for key, entry in listed.items() if entry}
         return {key: Split(as_indices(entry["context"]), as_indices(entry["target"])) for key, entry in entries.items()}
@@ -132,13 +132,14 @@ def read_index(file: Path) -> dict[str, Split]:
         raise UserError(f"{file} should map each scene to its 'context' and 'target' views, or to null.") from None
 
 
-def read_overlaps(file: Path) -> dict[str, float]:
-    """How much the context views of each scene show of the same, in [0, 1], where an index as of :func:`read_index` says it.
+def overlaps_of(listed: Any, file: Path) -> dict[str, float]:
+    """How much the context views of each scene show of the same, in [0, 1], where the index says it.
+
+    ``listed``: what ``file`` holds, as of :func:`published_splits`.
 
     Raises:
-        UserError: no such file, or one of another format.
+        UserError: it is of another format.
     """
-    listed = read_json(file)
     try:
         entries = {key: _only(entry) for key, entry in listed.items() if entry}
         return {key: float(entry["overlap"]) for key, entry in entries.items() if entry.get("overlap") is not None}

@@ -132,6 +132,27 @@ def _opaque_grey(picture: Image.Image) -> Float[Tensor, "h w"]:
     return opaque.float() if len((grey[opaque] * 15).round().unique()) > _CUT_OUT else grey * opaque
 
 
+def read_depth(path: Path) -> Float[Tensor, "h w"]:
+    """A map of depth as its numbers are stored: a grey picture of 8 or 16 bits or floats, or an array of NumPy (``.npy``).
+
+    0 where it is not known; so become NaN, infinite and negative numbers, which programs write there.
+
+    Raises:
+        ImageError: the file is missing, damaged or of another kind.
+    """
+    import torch
+
+    with _errors_of(path):
+        if path.suffix.lower() == ".npy":
+            stored = np.load(path, allow_pickle=False).squeeze()
+        else:
+            stored = np.asarray(_open(path, upright=False))
+        if stored.ndim != 2 or stored.dtype.kind not in "iuf":
+            raise ValueError("a map of depth has one number for each pixel")
+        depth = np.nan_to_num(stored.astype(np.float32), nan=0.0, posinf=0.0, neginf=0.0)
+    return torch.from_numpy(depth.clip(min=0))
+
+
 def read_size(path: Path) -> tuple[int, int]:
     """(height, width) of the stored picture, from its header. Raises ImageError if there is none."""
     with _errors_of(path), _opened(path) as picture:

@@ -100,13 +100,18 @@ def _depth_of(
     photos = [capture.photos[i] for i in order]
     if all(photo.load_depth is None for photo in photos):
         return None
-    depth = torch.zeros(views.masks.shape)
+    depth, problems = torch.zeros(views.masks.shape), []
     for place, photo, view in zip(depth, photos, chosen):
         # Depth is not undistorted: that of a pixel between two surfaces would be neither's.
         if photo.load_depth is not None and not any(photo.distortion):
             (top, left), (height, width) = _corner(view, *place.shape), view.mask.shape
-            place[top : top + height, left : left + width] = _seen(photo.load_depth(), view.resized, settings)
-    return depth
+            try:
+                place[top : top + height, left : left + width] = _seen(photo.load_depth(), view.resized, settings)
+            except ImageError as error:
+                problems.append(str(error))
+    if problems:
+        warnings.warn(f"Of {len(problems)} of {len(photos)} photos no depth could be read: {problems[0]}", stacklevel=2)
+    return depth if depth.any() else None
 
 
 def _seen(depth: Float[Tensor, "h w"], size: tuple[int, int], settings: ViewsSettings) -> Float[Tensor, "height width"]:

@@ -2,15 +2,17 @@ import json
 import math
 import warnings
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from small_captures import cameras_of, tiny_hall, write_greys
 
 from reconx_core.datasets import detect, files_of, nerfstudio
 from reconx_core.errors import UserError
 from reconx_core.export.dataset import write_photos
 from reconx_core.settings import ViewsSettings
-from reconx_core.views import load_views
+from reconx_core.views import load_views, views_with_depth
 
 IDENTITY = torch.eye(4).tolist()
 DEEP = "[" * 100_000  # more than Python's parser goes down
@@ -379,3 +381,58 @@ def test_a_frame_without_a_path_costs_itself_only_and_splits_count_it(tmp_path, 
     (tmp_path / "split.json").write_text('{"train_2": [0, 1]}')
     with pytest.raises(UserError, match="names frame 1, which is none of"), warnings.catch_warnings(action="ignore"):
         nerfstudio.read(tmp_path)
+
+
+def with_depth(folder, depth, **top):
+    """Two photos of 16x12 without and with a file of depth, of half their size."""
+    (folder / "depth").mkdir()
+    write(folder, [frame("a.png"), frame("b.png", **pose_at(1), depth_file_path=depth)], fl_x=10, w=16, h=12, **top)
+    return folder / depth
+
+
+@pytest.mark.parametrize(("top", "metres"), [({}, 2.5), ({"depth_unit_scale_factor": 0.01}, 25.0)])
+def test_depth_that_frames_name_is_read_in_the_unit_of_the_poses(tmp_path, top, metres):
+    stored = np.full((6, 8), 2500, np.uint16)
+    stored[0, 0] = 0  # not known
+    Image.fromarray(stored).save(with_depth(tmp_path, "depth/b.png", **top))
+    views, depth = views_with_depth(nerfstudio.read(tmp_path), ViewsSettings(split="all"))
+    assert depth.shape == views.masks.shape
+    assert (depth[0] == 0).all()
+    assert (depth[1, :2, :2] == 0).all()
+    torch.testing.assert_close(depth[1, 2:], torch.full((10, 16), metres))
+
+
+def test_depth_of_numpy_is_read_and_what_is_no_number_is_not_known(tmp_path):
+    stored = np.full((6, 8, 1), 2500.0)
+    stored[0, :3, 0] = math.nan, math.inf, -1
+    np.save(with_depth(tmp_path, "depth/b.npy"), stored)
+    depth = nerfstudio.read(tmp_path).photos[1].load_depth()
+    assert depth[0, :4].tolist() == [0, 0, 0, 2.5]
+
+
+@pytest.mark.parametrize(
+    ("stored", "message"),
+    [(None, "There is no picture .*b.png"), (np.zeros((8, 6), np.uint16), "is 6x8, another shape than that of its photo"),
+     (np.zeros((6, 8, 3), np.uint8), "has one number for each pixel")],
+)  # fmt: skip
+def test_depth_that_cannot_be_used_is_told_and_the_photo_stays(tmp_path, stored, message):
+    file = with_depth(tmp_path, "depth/b.png")
+    if stored is not None:
+        Image.fromarray(stored).save(file)
+    with pytest.warns(UserWarning, match=f"Of 1 of 2 photos no depth could be read: .*{message}"):
+        views, depth = views_with_depth(nerfstudio.read(tmp_path), ViewsSettings(split="all"))
+    assert (len(views), depth) == (2, None)
+
+
+def test_a_unit_of_depth_that_is_none_is_a_sentence(tmp_path):
+    with_depth(tmp_path, "depth/b.png", depth_unit_scale_factor=0)
+    with pytest.raises(UserError, match="depth_unit_scale_factor = 0, which should be above 0"):
+        nerfstudio.read(tmp_path)
+
+
+def test_depth_outside_of_the_scene_is_among_its_files(tmp_path):
+    scene = tmp_path / "scene"
+    scene.mkdir()
+    (tmp_path / "b.png").write_bytes(b"depth")
+    write(scene, [frame("a.png"), frame("b.png", depth_file_path="../b.png")], fl_x=10, w=16, h=12)
+    assert (tmp_path / "b.png").resolve() in {file.resolve() for file in files_of(scene).values()}

@@ -8,10 +8,15 @@ import torch
 from reconx_core.datasets import detect, files_of, read, realestate, scene_names
 from reconx_core.errors import UserError
 from reconx_core.io.images import ImageError, encode, read_image, write_png
+from reconx_core.io.json_files import read_json
 from reconx_core.settings import ViewsSettings
 from reconx_core.views import load_views
 
 HEIGHT, WIDTH = 24, 32
+
+
+def read_index(file):
+    return realestate.published_splits(read_json(file), file)
 
 
 def row(i):
@@ -225,7 +230,7 @@ def test_an_index_of_pixelsplat_becomes_splits(tmp_path):
         "d": [],
     }
     (tmp_path / "index.json").write_text(json.dumps(entries))
-    assert realestate.read_index(tmp_path / "index.json") == {"a": ((58, 133), (84, 102, 133)), "c": ((9, 2), (3,))}
+    assert read_index(tmp_path / "index.json") == {"a": ((58, 133), (84, 102, 133)), "c": ((9, 2), (3,))}
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"a": 1}', '{"a": {"context": [1]}}', '{"a": {"context": ["x"], "target": []}}',
@@ -233,12 +238,12 @@ def test_an_index_of_pixelsplat_becomes_splits(tmp_path):
 def test_other_indices_are_refused(tmp_path, text):
     (tmp_path / "index.json").write_text(text)
     with pytest.raises(UserError, match=r"index\.json"):
-        realestate.read_index(tmp_path / "index.json")
+        read_index(tmp_path / "index.json")
 
 
 def test_published_indices(real_data):
     folder = real_data / "eval_index"
-    index = realestate.read_index(folder / "pixelsplat_re10k.json")
+    index = read_index(folder / "pixelsplat_re10k.json")
     assert index["5aca87f95a9412c6"] == ((58, 133), (84, 102, 129))
     assert all(len(split.inputs) == 2 and len(split.targets) == 3 for split in index.values())
-    assert len(realestate.read_index(folder / "mvsplat360_dl3dv_ctx_5v.json")) == 140
+    assert len(read_index(folder / "mvsplat360_dl3dv_ctx_5v.json")) == 140

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import zipfile
 
 import pytest
@@ -10,8 +11,10 @@ from standins import HEIGHT, WIDTH
 
 from flows.evaluation.bundle_page import render_leaderboard, shared_scenes
 from flows.evaluation.bundles import ABOUT, FORMAT, means_of, prediction_name, read_bundle, write_bundle
+from reconx_core import metrics
 from reconx_core.errors import UserError
 from reconx_core.io.images import encode, write_png
+from reconx_core.metrics import given
 
 
 def scene(name, psnr=20.0, **changes):
@@ -80,8 +83,9 @@ def test_what_is_no_bundle_is_a_sentence(tmp_path, content):
 
 def test_leaderboard_ranks_the_scenes_that_all_have(tmp_path):
     first = read_bundle(write(tmp_path / "x.zip", [scene("a", 20), scene("b", 40)], "Method A"))
-    second = read_bundle(write(tmp_path / "y.zip", [scene("a", 21)], "<second>"))
+    second = read_bundle(write(tmp_path / "y.zip", [scene("a", 21)], "<second>", row="full"))
     page = render_leaderboard([first, second])
+    assert page.count("row full of the ablation") == 1
     assert page.index("&lt;second&gt;") < page.index("Method A")
     assert "Method A: 1 more scene(s), which not all have." in page
     assert '<td class="n" data-key="psnr">20.00</td>' in page
@@ -130,3 +134,27 @@ def test_from_predictions_to_a_leaderboard(reconx, tiny, photos, tmp_path, monke
     assert reconx("bundle", "verify", "b.zip").code == 0  # by itself it cannot know
     outcome = reconx("bundle", "verify", "b.zip", "--data", photos)
     assert (outcome.code, "psnr of d is" in outcome.out) == (1, True)
+
+
+@pytest.mark.slow
+def test_a_run_of_our_own_with_seeds_holds_without_its_store(reconx, tiny, photos, tmp_path, monkeypatch):
+    def score_scene(gaussians, scene, kept, pointmaps, settings, generator):
+        targets = given.held_out(scene, settings)
+        noise = torch.rand(targets.images[0].shape, generator=torch.Generator().manual_seed(1))
+        render = (targets.images[0] + 0.1 * noise * gaussians.means.mean()).clamp(0, 1)
+        results = given.score_pictures([render], targets, settings)
+        return given.scores_of(results, scene, gaussians), [picture for _, picture in results]
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RECONX_STORE", str(tmp_path / "store"))
+    monkeypatch.setattr(metrics, "score_scene", score_scene)
+    assert reconx("evaluate", photos, "--seeds", "2", "-o", "runs/full").code == 0
+    outcome = reconx("bundle", "runs")
+    assert (outcome.code, "holds 1 run(s) (full); name one of them" in outcome.err) == (2, True)
+    outcome = reconx("bundle", "runs/full", "-o", "full.zip")
+    assert (outcome.code, "2 renders of 1 scene(s), 2 seeds in" in outcome.out) == (0, True), outcome.err
+    shutil.rmtree(tmp_path / "store")
+    outcome = reconx("bundle", "verify", "full.zip", "--data", photos)
+    assert (outcome.code, "scores of every view" in outcome.out) == (0, True)
+    outcome = reconx("bundle", "runs/full")
+    assert (outcome.code, "no longer in the store" in outcome.err) == (2, True)

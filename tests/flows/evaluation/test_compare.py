@@ -234,6 +234,24 @@ def test_a_name_that_is_no_run_is_one_sentence(tmp_path, reconx, monkeypatch):
     assert "There is no run" in reconx("compare", "a", "b").err
 
 
+def test_of_a_folder_of_runs_one_is_to_be_named(tmp_path):
+    for row in ("full", "baseline"):
+        write_run(tmp_path / "rows" / row, {"u": record_scene(20)})
+    with pytest.raises(UserError, match=r"holds 2 run\(s\) \(baseline, full\); name one of them, such as .*/baseline\."):
+        read(tmp_path / "rows")
+
+
+@pytest.mark.parametrize("width", [40, 80])
+def test_no_number_is_cut_in_a_narrow_terminal(tmp_path, reconx, monkeypatch, width):
+    monkeypatch.setenv("COLUMNS", str(width))
+    spread = {"psnr": 0.6, "photo_psnr": 0.01}
+    runs = [write_run(tmp_path / r, {s: record_scene(20 + i, spread=spread) for s in "uvw"}) for i, r in enumerate("ab")]
+    shown = reconx("compare", *runs).out
+    assert "+1.000 … +1.000" in shown
+    assert "…" not in shown.replace(" … ", "")
+    assert ("  95 % interval  +1.000 … +1.000" in shown.splitlines()) == (width == 40)
+
+
 def test_run_told_to_mlflow_knows_where(tmp_path):
     folder = write_run(tmp_path / "a", {"u": record_scene(20)})
     assert read(folder).tracked is None

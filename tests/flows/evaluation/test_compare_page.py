@@ -125,6 +125,23 @@ def test_costs_are_summed_by_stage_with_what_came_from_the_store(tmp_path):
     assert "from store" in page
 
 
+def test_size_speed_and_bins_stand_on_the_page(tmp_path):
+    runs = []
+    for letter, psnr, fps in (("A", 20, 10.0), ("B", 21, 30.0)):
+        scenes = {s: record_scene(psnr, bin="small" if s == "w" else "large", fps=fps, megabytes=5.0) for s in "uvw"}
+        folder = write_run(tmp_path / letter, scenes, protocol={"bins": {"small": [0.05, 0.3], "large": [0.3, 1]}})
+        runs.append(read_run(str(folder), letter))
+    assert dict(compare_page.size_rows(runs, [pair_up(*runs)])) == {
+        "Gaussians": ["10", "10"], "scene.ply": ["5.0 MB", "5.0 MB"], "frames a second": ["10.0", "30.0"],
+    }  # fmt: skip
+    page = " ".join(render(runs).split())
+    assert '<th scope="row">frames a second</th><td class="n">10.0</td><td class="n">30.0</td>' in page
+    bins = page.split("By the overlap of the input views")[1].split("</table>")[0]
+    assert bins.index(">small</th>") < bins.index(">large</th>")
+    assert "+1.000" in bins
+    assert "By the overlap" not in render(two_runs(tmp_path / "without", pictures=None))
+
+
 def test_failures_and_scenes_of_one_run_alone_are_named(tmp_path):
     runs = two_runs(tmp_path, pictures=None)
     runs[1].record["scenes"]["v"] = failed_record("The <disk> is full.")

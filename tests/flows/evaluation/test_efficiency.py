@@ -8,7 +8,7 @@ from small_runs import failed_record, record_scene
 
 from flows.evaluation.efficiency import cost_of_scenes, cost_rows
 from flows.evaluation.published import Entry, PaperTable
-from flows.evaluation.table_formats import to_csv, to_markdown
+from flows.evaluation.table_formats import to_csv, to_latex, to_markdown
 
 SCENES = [
     record_scene(20, fps=30.0, megabytes=4.0),
@@ -46,4 +46,8 @@ def test_tables_say_what_our_runs_cost():
     assert "| default | Rooms | 2 views | 78.0 s | 2.00 GiB | 10 | 5.0 MB | 20.0 |" in section
     rows = {row["score"]: row["value"] for row in csv.DictReader(io.StringIO(to_csv(table))) if row["method"] == "default"}
     assert float(rows["fps"]) == pytest.approx(20)
-    assert "Cost" not in to_markdown(PaperTable("easy", "Rooms", (published,)))
+    latex = to_latex(table).split("Cost of a scene of our runs")[1]
+    assert r"default & Rooms & 2 views & 78.0 s & 2.00 GiB & 10 & 5.0 MB & 20.0 \\" in latex
+    assert latex.count(r"\begin{tabular}{lllrrrrr}") == 1
+    for write in (to_markdown, to_latex):
+        assert "Cost" not in write(PaperTable("easy", "Rooms", (published,)))

@@ -15,13 +15,14 @@ from small_runs import failed_record, record_scene
 from standins import write_folder
 
 from flows.evaluation.ablation import load_ablation
-from flows.evaluation.protocols import PROTOCOLS, bin_of, bins_of, load_protocol, plan_protocol, read_splits
+from flows.evaluation.protocols import PROTOCOLS, bin_of, bins_of, load_protocol, plan_protocol, splits_of
 from flows.evaluation.published import load_published
 from flows.evaluation.score_tables import print_scores
 from flows.runs.results import means_of_bins
 from reconx_core.datasets import Capture, Photo, Split
 from reconx_core.errors import UserError
 from reconx_core.geometry.transforms import rigid
+from reconx_core.io.json_files import read_json
 from reconx_core.settings import Settings, ViewsSettings, parse_settings
 from reconx_core.views import views_of
 
@@ -47,6 +48,10 @@ def test_every_protocol_is_whole(name):
         assert chosen.index.get(views) or settings.views.split.endswith(str(views)) or protocol.make_index
     if protocol.table:
         assert protocol.set in {entry.set for entry in load_published(protocol.table).entries}
+
+
+def read_splits(file, views):
+    return splits_of(read_json(file), file, views)
 
 
 def test_every_set_of_the_papers_tables_has_a_protocol():
@@ -90,8 +95,9 @@ def test_the_pairs_are_sorted_by_their_overlap(real_data, monkeypatch, tmp_path)
     """As NoPoSplat's script does, but for three pairs below the smallest bin, which it counts among the medium ones."""
     monkeypatch.setenv("RECONX_DATA", str(real_data))
     protocol = load_protocol("overlap-re10k")
-    names = json.loads((real_data / "eval_index" / "noposplat_re10k_overlap.json").read_text())
-    bins = bins_of(protocol, [(name, str(tmp_path / name)) for name in names], None)
+    index = real_data / "eval_index" / "noposplat_re10k_overlap.json"
+    names = json.loads(index.read_text())
+    bins = bins_of(protocol, names, index)
     assert Counter(bins.values()) == {"small": 1403, "medium": 2565, "large": 1630}
     assert bins["4ec2510baca79e6b"] == "medium"
     ends = [bin_of(overlap, protocol.bins) for overlap in (0.04, 0.05, 0.3, 0.31, 0.55, 0.8, 0.81)]
@@ -118,14 +124,14 @@ def test_the_means_of_bins_stand_below_the_table_and_in_the_record():
 def test_an_index_without_overlaps_is_no_index_of_bins(real_data, tmp_path):
     index = real_data / "eval_index" / "pixelsplat_re10k.json"
     with pytest.raises(UserError, match=r"says no 'overlap' of its pairs, by which overlap-re10k sorts them"):
-        bins_of(load_protocol("overlap-re10k"), [("a", str(tmp_path))], index)
+        plan_protocol(load_protocol("overlap-re10k"), [("a", str(tmp_path))], Settings(), index, tmp_path)
 
 
 def test_a_scans_targets_are_one_split(real_data, monkeypatch, tmp_path):
     monkeypatch.setenv("RECONX_DATA", str(real_data))
     scenes = [(name, str(tmp_path / name)) for name in ("scan1_train", "scan8", "scan2")]
     chosen = plan_protocol(load_protocol("cross-dtu", 3), scenes, Settings(), None, tmp_path)
-    assert [(name, settings.views.split) for name, _, settings in chosen] == [
+    assert [(name, settings.views.split) for name, _, settings, _ in chosen] == [
         ("scan1_train", "views:33,31,43:32,24,23,44"), ("scan8", "views:33,31,43:32,24,23,44"),
     ]  # fmt: skip
 
