@@ -27,7 +27,7 @@ IN_FRONT = 0.97  # a point occludes a surface if its depth is below this share o
 BACK_OFF = (1.0, 1.15, 1.3, 1.6, 2.0, 3.0)  # depth factors that are tried to avoid occlusion
 BLUR = 0.02  # inpainting weight of a known pixel in the backdrop: the smaller, the blurrier
 BACKDROP, BACKDROP_STEP = 1.5, 6  # relative to the depth of the farthest surface; half-size pixels per backdrop Gaussian
-CLEARANCE = 0.4  # of the typical depth, round every frame's camera: nothing that no photo shows starts within
+CLEARANCE = 0.7  # of the typical depth, round every frame's camera: nothing that no photo shows starts within
 HOLE = 0.5  # alpha of the render below which a pixel is a hole
 
 
@@ -161,15 +161,15 @@ class Surfaces:
     clearance: float  # distance from the cameras, world units
 
 
-def render_surfaces(gaussians: Gaussians, cameras: Cameras, backend: Backend) -> Surfaces:
-    """Render the depth of the Gaussians from every camera at half resolution."""
+def render_surfaces(gaussians: Gaussians, cameras: Cameras, backend: Backend, clearance: float = 0.0) -> Surfaces:
+    """Render the depth of the Gaussians from every camera at half resolution; ``clearance``: a share of the typical depth."""
     small = resize_cameras(cameras, cameras.height // 2, cameras.width // 2)
     with torch.no_grad():
         rendering = rasterize(gaussians, small, backend=backend)
     solid = rendering.alpha > HOLE
     depth = torch.where(solid, rendering.depth / rendering.alpha.clamp(min=1e-6), 0.0)
-    clearance = CLEARANCE * float(depth[solid].median()) if bool(solid.any()) else 0.0
-    return Surfaces(depth, small, clearance)
+    typical = float(depth[solid].median()) if bool(solid.any()) else 0.0
+    return Surfaces(depth, small, clearance * typical)
 
 
 def occludes(points: Float[Tensor, "p 3"], surfaces: Surfaces) -> Bool[Tensor, " p"]:
@@ -210,7 +210,7 @@ def fill_holes(gaussians: Gaussians, frames: Frames, backend: Backend) -> Gaussi
     """
     order = torch.cat([frames.is_photo.nonzero()[:, 0], (~frames.is_photo).nonzero()[:, 0]])
     cameras = widen(frames.cameras, WIDER)
-    surfaces = render_surfaces(gaussians, frames.cameras, backend)
+    surfaces = render_surfaces(gaussians, frames.cameras, backend, CLEARANCE)
     for i in order.tolist():
         with torch.no_grad():
             rendering = rasterize(gaussians, cameras[[i]], backend=backend)
@@ -230,7 +230,7 @@ def add_backdrop(gaussians: Gaussians, frames: Frames, backend: Backend) -> Gaus
 
     Novel views show small gaps between the Gaussians; they should show a plausible colour instead of black.
     """
-    surfaces = render_surfaces(gaussians, frames.cameras, backend)
+    surfaces = render_surfaces(gaussians, frames.cameras, backend, CLEARANCE)
     parts = [gaussians]
     for i in frames.is_photo.nonzero()[:, 0].tolist():
         camera = widen(frames.cameras[[i]], WIDER)

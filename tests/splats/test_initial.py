@@ -201,7 +201,7 @@ def test_a_point_before_a_surface_hides_it_and_one_behind_does_not():
 
 
 def test_nothing_is_put_beside_a_camera_where_others_on_the_way_would_look_into_it():
-    surfaces = render_surfaces(start_from(room_pointmaps()), photos().cameras, "cpu")
+    surfaces = render_surfaces(start_from(room_pointmaps()), photos().cameras, "cpu", 0.4)
     typical = float(surfaces.depth[surfaces.depth > 0].median())
     right, eye = photos().cameras.cam_to_world[2, :3, 0], photos().cameras.cam_to_world[2, :3, 3]
     beside = torch.stack([eye + share * typical * right for share in (0.3, 0.5)])
