@@ -119,6 +119,8 @@ def read_frames(file: Path) -> list[dict[str, Any]]:
             f"{len(lost)} of {len(frames)} frames in {file} have no usable file_path, such as frame {lost[0]} (counted from 0)"
         )
         warnings.warn(f"{message}; they are left out.", stacklevel=2)
+    if all(frame.get("transform_matrix") is None for frame in frames if isinstance(frame, dict)):
+        warnings.warn(f"{file} has no pose: none of its frames has a 'transform_matrix'.", stacklevel=2)
     return [{**meta, **frame, _INDEX: i} for i, frame in enumerate(frames) if i not in set(lost)]
 
 
