@@ -119,9 +119,29 @@ def read_frames(file: Path) -> list[dict[str, Any]]:
             f"{len(lost)} of {len(frames)} frames in {file} have no usable file_path, such as frame {lost[0]} (counted from 0)"
         )
         warnings.warn(f"{message}; they are left out.", stacklevel=2)
-    if all(frame.get("transform_matrix") is None for frame in frames if isinstance(frame, dict)):
-        warnings.warn(f"{file} has no pose: none of its frames has a 'transform_matrix'.", stacklevel=2)
+    _tell_other_poses(frames, file)
     return [{**meta, **frame, _INDEX: i} for i, frame in enumerate(frames) if i not in set(lost)]
+
+
+def _tell_other_poses(frames: list[Any], file: Path) -> None:
+    """Warn where poses seem to stand under a name that says nothing of their convention."""
+    known = [frame for frame in frames if isinstance(frame, dict)]
+    if any(frame.get("transform_matrix") is not None for frame in known):
+        return
+    names = [name for frame in known for name, value in frame.items() if _is_matrix(value)]
+    if names:
+        reason = (
+            f"none of its frames has a 'transform_matrix', and of {quoted(names[0])} the direction of the axes is not known"
+        )
+        warnings.warn(f"{file} gives no pose: {reason}.", stacklevel=3)
+
+
+def _is_matrix(value: Any) -> bool:
+    """3x4 or 4x4, in rows or flat."""
+    if not isinstance(value, list):
+        return False
+    rows = len(value) in (3, 4) and all(isinstance(row, list) and len(row) == 4 for row in value)
+    return rows or (len(value) in (12, 16) and all(isinstance(number, (int, float)) for number in value))
 
 
 def _is_frame(frame: Any) -> bool:

@@ -131,12 +131,17 @@ def test_files_of_the_file_itself_are_those_of_its_folder(tmp_path):
 
 
 def test_intrinsics_without_poses(tmp_path):
-    """Told, since the poses may stand under another name, which says nothing of their convention."""
-    write(tmp_path, [{"file_path": "a.png", "c2w": IDENTITY}], fl_x=10, w=16, h=12)
-    with pytest.warns(UserWarning, match="no pose: none of its frames has a 'transform_matrix'"):
-        photo = nerfstudio.read(tmp_path).photos[0]
+    write(tmp_path, [{"file_path": "a.png"}], fl_x=10, w=16, h=12)
+    photo = nerfstudio.read(tmp_path).photos[0]
     assert photo.intrinsics is not None
     assert photo.cam_to_world is None
+
+
+@pytest.mark.parametrize("pose", [IDENTITY, IDENTITY[:3], torch.eye(4).flatten().tolist()], ids=["4x4", "3x4", "flat"])
+def test_poses_under_another_name_are_told(tmp_path, pose):
+    write(tmp_path, [{"file_path": "a.png", "c2w": pose}], fl_x=10, w=16, h=12)
+    with pytest.warns(UserWarning, match="gives no pose: none of its frames has a 'transform_matrix', and of 'c2w'"):
+        assert nerfstudio.read(tmp_path).photos[0].cam_to_world is None
 
 
 @pytest.mark.parametrize(
