@@ -27,6 +27,7 @@ IN_FRONT = 0.97  # a point occludes a surface if its depth is below this share o
 BACK_OFF = (1.0, 1.15, 1.3, 1.6, 2.0, 3.0)  # depth factors that are tried to avoid occlusion
 BLUR = 0.02  # inpainting weight of a known pixel in the backdrop: the smaller, the blurrier
 BACKDROP, BACKDROP_STEP = 1.5, 6  # relative to the depth of the farthest surface; half-size pixels per backdrop Gaussian
+CLOSE, NEARER = 8.0, 2 / 3  # a Gaussian is fog to a camera nearer than these many deviations and this share of its depth
 HOLE = 0.5  # alpha of the render below which a pixel is a hole
 
 
@@ -176,6 +177,17 @@ def occludes(points: Float[Tensor, "p 3"], surfaces: Surfaces) -> Bool[Tensor, "
     return ((z > 0) & (z < IN_FRONT * first)).any(0)
 
 
+def is_fog(
+    points: Float[Tensor, "p 3"], depth: Float[Tensor, " p"], scale: Float[Tensor, " p"], cameras: Cameras
+) -> Bool[Tensor, " p"]:
+    """Points whose Gaussians would fill much of some camera's picture, of the ``depth`` that they have in their own.
+
+    On an orbit the cameras come to where others look. What lies beside one is in none of its pixels, and occludes nothing.
+    """
+    nearest = torch.cdist(points, cameras.cam_to_world[:, :3, 3]).amin(1)
+    return (nearest < CLOSE * scale) & (nearest < NEARER * depth)
+
+
 def push_behind(
     depth: Float[Tensor, " p"], where: Bool[Tensor, "h w"], camera: Cameras, surfaces: Surfaces
 ) -> tuple[Float[Tensor, " p"], Bool[Tensor, " p"]]:
@@ -209,8 +221,9 @@ def fill_holes(gaussians: Gaussians, frames: Frames, backend: Backend) -> Gaussi
         depth, colour, hole = _inpaint(rendering.rgb[0], rendering.depth[0], rendering.alpha[0])
         hole &= every_nth(hole[None], FILL_STEP)[0]
         depth, clear = push_behind(depth[hole], hole, cameras[[i]], surfaces)
-        points = _on_rays(depth, hole, cameras[[i]])[clear]
-        scale = SPREAD * FILL_STEP * depth[clear] / cameras.intrinsics[i, 0, 0]
+        points, scale = _on_rays(depth, hole, cameras[[i]]), SPREAD * FILL_STEP * depth / cameras.intrinsics[i, 0, 0]
+        clear &= ~is_fog(points, depth, scale, cameras)
+        points, scale = points[clear], scale[clear]
         opacity = torch.full_like(scale, 0.8)
         filling = gaussians_from_points(points, colour[hole][clear].clamp(0, 1), scale, opacity, gaussians.sh_degree)
         gaussians = concatenate([gaussians, filling])
@@ -231,10 +244,10 @@ def add_backdrop(gaussians: Gaussians, frames: Frames, backend: Backend) -> Gaus
         depth = BACKDROP * torch.quantile(surfaces.depth[i].flatten()[::7], 0.98).expand(int(grid.sum()))
         points = _on_rays(depth, grid, camera)
         colour = _blurred(frames.images[i], frames.confidence[i].gt(0).float(), camera)[grid]
-        clear = ~occludes(points, surfaces)
-        scale = BACKDROP_STEP * depth[clear] / camera.intrinsics[0, 0, 0]
+        scale = BACKDROP_STEP * depth / camera.intrinsics[0, 0, 0]
+        clear = ~(occludes(points, surfaces) | is_fog(points, depth, scale, frames.cameras))
         opacity = torch.full_like(scale, 0.95)
-        parts.append(gaussians_from_points(points[clear], colour[clear], scale, opacity, gaussians.sh_degree))
+        parts.append(gaussians_from_points(points[clear], colour[clear], scale[clear], opacity[clear], gaussians.sh_degree))
     return concatenate(parts)
 
 
