@@ -14,6 +14,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
 from flows.execution.failures import failure_of, task_id
@@ -30,7 +31,7 @@ from reconx_core.geometry.undistort import registered_photos
 from reconx_core.io.files import explain_disk, temporary_beside, write_atomic, write_json
 from reconx_core.losses.lpips import LAYOUTS, lpips_files, lpips_missing_reason
 from reconx_core.names import shown
-from reconx_core.reporting.above import draw_above
+from reconx_core.reporting.above import draw_above, reach_of
 from reconx_core.reporting.numbers import mean_or_none, mean_scores
 from reconx_core.reporting.report import ReportPicture, RunReport, SceneReport, StageCost, write_report
 from reconx_core.reporting.scene_page import page_version, write_scene_page
@@ -245,6 +246,22 @@ def placement_notes(placement: dict[str, Any]) -> tuple[str, ...]:
     return (*_moved_note(placement), *_colour_note(placement))
 
 
+def _reach_note(run: SceneRun, root: Path, placement: Mapping[str, Any]) -> tuple[str, ...]:
+    """How far the scene goes beyond its photos, as a sentence; none where frames were asked for between these alone."""
+    if run.plan.settings.condition.path == "between" or not placement["frames"]:
+        return ()
+    path, gone = _path_of(run, root), placement["left_out"] or {}
+    kept = [i for i in range(len(path)) if _last_join(run) is not None or str(i) not in gone]  # that of rounds has no others
+    photos = store.load(run.references["pointcloud"].folder(root), "pointmaps").cameras
+    if not kept or len(photos) < 2:
+        return ()
+    far, turned = reach_of(photos, path[torch.tensor(kept)])
+    return (
+        f"The generated frames reach up to {far:.2g} times the photos' own distance and {turned:.0f} degrees from the nearest "
+        "photo; farther out nothing was made to be seen.",
+    )
+
+
 def _moved_note(placement: dict[str, Any]) -> tuple[str, ...]:
     if not placement["moved"]:
         return ()
@@ -378,7 +395,7 @@ def scene_record(run: SceneRun, root: Path) -> dict[str, Any]:
             "protocol": about["protocol"],
             "summary": about["summary"],
             "views": [asdict(view) for view in store.load(folder, "scores")],
-            "notes": [*said, *placement_notes(about["frames"])],
+            "notes": [*said, *placement_notes(about["frames"]), *_reach_note(run, root, about["frames"])],
         }
     )
 

@@ -45,6 +45,16 @@ def draw_above(cloud: PointCloud, photos: Cameras, path: Cameras) -> Image.Image
     return image.resize((SIDE, SIDE), Image.Resampling.LANCZOS)
 
 
+def reach_of(photos: Cameras, path: Cameras) -> tuple[float, float]:
+    """How far the path goes from the photos: the largest distance of a camera from its nearest photo, and of its direction from
+    the nearest photo's, in degrees. The distance is in the photos' own: the median one from a photo to the nearest other.
+    """
+    apart = torch.cdist(path.cam_to_world[:, :3, 3], photos.cam_to_world[:, :3, 3]).amin(1).max()
+    between = torch.cdist(photos.cam_to_world[:, :3, 3], photos.cam_to_world[:, :3, 3]).fill_diagonal_(torch.inf)
+    turned = (path.cam_to_world[:, :3, 2] @ photos.cam_to_world[:, :3, 2].mT).clamp(-1, 1).amax(1).min()
+    return float(apart / between.amin(1).median().clamp(min=1e-9)), float(turned.acos().rad2deg())
+
+
 def axes_above(photos: Cameras) -> tuple[Float[Tensor, " 3"], Float[Tensor, " 3"], Float[Tensor, " 3"]]:
     """To the right and ahead of the mean photo, and up; unit vectors in world."""
     up = normalize(-photos.cam_to_world[:, :3, 1].mean(0), dim=0)

@@ -1,10 +1,11 @@
 """The picture of a scene from above."""
 
 import numpy as np
+import pytest
 import torch
 
 from reconx_core.geometry.transforms import rigid, so3_exp
-from reconx_core.reporting.above import FRAME, PHOTO, SIDE, axes_above, draw_above
+from reconx_core.reporting.above import FRAME, PHOTO, SIDE, axes_above, draw_above, reach_of
 from reconx_core.types import Cameras, PointCloud
 
 LENS = torch.tensor([[40.0, 0, 20], [0, 40.0, 15], [0, 0, 1]])
@@ -56,3 +57,12 @@ def test_a_scene_without_points_and_photos_all_around_are_drawn():
     photos = Cameras(LENS.repeat(2, 1, 1), rigid(turns, torch.zeros(2, 3)), 40, 30)
     nothing = PointCloud(torch.zeros(0, 3), torch.zeros(0, 3), torch.zeros(0))
     assert draw_above(nothing, photos, photos).size == (SIDE, SIDE)
+
+
+def test_reach_is_measured_from_the_nearest_photo():
+    photos = cameras((0.0, 0, 0), (2.0, 0, 0), (4.0, 0, 0))
+    turned = cameras((4.5, 0, 0), (1.0, 0, 0), (7.0, 0, 0))
+    turned.cam_to_world[1, :3, :3] = so3_exp(torch.tensor([0.0, 0.5, 0]))
+    far, degrees = reach_of(photos, turned)
+    assert far == pytest.approx(1.5)
+    assert degrees == pytest.approx(torch.rad2deg(torch.tensor(0.5)).item(), abs=1e-3)

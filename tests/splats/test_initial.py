@@ -7,6 +7,7 @@ import torch
 from exact_scene import room, room_pointmaps
 
 from reconx_core.errors import UserError
+from reconx_core.geometry.transforms import join_cameras
 from reconx_core.rasterize import rasterize
 from reconx_core.settings import SplatsSettings
 from reconx_core.splats import initial_gaussians
@@ -183,6 +184,28 @@ def test_the_backdrop_shines_through_gaps_and_hides_nothing():
     assert after.alpha[gap].min() > 0.8
     assert (after.rgb - photos().images)[gap].abs().mean() < 0.6 * (before.rgb - photos().images)[gap].abs().mean()
     assert not occludes(both.means[len(start) :], render_surfaces(start, photos().cameras, "cpu")).any()
+
+
+def test_no_backdrop_is_fog_before_a_camera_that_stands_in_it():
+    start, wide = start_from(room_pointmaps()), torch.eye(4)[None]
+    alone = add_backdrop(start, photos(), "cpu")
+    wide[0, :3, :3], wide[0, :3, 3] = photos().cameras.cam_to_world[1, :3, :3], alone.means[-1]  # looks on, away from all
+    cameras = join_cameras(photos().cameras, replace(photos().cameras[:1], cam_to_world=wide))
+    nothing, one = torch.zeros(1, 120, 160), torch.zeros(1, dtype=torch.bool)
+    together = Frames(
+        torch.cat([photos().images, nothing[..., None].expand(-1, -1, -1, 3)]), cameras,
+        torch.cat([photos().confidence, nothing]), torch.cat([photos().is_photo, one]),
+    )  # fmt: skip
+
+    def nearest(gaussians):
+        """Distance of the backdrop from the camera, in deviations."""
+        apart = (gaussians.means - wide[0, :3, 3]).norm(dim=-1) / gaussians.log_scales[:, 0].exp()
+        return apart[len(start) :].min()
+
+    beside = add_backdrop(start, together, "cpu")
+    assert nearest(alone) < 1e-3
+    assert nearest(beside) > 6
+    assert len(start) + 100 < len(beside) < len(alone)
 
 
 def test_what_is_masked_out_does_not_colour_the_backdrop():
