@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -309,12 +309,28 @@ def find_scenes(dataset: str, only: Iterable[str] = ()) -> list[tuple[str, str]]
     """
     from reconx_core.datasets import scene_names
 
-    scenes, wanted = [(name, place_of(path)) for name, path in scene_names(Path(dataset))], list(map(one_line, only))
-    known = [name for name, _ in scenes]
-    for name in wanted:
-        if name not in known:
-            raise UserError(f"'{dataset}' has no scene '{name}'; it has {', '.join(known)}.")
+    scenes = [(name, place_of(path)) for name, path in scene_names(Path(dataset))]
+    known = dict(scenes)
+    wanted = set(_with_commas(list(map(one_line, only)), known))
+    if missing := sorted(wanted - known.keys()):
+        raise UserError(f"'{dataset}' has no scene '{missing[0]}'; it has {abbreviate(list(known))}.")
     return [scene for scene in scenes if not wanted or scene[0] in wanted]
+
+
+def _with_commas(parts: list[str], known: Container[str]) -> Iterator[str]:
+    """The names of which ``--scenes a,b`` is made: what is no scene may be the beginning of one that has commas in its name."""
+    while parts:
+        count = 1
+        if parts[0] not in known:
+            ends = (end for end in range(2, len(parts) + 1) if _joined(parts[:end], known) in known)
+            count = next(ends, 1)
+        yield _joined(parts[:count], known)
+        parts = parts[count:]
+
+
+def _joined(parts: list[str], known: Container[str]) -> str:
+    spaced = ", ".join(parts)
+    return spaced if spaced in known else ",".join(parts)
 
 
 @contextmanager

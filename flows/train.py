@@ -22,11 +22,11 @@ from flows.execution.workers import scheduler_place
 from flows.runs.alone import alone_in
 from flows.runs.mlflow_client import experiment_name, make_client, open_experiment, reason_of, require_answer, tracking_uri
 from flows.runs.registry import register_end
-from flows.runs.tracking import run_name_of, source_tags
+from flows.runs.tracking import RUNNING, end_killed, run_name_of, source_tags
 from flows.training.clips import Loaders, Workshop, draw_clips, make_clips
 from reconx_core.cache.store import Reference
 from reconx_core.errors import UserError
-from reconx_core.io.files import require_writable, temporary_beside
+from reconx_core.io.files import require_writable, temporary_beside, write_json
 from reconx_core.io.images import write_png
 from reconx_core.names import one_line
 from reconx_core.pointcloud import weights_of as geometry_weights
@@ -101,12 +101,11 @@ def train(settings: TrainSettings, out: Path, root: Path, console: Console, work
         studio = Studio(settings, contents_of(pipeline, settings), Workshop(root, out, console, workers, dask))
         wait_for_server()
         count, shown = share(studio.open)
-        log = Log(out, settings, console, shown) if main else None
+        log = stack.enter_context(Log(out, settings, console, shown)) if main else None
         clips = loop.EpochClips(count, lambda epoch: share(lambda: studio.clips(epoch)))
         loop.train(pipeline, clips, settings, out, log)
         if log is not None:
             save_pipeline(pipeline, out / "model")
-            log.finish()
         processes.destroy_process_group()
     console.print(f"The model is in {one_line(str(out / 'model'))}", soft_wrap=True, markup=False)
 
@@ -185,7 +184,10 @@ def save_pipeline(pipeline: Any, folder: Path) -> None:
 
 @dataclass
 class Log:
-    """Logs a training run: losses and scores to the console and MLflow, sample grids as images."""
+    """Logs a training run: losses and scores to the console and MLflow, sample grids as images.
+
+    A block that is left by an error leaves a failed run; one that was killed is marked so by the next into its folder.
+    """
 
     out: Path
     settings: TrainSettings
@@ -199,6 +201,12 @@ class Log:
 
     def __post_init__(self) -> None:
         self._observe(self._open)
+
+    def __enter__(self) -> Log:
+        return self
+
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        self.finish("FINISHED" if error is None else "FAILED")
 
     def step(self, number: int, loss: float) -> None:
         """Record a loss; every LOG_EVERY steps log the mean of the last ones."""
@@ -231,20 +239,28 @@ class Log:
         ready = prepared_clips(self.shown, reads_of(objective.pipeline, self.settings), 0)
         return validation_loss(objective, ready, self.settings)
 
-    def finish(self) -> None:
-        self._observe(lambda: self.client.set_terminated(self.run))
+    def finish(self, status: str = "FINISHED") -> None:
+        """End the run in MLflow; one that MLflow has lost in the middle has failed there, if it can still be told."""
+        self._observe(lambda: self._end(status))
         if self.lost and self.run:
             with contextlib.suppress(Exception):  # MLflow's stores raise anything, and the user knows already
                 require_answer(tracking_uri(self.out.parent))
-                self.client.set_terminated(self.run, "FAILED")
+                self._end("FAILED")
+
+    def _end(self, status: str) -> None:
+        self.client.set_terminated(self.run, status)
+        (self.out / RUNNING).unlink(missing_ok=True)
 
     def _open(self) -> None:
         from flows.runs.results import git_revision
 
-        self.client = make_client(tracking_uri(self.out.parent))
+        uri = tracking_uri(self.out.parent)
+        self.client = make_client(uri)
         experiment = open_experiment(self.client, self.out.resolve().parent, experiment_name("reconx-train"), self._say)
+        end_killed(self.client, uri, self.out)
         tags, name = source_tags({"git revision": git_revision()}), run_name_of({"title": self.out.resolve().name})
         self.run = self.client.create_run(experiment, tags=tags, run_name=name).info.run_id
+        write_json(self.out / RUNNING, {"uri": uri, "run": self.run})
         for key, value in self.settings.model_dump(mode="json").items():
             self.client.log_param(self.run, key, str(value)[:500])
 

@@ -25,11 +25,12 @@ from distributed.security import Security
 
 from flows.execution.ending import take_back_signals
 from flows.execution.prefect_server import ENVIRONMENT, answers
-from flows.execution.reach import ask_local_servers_directly, true_within
+from flows.execution.reach import ask_local_servers_directly, by_proxy, true_within
 from flows.execution.workers import Room, Workers
 from reconx_core.cache import store
 from reconx_core.cache.digests import verified_from, verify_from
 from reconx_core.errors import UserError
+from reconx_core.names import one_line
 from reconx_core.settings import STAGES, Settings
 from tasks.execute import Monitor, code_of, load_stages, require_code, route_warnings, uses_gpu, versions_of
 
@@ -198,8 +199,16 @@ def _local(workers: Workers, tries: int = PREPARE_TRIES) -> SpecCluster:
         return SpecCluster(workers=specs, scheduler={"cls": Scheduler, "options": here}, silence_logs=logging.CRITICAL)
     except (RuntimeError, OSError) as error:  # one of them has died meanwhile
         if tries == 1:
-            raise UserError(f"Dask's workers on this machine do not start ({error}); run the same command again.") from None
+            said = _first_cause(error)
+            raise UserError(f"Dask's workers on this machine do not start ({said}); run the same command again.") from None
     return _local(workers, tries - 1)
+
+
+def _first_cause(error: BaseException) -> str:
+    """What Dask's error came of: it says itself only that a nanny failed to start."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return one_line(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
 
 
 def _process(**options: Any) -> dict[str, Any]:
@@ -342,7 +351,8 @@ class Preparation(WorkerPlugin):
             raise UserError(f"{here} does not see the store {root}; give --store a folder that is the same on all machines.")
         url = self.environment["PREFECT_API_URL"]
         if not answers(url):
-            raise UserError(f"{here} cannot reach the Prefect server at {url}; start one and name it by PREFECT_API_URL.")
+            at = f"{url}{by_proxy(url)}"
+            raise UserError(f"{here} cannot reach the Prefect server at {at}; start one and name it by PREFECT_API_URL.")
         for stage, code in self.codes.items():
             require_code(stage, code)
         self.require_versions(worker.address)

@@ -25,7 +25,7 @@ from http.client import HTTPException
 from pathlib import Path
 
 from flows.execution.prefect_tables import lay_tables
-from flows.execution.reach import ask_local_servers_directly, is_local, no_socks_proxies, true_within
+from flows.execution.reach import ask_local_servers_directly, by_proxy, is_local, no_socks_proxies, true_within
 from reconx_core.cache.lock import has_locks, lock_file
 from reconx_core.errors import UserError
 from reconx_core.names import shown
@@ -130,7 +130,8 @@ def require_server(url: str) -> None:
         UserError: it does not within seconds.
     """
     if not true_within(ANSWER_SECONDS, lambda: _look_for(url)):
-        raise UserError(f"No Prefect server answers at {url}, which PREFECT_API_URL names; start it or unset PREFECT_API_URL.")
+        at = f"{url}{by_proxy(url)}"
+        raise UserError(f"No Prefect server answers at {at}, which PREFECT_API_URL names; start it or unset PREFECT_API_URL.")
 
 
 def _look_for(url: str) -> bool:

@@ -107,7 +107,7 @@ class Display(Monitor):
         if self.plans > MANY:
             self.progress.last.append(line)
         else:
-            self._print(line, markup=False)
+            self._print(line, markup=False, soft_wrap=True)
         for note in (measured or {}).get("notes", []) if cached else []:
             self.say(note)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import threading
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from urllib.parse import urlsplit
@@ -28,6 +29,23 @@ def is_local(url: str) -> bool:
         return urlsplit(url).hostname in LOCAL
     except ValueError:
         return False
+
+
+def by_proxy(url: str) -> str:
+    """In brackets, through which proxy of the environment a server at ``url`` is asked; empty where it is asked directly."""
+    try:
+        host, proxy = urlsplit(url).hostname, urllib.request.getproxies().get(urlsplit(url).scheme)
+    except ValueError:
+        return ""
+    if not proxy or not host or urllib.request.proxy_bypass(host):
+        return ""
+    return f" (asked through the proxy {without_password(proxy)}; no_proxy={host} asks it directly)"
+
+
+def without_password(uri: str) -> str:
+    """A URI as it may be printed."""
+    user, at, rest = uri.rpartition("@")
+    return f"{user.partition('://')[0]}://{rest}" if at else uri
 
 
 def ask_local_servers_directly() -> None:

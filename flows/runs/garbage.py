@@ -24,6 +24,8 @@ from reconx_core.errors import UserError
 from reconx_core.names import one_line
 from reconx_core.reporting.numbers import parse_duration
 
+UNWATCHED = 86400.0  # seconds after which what a writer on another machine left unfinished counts as killed
+
 
 @dataclass
 class Garbage:
@@ -110,7 +112,7 @@ def _garbage(root: Path, used: _Used, before: float) -> Garbage:
 def _remove(root: Path, garbage: Garbage, used: _Used) -> None:
     for stage, key in garbage.doomed:
         store.remove(root, stage, key)
-    store.clear_abandoned(root)
+    store.clear_abandoned(root, UNWATCHED)
     clear_failures(root, used.tasks)
     for run in used.gone:
         run.index.unlink(missing_ok=True)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
 
-from flows.execution.reach import ask_local_servers_directly, true_within
+from flows.execution.reach import ask_local_servers_directly, by_proxy, true_within, without_password
 from reconx_core.cache.lock import one_at_a_time
 from reconx_core.names import shown
 
@@ -152,7 +152,7 @@ def require_answer(uri: str) -> None:
     if shown(uri) != uri:
         raise OSError(f"its folder's name is not UTF-8: {shown(uri)}")
     if not true_within(ANSWER_SECONDS, lambda: _answers(uri)):
-        raise ConnectionError(f"nothing answers at {without_password(uri)}")
+        raise ConnectionError(f"nothing answers at {without_password(uri)}{by_proxy(uri)}")
 
 
 def _answers(uri: str) -> bool:
@@ -176,12 +176,6 @@ def _answers_http(url: str) -> bool:
         return True  # it wants a password, or has no such page
     except urllib.error.URLError as error:
         return isinstance(error.reason, ssl.SSLError)  # MLflow may be told to trust it nevertheless
-
-
-def without_password(uri: str) -> str:
-    """A URI as it may be printed."""
-    user, at, rest = uri.rpartition("@")
-    return f"{user.partition('://')[0]}://{rest}" if at else uri
 
 
 def _quieten() -> None:

@@ -13,11 +13,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from flows.execution.plan import REQUEST
 from flows.execution.progress import expected_seconds
 from flows.execution.run import default_store
-from flows.runs.alone import last_beat
+from flows.runs.alone import is_held, last_beat
 from flows.runs.request import RunRequest, newest_run, read_request, shown
 from flows.runs.task_states import TaskState, measured_of, states_of_run
+from reconx_core.errors import UserError
 from reconx_core.names import one_line
 from reconx_core.reporting.numbers import format_duration
 from tasks.graph import JOIN, ORDER
@@ -30,8 +32,10 @@ def status(out: Path | None, root: Path | None, console: Console) -> None:
     """Print the table and the failures of the run in ``out``, or of the newest with the store ``root`` (default: the user's).
 
     Raises:
-        UserError: there is no such run.
+        UserError: there is no such run, or it has only just begun.
     """
+    if out is not None and not (out / REQUEST).is_file() and is_held(out):
+        raise UserError(f"A run in '{out}' has not said yet what it computes (a training never does); ask again soon.")
     request = newest_run(root or default_store()) if out is None else read_request(out)
     where = root or request.store
     tasks = states_of_run(request, where)

@@ -31,6 +31,7 @@ import psutil
 from rich.console import Console
 from rich.markup import escape
 
+from flows.execution.reach import without_password
 from flows.runs import mlflow_client
 from flows.runs.mlflow_client import (
     experiment_name,
@@ -171,7 +172,7 @@ class LiveRun:
             self._caller.gone = reason_of(error)  # the ablation's other rows need not find out for themselves
             raise
         self._experiment = open_experiment(self._client, home, experiment_name(), self._say)
-        _end_killed(self._client, self._uri, self._out)
+        end_killed(self._client, self._uri, self._out)
         started = _milliseconds(self._about.get("started") or time.time())
         self._tags = source_tags(self._about["facts"])
         tags = {**self._tags, **_about_tags(self._about)}
@@ -255,7 +256,7 @@ class _Caller:
         while not self.gone and not done.wait(0.2):
             silent = time.monotonic() - max(start, self._moved)
             if silent > patience or (silent > mlflow_client.ANSWER_SECONDS and not _answers(self._uri)):
-                self.gone = f"no answer from {mlflow_client.without_password(self._uri)} for {silent:.0f} s"
+                self.gone = f"no answer from {without_password(self._uri)} for {silent:.0f} s"
 
     def _work(self) -> None:
         while True:
@@ -277,17 +278,20 @@ def _answers(uri: str) -> bool:
     return True
 
 
-def _end_killed(client: MlflowClient, uri: str, out: Path) -> None:
+def end_killed(client: MlflowClient, uri: str, out: Path) -> None:
     """Mark an earlier run into the folder that never came to its end, and that MLflow would show as running for ever."""
+    from mlflow.exceptions import MlflowException
+
     earlier = find_object(out / RUNNING)
     if earlier.get("uri") != uri:
         return
-    parent = client.get_run(earlier["run"])
-    running = f"tags.`mlflow.parentRunId` = '{earlier['run']}' and attributes.status = 'RUNNING'"
-    scenes = client.search_runs([parent.info.experiment_id], running)
-    for run in (parent, *scenes):
-        if run.info.status == "RUNNING":
-            client.set_terminated(run.info.run_id, "KILLED")
+    with contextlib.suppress(MlflowException):  # it has been deleted there, or all of MLflow's file
+        parent = client.get_run(earlier["run"])
+        running = f"tags.`mlflow.parentRunId` = '{earlier['run']}' and attributes.status = 'RUNNING'"
+        scenes = client.search_runs([parent.info.experiment_id], running)
+        for run in (*scenes, parent):
+            if run.info.status == "RUNNING":
+                client.set_terminated(run.info.run_id, "KILLED")
 
 
 def watch_load(uri: str, run: str) -> SystemMetricsMonitor | None:

@@ -11,10 +11,12 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
 import socket
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -47,6 +49,7 @@ _OUTSIDE_DIGEST = {MANIFEST, MEASURED, RECORD}
 _COLOUR_FIELDS = {"images", "renders", "alone"}  # float in memory, uint8 sRGB on disk
 # Of training clips, of which there may be hundreds of thousands, everything is small on disk, and float in memory.
 _SMALL = {"Clip": {"visibility": "uint8", "alone_visibility": "uint8", "colours": "uint8", "points": "float16"}}
+_HOSTS_OWN = 4026531836  # inode of Linux's first namespace of processes, the same on every machine
 _FRAME_ELEMENTS = 4096  # arrays with rows at least this large are chunked per row (a frame)
 
 # One Blosc thread: several would write blocks in the order in which they finish, so bytes would differ from run to run.
@@ -358,14 +361,25 @@ def stage_folders(root: Path) -> list[Path]:
     return sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")) if root.is_dir() else []
 
 
-def clear_abandoned(root: Path) -> int:
-    """Remove the temporary folders of killed writers on this machine; returns how many there were."""
-    host, removed = socket.gethostname(), 0
-    for folder in (root / ".tmp").glob(f"{host}-*-*"):
-        if not psutil.pid_exists(int(folder.name[len(host) + 1 :].split("-")[0])):
-            shutil.rmtree(folder, ignore_errors=True)
-            removed += 1
-    return removed
+def clear_abandoned(root: Path, unwatched: float = math.inf) -> int:
+    """Remove the temporary folders of killed writers on this machine; returns how many there were.
+
+    ``unwatched``: those of other machines, whose processes cannot be seen from here, count as killed after so many seconds.
+    """
+    folders = [folder for folder in (root / ".tmp").glob("*") if _is_abandoned(folder, unwatched)]
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
+    return len(folders)
+
+
+def _is_abandoned(folder: Path, unwatched: float) -> bool:
+    machine, _, rest = folder.name.rpartition("-")[0].rpartition("-")
+    if machine == _machine() and rest.isdecimal():
+        return not psutil.pid_exists(int(rest))
+    try:
+        return time.time() - folder.stat().st_mtime > unwatched
+    except FileNotFoundError:  # its writer has just ended
+        return False
 
 
 @contextmanager
@@ -380,7 +394,14 @@ def token(root: Path) -> Iterator[Path]:
 
 
 def _temporary(root: Path) -> Path:
-    return root / ".tmp" / f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:12]}"
+    return root / ".tmp" / f"{_machine()}-{os.getpid()}-{uuid.uuid4().hex[:12]}"
+
+
+def _machine() -> str:
+    """The host's name, and in a container that has it, too, which numbers of processes are meant."""
+    space = Path("/proc/self/ns/pid")
+    numbers = space.stat().st_ino if space.exists() else _HOSTS_OWN
+    return socket.gethostname() + (f".{numbers}" if numbers != _HOSTS_OWN else "")
 
 
 def _files(folder: Path) -> dict[str, Path]:

@@ -204,6 +204,19 @@ def test_abandoned_temporary_folders_are_cleared_but_not_those_of_the_living(tmp
     assert (mine.exists(), dead.exists()) == (True, False)
 
 
+def test_temporary_folders_of_other_machines_are_left_alone_until_nobody_can_be_writing(tmp_path, monkeypatch):
+    monkeypatch.setattr(store.socket, "gethostname", lambda: "gpu")
+    host, dead = store._machine(), unused_pid()  # of a machine whose name begins like another's
+    names = [f"{host}-{dead}-{dead}-0123456789ab", f"{host}-node-{dead}-0123456789ab", f"{host}.4026532000-{dead}-0123456789ab"]
+    folders = [tmp_path / ".tmp" / name for name in names]
+    for folder in folders:
+        folder.mkdir(parents=True)
+    os.utime(folders[0], (0, 0))
+    assert store.clear_abandoned(tmp_path) == 0
+    assert store.clear_abandoned(tmp_path, unwatched=3600) == 1
+    assert [folder.exists() for folder in folders] == [False, True, True]
+
+
 def test_key_depends_on_every_part():
     base = {"stage": "views", "settings": {"a": 1}, "parents": {}}
     keys = {store.artifact_key(**base)} | {

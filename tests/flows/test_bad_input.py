@@ -16,8 +16,9 @@ from PIL import Image
 from standins import artifact_bytes, write_folder
 
 from flows import cli
-from flows.evaluate import split_names
+from flows.evaluate import find_scenes, split_names
 from reconx_core import views
+from reconx_core.errors import UserError
 from reconx_core.settings import STAGES
 
 REAL_VIEWS = views.views_with_depth
@@ -204,6 +205,17 @@ def test_scenes_without_a_name(reconx, real_views, tmp_path):
     for scenes in (",", " , "):
         assert_sentence(reconx("evaluate", tmp_path / "data", "--scenes", scenes, "-o", tmp_path / "out"), "names no scene")
     assert split_names("attic, cellar,") == ("attic", "cellar")
+
+
+def test_scenes_with_commas_in_their_names_can_be_chosen(tmp_path):
+    names = ["Smith, J", "a,b,c", "attic", *(f"scene{number}" for number in range(40))]
+    for name in names:
+        write_folder(tmp_path / name)
+    chosen = lambda text: [name for name, _ in find_scenes(str(tmp_path), split_names(text))]  # noqa: E731
+    assert chosen("a,b,c, attic,Smith, J") == ["a,b,c", "attic", "Smith, J"]
+    assert chosen("attic") == ["attic"]
+    with pytest.raises(UserError, match=r"has no scene 'a'; it has .* and \d+ more\.$"):
+        chosen("a,b,attic")
 
 
 def test_an_empty_dataset_in_params_yaml(reconx, tmp_path, monkeypatch):

@@ -312,7 +312,8 @@ def test_workers_of_which_one_dies_while_they_start_are_started_again(monkeypatc
     monkeypatch.setattr(cluster, "SpecCluster", start)
     assert cluster._local(crew.Workers(2, "local")) == "started"
     answers[:] = 4 * [RuntimeError("Nanny failed to start.")]
-    with pytest.raises(UserError, match=r"do not start \(Nanny failed to start"):
+    answers[-1].__cause__ = OSError(24, "Too many open files")  # as Dask raises it
+    with pytest.raises(UserError, match=r"do not start \(OSError: \[Errno 24\] Too many open files\)"):
         cluster._local(crew.Workers(2, "local"))
 
 

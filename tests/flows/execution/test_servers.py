@@ -23,7 +23,7 @@ from standins import write_folder
 
 from flows.execution import prefect_server as servers
 from flows.execution import prefect_tables
-from flows.execution.reach import ask_local_servers_directly, no_socks_proxies
+from flows.execution.reach import ask_local_servers_directly, by_proxy, no_socks_proxies
 from reconx_core.errors import UserError
 
 
@@ -104,6 +104,17 @@ def test_named_server_that_is_not_there_is_a_sentence(tmp_path, monkeypatch, url
     with pytest.raises(UserError, match="PREFECT_API_URL"), servers.prefect_server(tmp_path):
         pass
     assert time.monotonic() - started < 5
+
+
+def test_a_proxy_that_stands_between_is_named_without_its_password(tmp_path, monkeypatch):
+    monkeypatch.setattr(servers, "ANSWER_SECONDS", 0.3)
+    monkeypatch.setenv("http_proxy", "http://me:secret@127.0.0.1:9")
+    monkeypatch.setenv("PREFECT_API_URL", "http://head.example:4200/api")
+    named = r"4200/api \(asked through the proxy http://127.0.0.1:9; no_proxy=head.example asks it directly\), which PREFECT"
+    with pytest.raises(UserError, match=named), servers.prefect_server(tmp_path):
+        pass
+    monkeypatch.setenv("no_proxy", ".example")
+    assert by_proxy("http://head.example:4200/api") == by_proxy("http://[") == ""
 
 
 def test_other_server_is_none_of_prefects(health, monkeypatch, tmp_path):

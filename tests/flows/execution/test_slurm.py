@@ -15,7 +15,11 @@ from tasks.execute import uses_gpu
 
 SCRIPT = Path(__file__).parents[3] / "docs" / "reconx.sbatch"
 # Is the command, as on the one node, and gets its signals; Slurm's options are checked.
-SRUN = '() { [ "$1 $2" = "--ntasks-per-node=1 --export=ALL" ] || exit 9; shift 2; exec "$@"; }'
+# What it starts is asked directly, whatever proxy leads out of the cluster.
+SRUN = (
+    '() { [ "$no_proxy $NO_PROXY" = "127.0.0.1,.intern 127.0.0.1,.intern" ] || exit 8; '
+    '[ "$1 $2" = "--ntasks-per-node=1 --export=ALL" ] || exit 9; shift 2; exec "$@"; }'
+)
 
 
 def test_the_shell_understands_it_and_so_does_sbatch():
@@ -42,7 +46,8 @@ def test_it_evaluates_with_a_worker_per_gpu_and_others_and_leaves_nothing_runnin
         write_folder(tmp_path / "data" / name)
     log = tmp_path / "log"
     environment = {
-        **os.environ, "SLURM_JOB_ID": "7", "SLURM_NNODES": "1", "GPUS": "1", "CPU_WORKERS": "1", "LEADER": "127.0.0.1",
+        **os.environ, "no_proxy": ".intern", "http_proxy": "http://127.0.0.1:9",
+        "SLURM_JOB_ID": "7", "SLURM_NNODES": "1", "GPUS": "1", "CPU_WORKERS": "1", "LEADER": "127.0.0.1",
         "BASH_FUNC_srun%%": SRUN, "PYTHON": sys.executable, "DASK": f"{sys.executable} -m dask",
         "RECONX": f"{sys.executable} {standins.__file__}", "RECONX_TEST_LOG": str(log), "CUDA_VISIBLE_DEVICES": "5",
         "DASK_DISTRIBUTED__WORKER__PRELOAD": f"['{standins.__file__}']", "RECONX_TEST_WORKER": "",

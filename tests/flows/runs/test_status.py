@@ -201,10 +201,13 @@ def test_time_left_of_a_running_run_goes_by_how_many_stages_it_has_done_at_a_tim
     assert re.fullmatch(r"About (3 min [234]\d s|4 min \d\d s) are left, with (2|1\.\d|2\.1) scenes side by side\.", line), line
 
 
-def test_what_is_no_run_and_a_dataset_that_is_gone(reconx, status, photos, tmp_path):
+def test_what_is_no_run_and_a_dataset_that_is_gone(reconx, status, photos, tmp_path, monkeypatch):
     outcome = reconx("status", photos)
     assert (outcome.code, outcome.err.count("\n")) == (2, 1)
     assert "There is no request.json in" in outcome.err
+    monkeypatch.setattr(alone, "BEAT_SECONDS", 0.05)
+    with alone.alone_in(photos):
+        assert "has not said yet what it computes" in reconx("status", photos).err
     assert "knows of no run" in reconx("status", "--store", "nowhere").err
     plans = make_plans(make_request(str(photos), None, []), tmp_path / "out")
     record_request(plans, 1.0, str(photos), tmp_path / "out", tmp_path / "store")

@@ -419,6 +419,26 @@ def test_training_that_mlflow_loses_in_the_middle_is_not_shown_as_running(tmp_pa
     assert make_client(f"sqlite:///{tmp_path}/mlflow.db").get_run(log.run).info.status == "FAILED"
 
 
+def test_training_that_raises_or_is_killed_is_not_shown_as_running(tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    made = lambda: Log(tmp_path / "out", resolve_train_settings("tiny", None), Console(file=io.StringIO()), [])  # noqa: E731
+    killed = made()  # never closed
+    with pytest.raises(UserError), made() as failed:
+        raise UserError("The disk is full.")
+    with made() as whole:
+        pass
+    client = make_client(f"sqlite:///{tmp_path}/mlflow.db")
+    assert [client.get_run(log.run).info.status for log in (killed, failed, whole)] == ["KILLED", "FAILED", "FINISHED"]
+
+
+def test_a_killed_run_that_was_deleted_in_mlflow_does_not_cost_the_next_its_own(tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    record, out = a_record(tmp_path)
+    (out / tracking.RUNNING).write_text(json.dumps({"uri": f"sqlite:///{tmp_path}/runs/mlflow.db", "run": 32 * "0"}))
+    assert printed_by_track(record, out) == ""
+    assert (out / tracking.IDS).is_file()
+
+
 def test_gc_keeps_what_existing_runs_use(reconx, tiny, photos, tmp_path):
     root = tmp_path / "store"
     for out, steps in (("kept", 1), ("deleted", 2)):
