@@ -231,12 +231,14 @@ def add_backdrop(gaussians: Gaussians, frames: Frames, backend: Backend) -> Gaus
     Novel views show small gaps between the Gaussians; they should show a plausible colour instead of black.
     """
     surfaces = render_surfaces(gaussians, frames.cameras, backend, CLEARANCE)
+    # One for all: beside a close-up the scene goes on, and what is behind it there would stand in the others' way.
+    farthest = BACKDROP * float(torch.quantile(surfaces.depth.flatten(1)[:, ::7], 0.98, dim=1).max())
     parts = [gaussians]
     for i in frames.is_photo.nonzero()[:, 0].tolist():
         camera = widen(frames.cameras[[i]], WIDER)
         every = torch.ones(camera.height, camera.width, dtype=torch.bool)
         grid = every_nth(every[None], BACKDROP_STEP)[0]
-        depth = BACKDROP * torch.quantile(surfaces.depth[i].flatten()[::7], 0.98).expand(int(grid.sum()))
+        depth = torch.full((int(grid.sum()),), farthest)
         points = _on_rays(depth, grid, camera)
         colour = _blurred(frames.images[i], frames.confidence[i].gt(0).float(), camera)[grid]
         clear = ~occludes(points, surfaces)
