@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from rich.console import Console
 from small_runs import failed_record, record_scene, write_run
 
 from flows.evaluation import comparison
@@ -243,7 +244,7 @@ def test_of_a_folder_of_runs_one_is_to_be_named(tmp_path):
 
 @pytest.mark.parametrize("width", [40, 80])
 def test_no_number_is_cut_in_a_narrow_terminal(tmp_path, reconx, monkeypatch, width):
-    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setattr("flows.cli.console", Console(width=width, highlight=False, emoji=False))
     spread = {"psnr": 0.6, "photo_psnr": 0.01}
     runs = [write_run(tmp_path / r, {s: record_scene(20 + i, spread=spread) for s in "uvw"}) for i, r in enumerate("ab")]
     shown = reconx("compare", *runs).out
