@@ -27,8 +27,7 @@ def fit_splats(
         UserError: the rasteriser cannot run here, or there are no points to initialise from.
     """
     backend = resolve_backend(settings.backend)
-    views = torch.arange(len(frames)) < len(pointmaps.cameras)  # with the frames that have joined in rounds of generation
-    start = initial_gaussians(replace(frames, is_photo=views), pointmaps, settings, backend, generator)
+    start = initial_gaussians(frames, pointmaps, settings, backend, generator)
     return optimise(start, frames, settings, backend, generator, progress)
 
 
@@ -37,9 +36,14 @@ def initial_gaussians(
 ) -> Gaussians:
     """The initial Gaussians by the method ``settings.init``.
 
+    Frames that have joined the photos in rounds of generation count as photos, but leave no backdrop: all around a scene, what
+    is behind it in one view is before it in another.
+
     Raises:
         UserError: the geometry backend gave no points for it.
     """
+    photos = frames
+    frames = replace(frames, is_photo=torch.arange(len(frames)) < len(pointmaps.cameras))
     if settings.init == "sparse":
         if len(pointmaps.sparse) < 4:
             raise UserError("splats.init=sparse needs feature points, and the geometry backend gave none; use pointmaps.")
@@ -54,4 +58,4 @@ def initial_gaussians(
         warnings.warn("No depth of the photos could be trusted; the Gaussians start at random depths.", stacklevel=2)
         return from_random(frames, pointmaps, settings.max_gaussians, settings.sh_degree, generator)
     start = fill_holes(start, frames, backend) if settings.fill else start
-    return add_backdrop(start, frames, backend) if settings.backdrop else start
+    return add_backdrop(start, photos, backend) if settings.backdrop else start

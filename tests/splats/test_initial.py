@@ -186,6 +186,15 @@ def test_the_backdrop_shines_through_gaps_and_hides_nothing():
     assert not occludes(both.means[len(start) :], render_surfaces(start, photos().cameras, "cpu")).any()
 
 
+def test_frames_that_have_joined_the_photos_leave_no_backdrop():
+    """They go all around a scene: what is behind it in one view is before it in another."""
+    joined = replace(photos(), is_photo=torch.tensor([True, False, False]))
+    alone, added = (start_by(joined, room_pointmaps(), backdrop=backdrop) for backdrop in (False, True))
+    of_all = start_by(photos(), room_pointmaps(), backdrop=True)
+    assert len(alone) == len(start_by(photos(), room_pointmaps()))
+    assert len(alone) < len(added) < len(alone) + 0.5 * (len(of_all) - len(alone))
+
+
 def test_no_backdrop_is_fog_before_a_camera_that_stands_in_it():
     start, wide = start_from(room_pointmaps()), torch.eye(4)[None]
     alone = add_backdrop(start, photos(), "cpu")
