@@ -106,6 +106,15 @@ def gather(block, row, array, picked, columns):
 
 
 @inlined
+def gather_shapes(block, means, quats, scales, picked, count):
+    """What both directions need of the first ``count`` picked Gaussians; the lanes that are left repeat the first."""
+    picked[count:] = picked[0]
+    gather(block, MEAN, means, picked, 3)
+    gather(block, QUAT, quats, picked, 4)
+    gather(block, SCALE, scales, picked, 3)
+
+
+@inlined
 def at3(block, row):
     return at(block, row), at(block, row + 1), at(block, row + 2)
 
@@ -244,10 +253,7 @@ def project(
                 picked[count] = i
                 count += 1
             if count == LANES or (count > 0 and i == end - 1):
-                picked[count:] = picked[0]
-                gather(block, MEAN, means, picked, 3)
-                gather(block, QUAT, quats, picked, 4)
-                gather(block, SCALE, scales, picked, 3)
+                gather_shapes(block, means, quats, scales, picked, count)
                 gather(block, FAINT, opacities, picked, 1)
                 gather(block, LEVEL, levels, picked, 1)
                 gather_harmonics(coefficients, sh, picked, degree)

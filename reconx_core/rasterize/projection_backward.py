@@ -42,10 +42,9 @@ from reconx_core.rasterize.harmonics import sh_basis, sh_direction_gradient
 from reconx_core.rasterize.projection import (
     HARMONICS,
     MEAN,
-    QUAT,
     SCALE,
     at3,
-    gather,
+    gather_shapes,
     jacobian,
     lens_of,
     put3,
@@ -252,10 +251,7 @@ def project_backward(
                 picked[count] = i
                 count += 1
             if count == LANES or (count > 0 and i == end - 1):
-                picked[count:] = picked[0]
-                gather(block, MEAN, means, picked, 3)
-                gather(block, QUAT, quats, picked, 4)
-                gather(block, SCALE, scales, picked, 3)
+                gather_shapes(block, means, quats, scales, picked, count)
                 gather_records(block, records, picked)
                 gather_moments(block, flat_slots, slot_starts, picked, count, moments)
                 put(out, V_OPACITY, at(block, MOMENTS) * (at(block, CLARITY) - ONE))
