@@ -42,7 +42,13 @@ PREPARE_TRIES = 4  # of starting and of preparing all workers, of which one may 
 LOOK_SECONDS, AHEAD = 2.0, 2  # between two looks at the workers, and tasks for each of their threads
 LOST_SECONDS = 600  # without any worker on this machine, until the run ends
 RESTART_SECONDS = 30  # to wait for a worker that is started again; it may come later
-LOG_LENGTH = 50  # messages that each end of a connection keeps for debugging; a task's takes 50 KB, and 1,000 are the default
+# What Dask keeps for its pages, which a run's own cluster has not: half of what an idle worker costs, and of each
+# connection 1,000 messages, a task's of 50 KB.
+UNSEEN = {
+    "distributed.admin.low-level-log-length": 50,
+    "distributed.worker.profile.enabled": False,
+    "distributed.admin.system-monitor.interval": "5s",
+}
 REVIVE_SECONDS = 10  # without a process, until a worker of this machine gets another nanny
 
 
@@ -168,8 +174,7 @@ def open_cluster(workers: Workers, root: Path, monitor: Monitor, stages: tuple[s
     with ExitStack() as stack:
         assert workers.dask is not None
         # A worker that dies may take longer to start again than the 15 s after which Dask closes its nanny for good.
-        logs = {"distributed.admin.low-level-log-length": LOG_LENGTH}
-        stack.enter_context(dask.config.set({"distributed.deploy.lost-worker-timeout": f"{LOST_SECONDS}s", **logs}))
+        stack.enter_context(dask.config.set({"distributed.deploy.lost-worker-timeout": f"{LOST_SECONDS}s", **UNSEEN}))
         crew = Crew(stack.enter_context(_local(workers))) if workers.dask == "local" else None
         address = crew.cluster.scheduler_address if crew else workers.dask
         client = stack.enter_context(_connect(address))
