@@ -17,6 +17,7 @@ from jaxtyping import Float
 
 from reconx_core.datasets.locate import is_path
 from reconx_core.errors import UserError
+from reconx_core.io.files import read_text
 from reconx_core.names import quoted
 
 _FIRST = 8  # offset of the first record of a binary file, after the number of records
@@ -103,7 +104,7 @@ def _file(model: Path, name: str, suffix: str | None) -> Iterator[Path]:
 
 def _lines(file: Path) -> Iterator[str]:
     """Lines that hold something. Names of files that are not UTF-8 come back as the file system has them."""
-    lines = file.read_text(encoding="utf-8-sig", errors="surrogateescape").split("\n")
+    lines = read_text(file, "surrogateescape").split("\n")
     return (line.strip() for line in lines if line.strip() and not line.startswith("#"))
 
 

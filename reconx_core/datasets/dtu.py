@@ -32,6 +32,7 @@ from reconx_core.datasets.capture import Capture, Photo, Split, pinhole
 from reconx_core.datasets.photos import find_photos, relative_names, unique_names
 from reconx_core.datasets.poses import make_usable
 from reconx_core.errors import UserError
+from reconx_core.io.files import read_text
 from reconx_core.io.images import ImageError, read_focal, read_image, read_mask, read_size
 
 if TYPE_CHECKING:
@@ -172,7 +173,7 @@ def _read_camera(file: Path, view: int) -> _Camera | None:
             return _Camera(*decompose(_load_archive(file)[f"world_mat_{view}"][:3].astype(np.float64)), None)
         if _CALIBRATION.fullmatch(file.name):
             return _Camera(*decompose(np.loadtxt(file, encoding="utf-8-sig")), size)
-        return _Camera(*_parse_mvsnet(file.read_text(encoding="utf-8-sig", errors="replace")), size)
+        return _Camera(*_parse_mvsnet(read_text(file, "replace")), size)
     except _Unknown:
         return None
     except (OSError, ValueError, IndexError) as error:

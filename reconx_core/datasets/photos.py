@@ -18,6 +18,7 @@ from jaxtyping import Float
 from reconx_core.datasets.capture import Capture, Photo
 from reconx_core.errors import UserError
 from reconx_core.io.images import SUFFIXES, is_image, is_unread_picture, read_focal, read_image, read_mask, require_pinhole
+from reconx_core.io.video import is_video
 from reconx_core.names import abbreviate, unique_shown
 
 if TYPE_CHECKING:
@@ -200,6 +201,11 @@ def _warn_of_other_photos(path: Path, folder: Path) -> None:
     if others:
         chosen = "its own photos" if folder == path else f"the photos in {folder.relative_to(path)}"
         warnings.warn(f"Of '{path}', {chosen} are used; {_count(others)} beside them are not.", stacklevel=2)
+    if videos := sorted(p.name for place in _places(path) for p in place.iterdir() if is_video(p)):
+        warnings.warn(
+            f"Of '{path}', the photos are used and not {abbreviate(videos)}; give the path of a video to use that.",
+            stacklevel=2,
+        )
     if below := [place.name for place in folders_of_photos(path) if place not in (*_places(path), *mask_folders(folder))]:
         warnings.warn(f"Photos in folders of '{path}' are not used: {abbreviate(below)}.", stacklevel=2)
 

@@ -27,6 +27,7 @@ from reconx_core.datasets.locate import is_path
 from reconx_core.datasets.photos import find_photos
 from reconx_core.datasets.poses import make_usable
 from reconx_core.errors import UserError
+from reconx_core.io.files import read_text
 from reconx_core.io.images import ImageError, is_image, read_image, read_size
 from reconx_core.io.json_files import read_json
 from reconx_core.names import abbreviate
@@ -171,7 +172,7 @@ def _index_text(folder: Path) -> str:
 
 @lru_cache(maxsize=8)
 def _text(file: Path, modified: int) -> str:
-    return file.read_text(errors="replace")
+    return read_text(file, "replace")
 
 
 def _index(folder: Path) -> dict[str, str]:
@@ -274,8 +275,8 @@ def _lists_cameras(file: Path) -> bool:
     """Whether a text file is a camera file (a URL, then a camera per line) and not, say, notes beside photos."""
     if not os.path.isfile(file):  # which does not mind a name that is too long
         return False
-    with file.open(encoding="utf-8-sig", errors="replace") as lines:
-        return lines.readline().startswith("http") and len(lines.readline().split()) == 19
+    lines = [*read_text(file, "replace").split("\n", 2), ""]
+    return lines[0].startswith("http") and len(lines[1].split()) == 19
 
 
 def _read_frames(folder: Path, file: Path) -> Iterator[Photo]:
@@ -297,7 +298,7 @@ def _read_cameras(file: Path) -> tuple[list[int], Float[Tensor, "n 18"]]:
     """Timestamps (microseconds) and cameras."""
     import torch
 
-    lines = file.read_text(encoding="utf-8-sig", errors="replace").splitlines()
+    lines = read_text(file, "replace").splitlines()
     rows = [line.split() for line in lines[1:] if line.strip()]
     try:
         return [int(row[0]) for row in rows], torch.tensor([list(map(float, row[1:])) for row in rows], dtype=torch.float64)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import errno
 import json
@@ -28,6 +29,13 @@ def write_atomic(path: Path, content: bytes) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def read_text(file: Path, errors: str = "strict") -> str:
+    """What a text file holds: in UTF-16 where its byte-order mark says so, as Windows' shells write one, else in UTF-8."""
+    content = file.read_bytes()
+    wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return content.decode("utf-16" if wide else "utf-8-sig", errors).replace("\r\n", "\n")
 
 
 def temporary_beside(path: Path) -> Path:

@@ -44,6 +44,7 @@ _LIMIT = threading.Lock()
 _POINTERS = {b"version https://git-lfs": "git lfs pull", b"/annex/objects/": "git annex get"}
 _TURNED_BACK = {Image.Transpose.ROTATE_90: Image.Transpose.ROTATE_270, Image.Transpose.ROTATE_270: Image.Transpose.ROTATE_90}
 _SIDEWAYS = (*_TURNED_BACK, Image.Transpose.TRANSPOSE, Image.Transpose.TRANSVERSE)
+_NUMBERED = 25 / 255  # brightness that no pixel of a map of numbered objects exceeds, and some of every other mask
 _CUT_OUT = 2  # colours, of 16, of a mask's opaque pixels; more are those of a photo
 _INVERTED = "dynamic_mask_"  # instant-ngp's masks are white where a pixel may not be used
 
@@ -112,14 +113,15 @@ def _shares(grey: Float[np.ndarray, "h w"], whites: tuple[float, ...], path: Pat
 def read_mask(path: Path, upright: bool = True) -> Bool[Tensor, "h w"]:
     """A mask picture: True (may be used) where it is brighter than half. Raises ImageError as :func:`read_image`.
 
-    Of a mask with two values only, 0 and another one, the other is True: many programs write 0 and 1. What is transparent may
-    not be used, and of a cut-out in a photo's colours what is opaque may.
+    Of a mask with two values only, 0 and another one, the other is True: many programs write 0 and 1; of one that is all but
+    black, as maps of numbered objects are, all that is not 0. What is transparent may not be used, and of a cut-out in a
+    photo's colours what is opaque may.
     """
     picture = _open(path, upright)
     grey = _opaque_grey(picture) if _is_transparent(picture) else _to_rgb(picture, path).mean(-1)
     brightest = grey.max()
     two_values = brightest <= 0.5 and bool(((grey == 0) | (grey == brightest)).all())
-    mask = grey > (0.0 if two_values else 0.5)
+    mask = grey > (0.0 if two_values or brightest <= _NUMBERED else 0.5)
     return ~mask if path.name.startswith(_INVERTED) else mask
 
 

@@ -232,12 +232,15 @@ def test_only_cameras_are_needed(tmp_path, text):
     assert [float(p.cam_to_world[0, 3]) for p in colmap.read(tmp_path).photos] == [0, 1, 2]
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "utf-16-be"])
 @pytest.mark.parametrize("points", ["\n", "", "1.5 2.5 -1 3.5 4.5 7\n"])
-def test_text_written_by_other_tools(tmp_path, points):
+def test_text_written_by_other_tools(tmp_path, points, encoding):
     """A byte-order mark, Windows' ends of lines, a quaternion that is not of unit length, points left empty or out."""
     write_greys(tmp_path / "images", NAMES)
     (tmp_path / "sparse" / "0").mkdir(parents=True)
-    (tmp_path / "sparse" / "0" / "cameras.txt").write_text("\ufeff# a comment\r\n1 PINHOLE 16 12 9 10 8 6\r\n")
+    cameras = "# a comment\r\n1 PINHOLE 16 12 9 10 8 6\r\n"
+    marked = cameras if encoding == "utf-16" else f"\ufeff{cameras}"  # which sets its own
+    (tmp_path / "sparse" / "0" / "cameras.txt").write_text(marked, encoding)
     lines = "".join(f"{i} 2 0 0 0 {-i} 0 0 1 {name}\n{points}" for i, name in enumerate(NAMES))
     (tmp_path / "sparse" / "0" / "images.txt").write_text(lines)
     photos = colmap.read(tmp_path).photos

@@ -57,6 +57,13 @@ def test_undistorted_models_are_read_with_their_own_pictures(tmp_path, place, ra
     assert ["dense" in str(warning.message) for warning in told] == [True] * raw
 
 
+def test_a_video_beside_photos_is_told(tmp_path):
+    write_greys(tmp_path, ["a.png", "b.png"], 30, 40)
+    (tmp_path / "walk.MOV").write_bytes(b"")
+    with pytest.warns(UserWarning, match=r"the photos are used and not walk\.MOV; give the path of a video"):
+        assert len(read(tmp_path).photos) == 2
+
+
 def test_photos_in_folders_of_the_given_one_are_told(tmp_path):
     for name in ("left", "right"):
         write_greys(tmp_path / name, ["a.png", "b.png"])

@@ -185,6 +185,11 @@ def test_a_mask_of_two_values_may_have_any_two(tmp_path, values, mode):
     assert images.read_mask(tmp_path / "mask.png").tolist() == [[False] * 3 + [True] * 5] * 4
 
 
+def test_what_is_numbered_in_a_mask_may_be_used(tmp_path):
+    Image.fromarray(np.array([[0, 1, 2, 7, 25]], np.uint8)).save(tmp_path / "mask.png")
+    assert images.read_mask(tmp_path / "mask.png").tolist() == [[False, True, True, True, True]]
+
+
 def test_a_mask_of_many_values_is_cut_at_half(tmp_path):
     Image.fromarray(np.array([[0, 60, 127, 128, 255]], np.uint8)).save(tmp_path / "mask.png")
     assert images.read_mask(tmp_path / "mask.png").tolist() == [[False, False, False, True, True]]
