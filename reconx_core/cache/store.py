@@ -50,7 +50,8 @@ _COLOUR_FIELDS = {"images", "renders", "alone"}  # float in memory, uint8 sRGB o
 # Of training clips, of which there may be hundreds of thousands, everything is small on disk, and float in memory.
 _SMALL = {"Clip": {"visibility": "uint8", "alone_visibility": "uint8", "colours": "uint8", "points": "float16"}}
 _HOSTS_OWN = 4026531836  # inode of Linux's first namespace of processes, the same on every machine
-_FRAME_ELEMENTS = 4096  # arrays with rows at least this large are chunked per row (a frame)
+# Arrays with rows at least this large are chunked per row (a frame). A chunk costs a millisecond whatever it holds.
+_FRAME_ELEMENTS = 1 << 16
 
 # One Blosc thread: several would write blocks in the order in which they finish, so bytes would differ from run to run.
 blosc.use_threads = False
@@ -134,10 +135,10 @@ def _load_dataclass(folder: Path, prefix: str, group: zarr.Group) -> Any:
 def _save_array(group: zarr.Group, name: str, tensor: Tensor) -> None:
     array = tensor.detach().cpu().contiguous().numpy()
     framed = array.ndim >= 2 and array[:1].size >= _FRAME_ELEMENTS
-    chunk = tuple(max(1, n) for n in ((1, *array.shape[1:]) if framed else array.shape))
-    shard = tuple(max(1, n) for n in array.shape)
+    whole = tuple(max(1, n) for n in array.shape)
+    parts: dict[str, Any] = {"chunks": (1, *whole[1:]), "shards": whole} if framed else {"chunks": whole}
     group.create_array(
-        name, shape=array.shape, dtype=array.dtype, chunks=chunk, shards=shard, overwrite=True,
+        name, shape=array.shape, dtype=array.dtype, **parts,
         compressors=[BloscCodec(cname="zstd", clevel=3), Crc32cCodec()], config={"write_empty_chunks": True},
     )[...] = array  # fmt: skip
 

@@ -100,9 +100,13 @@ def test_same_content_has_the_same_digest_whatever_the_key_and_the_measurements(
     assert store.find(tmp_path, "views", "key") == published
 
 
-def test_arrays_are_one_shard_each(tmp_path, published):
-    shards = [p for p in (published.folder(tmp_path) / "frames.zarr" / "images" / "c").rglob("*") if p.is_file()]
-    assert len(shards) == 1
+@pytest.mark.parametrize(("side", "frames_a_chunk"), [(16, 3), (160, 1)])
+def test_arrays_are_one_file_each(tmp_path, side, frames_a_chunk):
+    """Of large ones a frame can be read by itself."""
+    store.save(tmp_path, "x", torch.rand(3, side, side, 3))
+    array = dict(zarr.open_group(tmp_path / "x.zarr", mode="r").arrays())["value"]
+    assert array.chunks == (frames_a_chunk, side, side, 3)
+    assert len([p for p in (tmp_path / "x.zarr" / "value" / "c").rglob("*") if p.is_file()]) == 1
 
 
 def test_zarr_alone_sees_a_flipped_bit(tmp_path):
