@@ -48,7 +48,8 @@ def libraries(modules: tuple[str, ...], without: tuple[str, ...] = ()) -> set[st
     return found - sys.stdlib_module_names - {PACKAGE, "tasks", "flows"}
 
 
-def reachable(modules: tuple[str, ...], without: tuple[str, ...] = ()) -> set[str]:
+@cache
+def reachable(modules: tuple[str, ...], without: tuple[str, ...] = ()) -> frozenset[str]:
     """``modules`` and, transitively, what they import of reconx_core but ``without``, late imports in functions included.
 
     A package is loaded with any module in it. Where nothing imports the package itself, nothing calls its functions, and their
@@ -64,7 +65,7 @@ def reachable(modules: tuple[str, ...], without: tuple[str, ...] = ()) -> set[st
         imports = _parsed(name).imports if used else _parsed(name).imports_at_load
         waiting += [(other, True) for other in imports if other != name]  # a package may import its modules through itself
         waiting += [(name.rpartition(".")[0], False)] if name.startswith(f"{PACKAGE}.") else []
-    return {name for name, _ in found}
+    return frozenset(name for name, _ in found)
 
 
 class _Parsed(NamedTuple):
@@ -102,6 +103,7 @@ def _parse(name: str, place: str, source: bytes) -> _Parsed:
     return _Parsed(place, imports, at_load, _libraries(tree), hashlib.sha256(_skeleton(tree).encode()).hexdigest())
 
 
+@cache
 def _locate(name: str) -> Path | None:
     """The source file of a module of this project; None where the name is not a module's (but, say, a function's)."""
     # Not importlib: finding a module imports its parents, and a key must not depend on what happens to be importable.
