@@ -18,6 +18,7 @@ from rich.markup import escape
 from torch import Tensor
 
 from flows.evaluate import check_dataset, find_scenes
+from flows.evaluation.ablation import switched_settings
 from flows.evaluation.bundle_page import write_leaderboard
 from flows.evaluation.bundles import (
     FORMAT,
@@ -85,9 +86,8 @@ def make(run: Path, out: Path | None, root: Path | None, console: Console) -> No
     if not scenes:
         raise UserError(f"'{run}' has no scene with scores of held-out views.")
     failed = {name: scene["error"] for name, scene in read.record["scenes"].items() if scene["error"] is not None}
-    label = read.record.get("label") or method_label(read.record["settings"])
     about = {
-        "format": FORMAT, "title": read.record["title"], "label": label,
+        "format": FORMAT, "title": read.record["title"], "label": _label(read.record),
         "settings": read.record["settings"], "facts": read.record.get("facts", {}), "scenes": scenes, "failed": failed,
         "summary": means_of(scenes), **{key: read.record[key] for key in _KEPT if read.record.get(key)},
     }  # fmt: skip
@@ -96,6 +96,13 @@ def make(run: Path, out: Path | None, root: Path | None, console: Console) -> No
     told = f"{count} scene(s)" + (f", {seeds} seeds" if seeds > 1 else "")
     console.print(f"{len(files)} renders of {told} in {out}", soft_wrap=True, markup=False)
     console.print(f"SHA-256 {digest}", soft_wrap=True, markup=False)
+
+
+def _label(record: dict[str, Any]) -> str:
+    """What the method is called; a row of the ablation by the row's name, in place of the settings that make it."""
+    row = record.get("row")
+    method = record.get("label") or method_label(record["settings"], switched_settings() if row else ())
+    return " · ".join(filter(None, (method, row)))
 
 
 def _store_of(folder: Path, record: dict[str, Any]) -> Path:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -62,8 +62,10 @@ def add_runs(published: PaperTable, runs: Iterable[Run], newest: bool = False) -
     """
     ours: dict[Cell, Entry] = {}
     remarks: dict[Cell, list[str]] = {}
-    for run in runs:
-        entry, sentences = entry_of(run, published)
+    found = list(runs)
+    names = set_names((_set_of(run.record) for run in found), {entry.set for entry in published.entries})
+    for run in found:
+        entry, sentences = entry_of(run, published, names[_set_of(run.record)])
         cell = (entry.label, entry.row, *entry.column)
         if cell in ours and not newest:
             raise UserError(f"Two of the runs are for one cell ({_where(entry)}); leave one out, or name its row: LABEL=RUN.")
@@ -75,8 +77,23 @@ def add_runs(published: PaperTable, runs: Iterable[Run], newest: bool = False) -
     return replace(published, entries=(*published.entries, *entries), remarks=tuple(all_remarks))
 
 
-def entry_of(run: Run, published: PaperTable) -> tuple[Entry, list[str]]:
-    """A run's cells, and sentences on the scenes that its means are not over.
+def set_names(sets: Iterable[str], published: Container[str]) -> dict[str, str]:
+    """What the table calls each set: of a dataset's path the last names, as many as tell all of them apart."""
+    known = dict.fromkeys(sets)
+    paths = {name: Path(name).parts for name in known if name not in published and not name.startswith("procedural:")}
+    for count in range(1, max(map(len, paths.values()), default=0)):
+        short = {name: str(Path(*parts[-count:])) for name, parts in paths.items()}
+        if len({*short.values()}) == len(paths) and not any(name in published for name in short.values()):
+            return {name: short.get(name, name) for name in known}
+    return {name: name for name in known}
+
+
+def _set_of(record: dict[str, Any]) -> str:
+    return (record.get("protocol") or {}).get("set") or record.get("dataset") or record["title"]
+
+
+def entry_of(run: Run, published: PaperTable, set_name: str) -> tuple[Entry, list[str]]:
+    """A run's cells in the set called ``set_name``, and sentences on the scenes that its means are not over.
 
     Raises:
         UserError: the run belongs to another table.
@@ -89,7 +106,7 @@ def entry_of(run: Run, published: PaperTable) -> tuple[Entry, list[str]]:
     entry = Entry(
         label=run.label or record.get("label") or method_label(record["settings"], switched_settings() if ablation else set()),
         row=record["row"] if ablation else "",
-        set=protocol.get("set") or record.get("dataset") or record["title"],
+        set=set_name,
         views=protocol.get("views") or _input_views(scored),
         scores={key: mean_of(scored, keys[key]) for key in SCORES},
         source=f"{run.place}, git revision {record.get('facts', {}).get('git revision', 'unknown')}",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import textwrap
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -16,6 +17,7 @@ from flows.evaluation.ablation import switch_letters, switch_titles
 from flows.evaluation.efficiency import Cost, cost_rows, scene_rows
 from flows.evaluation.fitting import print_fitting
 from flows.evaluation.published import SCORES, Entry, PaperTable
+from flows.evaluation.score_tables import side_by_side
 from reconx_core.reporting.report import COLUMNS, format_score
 
 Column = tuple[str, int | None]  # set, views
@@ -24,6 +26,7 @@ CSV_COLUMNS = (
     "mlflow_run",
 )  # fmt: skip
 PARTIAL = "†"
+_HEADING = 20  # characters in a line of the heading of a run's column
 _ESCAPES = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}",
@@ -136,24 +139,39 @@ def _costs(table: PaperTable, rows_of: Callable[[list[Cost]], list[tuple[str, li
     rows = rows_of([entry.cost for entry in ours])
     if not rows:
         return []
-    head, named = ["method", "set", "input"], [[entry.label, entry.set, views_text(entry.views)] for entry in ours]
+    row = ["row"] if _is_ablation(table) else []
+    head = ["method", *row, "set", "input"]
+    named = [[entry.label, *([entry.row] if row else []), entry.set, views_text(entry.views)] for entry in ours]
     titles = [title for title, _ in rows]
     rule = [":---"] * len(head) + ["---:"] * len(titles)
     return [[*head, *titles], rule, *([*name, *(cells[i] for _, cells in rows)] for i, name in enumerate(named))]
 
 
 def _print_costs(table: PaperTable, console: Console) -> None:
-    """A line per kind of cost, a column per run of ours."""
+    """A line per kind of cost, a column per run of ours; of those for which the screen is too narrow a table of their own."""
     ours = [entry for entry in _ours(table) if entry.cost]
-    if not ours:
+    rows = cost_rows([entry.cost for entry in ours])
+    if not rows:
         return
-    shown = Table(title="Cost of a scene, memory at its peak", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    shown.add_column("")
-    for entry in ours:
-        shown.add_column(escape(f"{entry.label} · {entry.set}"), justify="right", overflow="fold")
-    for title, cells in cost_rows([entry.cost for entry in ours]):
-        shown.add_row(title, *cells)
-    console.print(shown)
+    console.print("Cost of a scene, memory at its peak", style="italic")
+    titles, lines = [title for title, _ in rows], [cells for _, cells in rows]
+    headings = [textwrap.wrap(name, _HEADING) for name in _told_apart(ours)]
+    columns = {str(i): [*headings[i], *(cells[i] for cells in lines)] for i in range(len(ours))}
+    for part in side_by_side(columns, max(map(len, titles)), console.width):
+        shown = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        shown.add_column("")
+        for i in map(int, part):
+            shown.add_column(escape("\n".join(headings[i])), justify="right", no_wrap=True)
+        for title, cells in zip(titles, lines):
+            shown.add_row(title, *(cells[int(i)] for i in part))
+        console.print(shown)
+
+
+def _told_apart(entries: list[Entry]) -> list[str]:
+    """What each is called by what is not the same in all; method and set, where nothing differs."""
+    parts = [(entry.label, entry.row, entry.set, views_text(entry.views)) for entry in entries]
+    differing = [k for k in range(len(parts[0])) if len({part[k] for part in parts}) > 1] or [0, 2]
+    return [" · ".join(part[k] for k in differing if part[k]) for part in parts]
 
 
 def _screen_table(table: PaperTable, entries: list[Entry]) -> Table:

@@ -4,11 +4,13 @@ import csv
 import io
 
 import pytest
+from rich.console import Console
 from small_runs import failed_record, record_scene
 
+from flows.evaluation.ablation import load_ablation, switch_titles
 from flows.evaluation.efficiency import cost_of_scenes, cost_rows
 from flows.evaluation.published import Entry, PaperTable
-from flows.evaluation.table_formats import to_csv, to_latex, to_markdown
+from flows.evaluation.table_formats import print_table, to_csv, to_latex, to_markdown
 
 SCENES = [
     record_scene(20, fps=30.0, megabytes=4.0),
@@ -51,3 +53,29 @@ def test_tables_say_what_our_runs_cost():
     assert latex.count(r"\begin{tabular}{lllrrrrr}") == 1
     for write in (to_markdown, to_latex):
         assert "Cost" not in write(PaperTable("easy", "Rooms", (published,)))
+
+
+def rows_of_ablation():
+    scores = {"psnr": 20.0, "ssim": 0.5, "lpips": None}
+    cost = cost_of_scenes(SCENES)
+    switches = dict.fromkeys(switch_titles(), True)
+    rows = [Entry("default", row.name, "Rooms", 2, scores, "runs/a", False, 2, switches, cost=cost) for row in load_ablation()]
+    return PaperTable("ablation", "Rooms", tuple(rows))
+
+
+def test_costs_of_an_ablation_say_of_which_row_they_are():
+    section = to_markdown(rows_of_ablation()).split("## Cost of our runs")[1]
+    assert "| default | no-stereo | Rooms | 2 views | 78.0 s |" in section
+    assert r"default & no-stereo & Rooms & 2 views & 78.0 s &" in to_latex(rows_of_ablation())
+
+
+@pytest.mark.parametrize("width", [40, 80, 200])
+def test_costs_fit_the_screen_and_every_row_is_named(width):
+    console = Console(file=io.StringIO(), width=width)
+    print_table(rows_of_ablation(), console)
+    text = console.file.getvalue().split("Cost of a scene")[1].split("V video diffusion")[0]
+    assert max(map(len, text.splitlines())) <= width
+    for row in load_ablation():
+        assert row.name in text
+    assert text.count("78.0 s") == 7
+    assert "…" not in text

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from flows.evaluation.ablation import load_ablation
-from flows.evaluation.paper_tables import add_runs, method_label, table
+from flows.evaluation.paper_tables import add_runs, method_label, set_names, table
 from flows.evaluation.published import load_published
 from flows.evaluation.table_formats import CSV_COLUMNS, latex, to_csv, to_latex, to_markdown
 from flows.execution.run import resolve_settings
@@ -171,6 +171,29 @@ def test_run_of_an_older_version_stands_under_its_own_title():
     entry = shown.entries[-1]
     assert (entry.set, entry.views, entry.protocol, entry.seeds) == ("night", 3, "posed", (0,))
     assert entry.whole
+
+
+@pytest.mark.parametrize(
+    ("sets", "names"),
+    [
+        (["/data/posed/fern"], ["fern"]),
+        (["/data/posed", "/data/posefree"], ["posed", "posefree"]),
+        (["/a/scans/x", "/b/scans/x", "/b/scans/y"], ["a/scans/x", "b/scans/x", "b/scans/y"]),
+        (["posed", "/data/posed", "."], ["posed", "data/posed", "."]),
+        (["/data/DTU", "DTU"], ["data/DTU", "DTU"]),  # the published set, under a protocol, beside a folder of that name
+        (["procedural:room?seed=0..9", "/data/posed"], ["procedural:room?seed=0..9", "posed"]),
+        (["/x"], ["x"]),
+    ],
+)
+def test_sets_are_called_by_the_end_of_their_path_that_tells_them_apart(sets, names):
+    assert list(set_names(sets, {"DTU"}).values()) == names
+
+
+def test_remarks_and_cells_call_a_set_by_its_name():
+    failed = {"error": "no photos", "failed_stage": "views", "summary": {}}
+    text = to_markdown(made("multiview", (record({"u": scene(), "v": failed}, dataset="/a/long/way/to/posed"), "r")))
+    assert "default on posed, 3 views: 1 of the run's 2 scenes not in the mean" in text
+    assert "/a/long/way" not in text
 
 
 # --- rows
