@@ -25,6 +25,9 @@ from reconx_core.types import Cameras, Gaussians
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chromium-browser")
 WIDTH, HEIGHT = 96, 64
+# The clock of a slow device: frames of 100 ms, each of which has the time of a second ago.
+SLOW = """<script>{ let now = 0; performance.now = () => now;
+  window.requestAnimationFrame = done => setTimeout(() => { now += 100; done(now - 1000); }); }</script>"""
 
 
 def scene(count=1500, degree=3, seed=0):
@@ -176,3 +179,33 @@ def test_browser_draws_what_the_rasteriser_draws_and_saves_a_path(tmp_path):
     assert len(path) == 12  # half a second
     torch.testing.assert_close(path.cam_to_world[[0, -1]], cameras.cam_to_world, rtol=0, atol=1e-5)
     torch.testing.assert_close(path.intrinsics[0, 1, 1], cameras.intrinsics[0, 1, 1])
+
+
+@pytest.mark.long
+@pytest.mark.skipif(BROWSER is None, reason="no chromium or google-chrome here")
+def test_a_click_on_a_photo_goes_to_its_camera_and_lets_the_photo_be_drawn_over_the_picture(tmp_path):
+    turns = so3_exp(torch.tensor([[0.1, 0.05, 0.0], [0.02, -0.3, 0.1], [0.0, 0.2, -0.1]]))
+    cameras = Cameras(two_cameras().intrinsics[[0, 0, 1]], rigid(turns, 0.3 * torch.eye(3)), WIDTH, HEIGHT)
+    lengths = cameras.cam_to_world[:, :3, 2].double().square().sum(-1)
+    assert (lengths < 1).any()  # axes as they are in single precision
+    script = """return (async () => {
+      const frame = () => new Promise(requestAnimationFrame), wipe = document.getElementById("wipe"), at = [];
+      const off = camera => Math.hypot(...scene.pose().eye.map((v, k) => v - camera.eye[k]));
+      for (const [i, button] of document.querySelectorAll("#photos button").entries()) {
+        button.click();
+        let furthest = 0;
+        for (let frames = 0; frames < 500 && off(scene.cameras[i]) > 0; frames++) {
+          await frame();
+          furthest = Math.max(furthest, off(scene.cameras[i]));
+        }
+        await frame(), await frame();
+        at.push({off: off(scene.cameras[i]), astray: furthest > 1, wipe: !wipe.disabled});
+      }
+      scene.set({...scene.pose(), eye: [0.05, 0, 0]});
+      await frame(), await frame();
+      return {at, away: !wipe.disabled};
+    })();"""
+    photos = torch.rand(3, HEIGHT, WIDTH, 3, generator=torch.Generator().manual_seed(0))
+    page = render_scene_page("test", scene(300), cameras, ("a", "b", "c"), photos).replace("<head>", f"<head>{SLOW}")
+    found = shown_by_browser(page, script, tmp_path)
+    assert found == {"at": 3 * [{"off": 0, "astray": False, "wipe": True}], "away": False}

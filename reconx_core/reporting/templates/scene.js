@@ -387,7 +387,8 @@ async function start() {
   }
   function showPhoto() {
     const i = nearest();
-    at = i >= 0 && Math.hypot(...add(cameras[i].eye, pose.eye, -1)) < 1e-6 * about.unit && dot(cameras[i].turn[2], pose.turn[2]) > 1 - 1e-9 ? i : -1;
+    const off = (a, b) => Math.hypot(...add(a, b, -1));  // axes are units in single precision only: no product of theirs is 1
+    at = i >= 0 && off(cameras[i].eye, pose.eye) < 1e-6 * about.unit && off(cameras[i].turn[2], pose.turn[2]) < 1e-5 ? i : -1;
     placeWipe();
     if (i === beside) return;
     beside = i;
@@ -540,7 +541,8 @@ async function start() {
     if (held.size) fly(Math.min(0.1, (now - last) / 1000));
     last = now;
     if (moving) {
-      const share = Math.min(1, (now - moving.start) / 1000 / moving.seconds);
+      // A frame's time is that of its beginning, which a slow device may have had before the click.
+      const share = Math.max(0, Math.min(1, (now - moving.start) / 1000 / moving.seconds));
       const next = moving.path(share);
       if (share >= 1) moving = null;
       set(next);
