@@ -18,7 +18,9 @@ RESAMPLES = 9999
 FEWEST = 3  # scenes for an interval: of two values it would be these values themselves
 FEW = 20  # scenes, below which the interval is noticeably too narrow
 BINNED = ("psnr", "ssim", "lpips", "lpips_alex")  # scores of which the bins of a protocol are compared
-SKIPPED = {"gaussians", "registered", "camera_confidence", "frames_placed", "depth_known", "splats_known"}  # not scores
+SKIPPED = {
+    "gaussians", "registered", "camera_confidence", "frames_placed", "depth_known", "trusted_known", "splats_known",
+}  # not scores  # fmt: skip
 _SECTIONS = {  # of a record -> what is said where they differ and where not
     "settings": ("Settings that differ:", "The settings are the same."),
     "weights": ("Weights that differ:", "The weights are the same."),

@@ -16,8 +16,8 @@ from reconx_core.reporting.numbers import format_duration, mean_or_none, pooled_
 from reconx_core.reporting.report import COLUMNS, format_score
 
 HEADLINE = (
-    "psnr", "ssim", "lpips", "lpips_alex", "photo_psnr", "photo_ssim", "rotation_error", "auc_30", "depth_error", "f_score",
-    "gaussians",
+    "psnr", "ssim", "lpips", "lpips_alex", "photo_psnr", "photo_ssim", "rotation_error", "auc_30", "depth_error",
+    "trusted_error", "f_score", "gaussians",
 )  # fmt: skip
 
 
@@ -42,7 +42,7 @@ def print_made(console: Console, record: dict[str, Any], out: Path, seconds: flo
 
 _TITLES = {
     "psnr": "PSNR dB", "photo_psnr": "photo PSNR dB", "photo_ssim": "photo SSIM", "rotation_error": "pose °",
-    "depth_error": "depth error %",
+    "depth_error": "depth error %", "trusted_error": "trusted error %",
 }  # fmt: skip
 _NARROWEST = 8  # characters for the names of scenes
 _ROWS = 60  # of the table at most

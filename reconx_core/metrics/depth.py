@@ -18,6 +18,7 @@ from reconx_core.types import Cameras, Gaussians, PointCloud, Pointmaps, Views
 NEAR = 0.03  # of the true depth: what counts as right
 REACH = 0.01  # of the median true depth: how near a point has to be for the F-score
 SOLID = 0.5  # opacity from which a rendered pixel has a depth
+TRUSTED = 0.5  # confidence from which a backend means its depth: below it lie guesses, as on walls without texture
 SAMPLES = 50_000  # points of which the distance to the other surface is taken
 
 
@@ -46,6 +47,7 @@ def score_geometry(
     known = (photo_depth > 0) & photos.masks
     own = depth_of(pointmaps.points_world, pointmaps.cameras) * scale
     scores = _named("depth", score_depth(own, (pointmaps.confidence > 0) & (own > 0), photo_depth, known))
+    scores |= _named("trusted", score_depth(own, (pointmaps.confidence >= TRUSTED) & (own > 0), photo_depth, known))
     targets = views.targets()
     if len(targets) and targets.true_cameras is not None:
         cameras = targets.true_cameras if posed else map_targets(targets.true_cameras, pointmaps.cameras, truth)

@@ -58,6 +58,20 @@ def test_error_share_and_coverage_are_those_of_the_pixels_that_both_have():
     assert score_depth(estimate, torch.zeros_like(truth, dtype=torch.bool), truth, truth > 0) is None
 
 
+def test_guesses_do_not_count_where_only_trusted_depth_does(scene):
+    views, depth, pointmaps = scene
+    own = depth[~views.is_target].clone()
+    own[:, :, :64] *= 3
+    confidence = torch.full_like(own, 0.9)
+    confidence[:, :, :64] = 0.05
+    guessed = Pointmaps(unproject(own, pointmaps.cameras), confidence, pointmaps.cameras, pointmaps.sparse)
+    scores = score_geometry(none(), views, depth, torch.arange(2), guessed, cloud_of(pointmaps))
+    assert scores["depth_known"] == 1
+    assert scores["depth_error"] == pytest.approx(100, rel=1e-3)
+    assert scores["trusted_error"] < 1e-3
+    assert (scores["trusted_within_3"], scores["trusted_known"]) == (100, 0.5)
+
+
 @pytest.mark.parametrize(("off", "chamfer", "f_score"), [(0.0, 0.0, 1.0), (0.005, 0.25, 1.0), (0.03, 1.5, 0.0)])
 def test_a_cloud_beside_the_surface_is_as_far_off_as_it_is_moved(off, chamfer, f_score):
     y, x = torch.meshgrid(torch.arange(30.0), torch.arange(40.0), indexing="ij")

@@ -253,7 +253,7 @@ def test_every_score_has_a_column():
     views = [ViewScore("a", 1.0, 1.0, 1.0, r, t) for r, t in ((False, False), (False, True), (True, True))]
     expected = set(summarise(views)) | {"gaussians", "registered", "rotation_error", "translation_error", "camera_confidence"}
     expected |= {"frames_placed", "chamfer", "f_score"}
-    expected |= {f"{what}_{score}" for what in ("depth", "splats") for score in ("error", "within_3", "known")}
+    expected |= {f"{what}_{score}" for what in ("depth", "trusted", "splats") for score in ("error", "within_3", "known")}
     areas = {f"auc_{t}{kind}" for t in AUC_THRESHOLDS for kind in ("", "_trapezoid", "_binned")}
     assert expected | areas == set(COLUMNS)
 
