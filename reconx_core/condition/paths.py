@@ -50,9 +50,16 @@ def with_ends(
 ) -> PlannedPath:
     """The path between the photos, in ``order``, with frames past the first and the last one.
 
-    The motion goes on as the path arrives there, slowed down where it would run into a surface or behind one.
+    The motion goes on as the path arrives there, slowed down where it would run into a surface or behind one. A warning says
+    why there are no frames past the photos.
     """
     if len(order) < 2 or settings.beyond == 0:
+        one = (
+            "one photo has no direction to go on in"
+            if len(order) < 2
+            else "condition.frames_beyond or half of frames_per_pair is 0"
+        )
+        warnings.warn(f"No frames are made past the photos: {one}.", stacklevel=2)
         return between
     space = free_space(pointmaps)
     after = past_end(space, inputs, order, settings)

@@ -97,7 +97,12 @@ def folders_named(parent: Path, names: Sequence[str]) -> list[Path]:
 
 
 def warn_of_unlisted(pictures: Sequence[Path], source: Path) -> None:
-    """Warns of photos that lie with the ``pictures`` that ``source`` lists, and that it does not list."""
+    """Warns of photos that lie with the ``pictures`` that ``source`` lists, and that it does not list.
+
+    A file of cameras of which no picture is there, as that of a path, is no list of photos.
+    """
+    if not any(picture.is_file() for picture in pictures):
+        return
     folders = {folder: folder.resolve() for folder in dict.fromkeys(p.parent for p in pictures) if os.path.isdir(folder)}
     # By stem: of a photo in two formats one is listed.
     listed = {(folders[p.parent], p.stem) for p in pictures if p.parent in folders}

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import torch
+from jaxtyping import Bool
+from torch import Tensor
 
 from reconx_core.errors import UserError
 from reconx_core.rasterize import BACKENDS as BACKENDS
@@ -28,7 +30,13 @@ def fit_splats(
     """
     backend = resolve_backend(settings.backend)
     start = initial_gaussians(frames, pointmaps, settings, backend, generator)
-    return optimise(start, frames, settings, backend, generator, progress)
+    joined = views_of_geometry(frames, pointmaps) & ~frames.is_photo
+    return optimise(start, frames, joined, settings, backend, generator, progress)
+
+
+def views_of_geometry(frames: Frames, pointmaps: Pointmaps) -> Bool[Tensor, " f"]:
+    """Photos, and frames that have joined them in rounds of generation: they have pointmaps."""
+    return torch.arange(len(frames)) < len(pointmaps.cameras)
 
 
 def initial_gaussians(
@@ -43,7 +51,7 @@ def initial_gaussians(
         UserError: the geometry backend gave no points for it.
     """
     photos = frames
-    frames = replace(frames, is_photo=torch.arange(len(frames)) < len(pointmaps.cameras))
+    frames = replace(frames, is_photo=views_of_geometry(frames, pointmaps))
     if settings.init == "sparse":
         if len(pointmaps.sparse) < 4:
             raise UserError("splats.init=sparse needs feature points, and the geometry backend gave none; use pointmaps.")

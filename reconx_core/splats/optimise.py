@@ -21,7 +21,7 @@ from reconx_core.types import Cameras, Frames, Gaussians
 MEANS_LR, QUATS_LR, SCALES_LR, OPACITIES_LR, SH0_LR, SHN_LR = 1.2e-3, 6e-3, 3e-2, 0.24, 1.5e-2, 3e-3
 RATES_FOR = 400
 FRAMES_PER_PHOTO = 2  # generated frames between two photos in the visiting order
-PHOTOS_LAST = 0.25  # share of the steps, at the end, that use photos only
+LAST = 0.25  # share of the steps, at the end, that leave out generated frames which are no views of the geometry
 FEW_PHOTOS = 3  # up to which dropout has its full share
 DROPOUT_FROM = 0.1  # share of the steps, at the start, without dropout
 MOST_OPAQUE = 0.999  # where dropout raises the others' opacity
@@ -29,10 +29,14 @@ GONE = -20.0  # logit of an opacity that no backend renders
 
 
 def optimise(
-    start: Gaussians, frames: Frames, settings: SplatsSettings, backend: Backend, generator: torch.Generator,
-    progress: Callable[[int, int], None],
+    start: Gaussians, frames: Frames, joined: Bool[Tensor, " f"], settings: SplatsSettings, backend: Backend,
+    generator: torch.Generator, progress: Callable[[int, int], None],
 ) -> Gaussians:  # fmt: skip
-    """Minimise eq. 14 over the frames, each pixel weighted by its confidence."""
+    """Minimise eq. 14 over the frames, each pixel weighted by its confidence.
+
+    ``joined``: generated frames that have become views of the geometry in rounds. They have no backdrop behind them, so that a
+    gap would do for a dark line; before a background that changes from step to step it does not.
+    """
     device = torch.device("cuda" if backend == "gsplat" else "cpu")
     parameters = _parameters(start, device)
     groups = param_groups(parameters, scene_size(frames.cameras, start.means), settings.steps)
@@ -41,11 +45,12 @@ def optimise(
     weight = frame_weights(frames, settings)
     lpips = load_lpips(device.type) if settings.lpips_weight > 0 else None
     share = dropout_share(settings, int(frames.is_photo.sum()))
-    for step, i in enumerate(visiting_order(frames.is_photo, settings, generator)):
+    for step, i in enumerate(visiting_order(frames.is_photo, joined, settings, generator)):
         gaussians = _gaussians(parameters)
         if step >= DROPOUT_FROM * settings.steps:
             gaussians = drop_some(gaussians, share, generator)
-        rendered = rasterize(gaussians, _to(frames.cameras[[i]], device), backend=backend).rgb[0]
+        background = torch.rand(3, generator=generator).to(device) if joined.any() else None
+        rendered = rasterize(gaussians, _to(frames.cameras[[i]], device), backend, background).rgb[0]
         target, trust = frames.images[i].to(device), weight[i].to(device)
         loss = step_loss(rendered, target, trust, step, lpips, settings, generator)
         optimiser.zero_grad()
@@ -143,25 +148,27 @@ def _to(cameras: Cameras, device: torch.device) -> Cameras:
     return Cameras(cameras.intrinsics.to(device), cameras.cam_to_world.to(device), cameras.width, cameras.height)
 
 
-def visiting_order(is_photo: Bool[Tensor, " f"], settings: SplatsSettings, generator: torch.Generator) -> Iterator[int]:
+def visiting_order(
+    is_photo: Bool[Tensor, " f"], joined: Bool[Tensor, " f"], settings: SplatsSettings, generator: torch.Generator
+) -> Iterator[int]:
     """Frame index per step.
 
     ``uniform``: epochs over all frames, each in a new random order. ``balanced``: each photo is followed by FRAMES_PER_PHOTO
-    generated frames, and the last steps use photos only, which balances photos against the more numerous generated frames
-    without overfitting to the photos.
+    generated frames, and the last steps use photos only, or where frames have ``joined`` them, these in the generated ones'
+    place. That balances photos against the more numerous generated frames without overfitting to the photos.
     """
     if settings.sampling == "uniform" or bool(is_photo.all()):
         return itertools.islice(_shuffled(torch.arange(len(is_photo)), generator), settings.steps)
-    photos, generated = (_shuffled(which.nonzero()[:, 0], generator) for which in (is_photo, ~is_photo))
-    alone = round(PHOTOS_LAST * settings.steps)
-    both = itertools.islice(_alternate(photos, generated), settings.steps - alone)
-    return itertools.chain(both, itertools.islice(photos, alone))
+    photos, generated, views = (_shuffled(which.nonzero()[:, 0], generator) for which in (is_photo, ~is_photo, joined))
+    last = round(LAST * settings.steps)
+    both = itertools.islice(_alternate(photos, generated), settings.steps - last)
+    return itertools.chain(both, itertools.islice(_alternate(photos, views) if joined.any() else photos, last))
 
 
-def _alternate(photos: Iterator[int], generated: Iterator[int]) -> Iterator[int]:
+def _alternate(photos: Iterator[int], others: Iterator[int]) -> Iterator[int]:
     while True:
         yield next(photos)
-        yield from itertools.islice(generated, FRAMES_PER_PHOTO)
+        yield from itertools.islice(others, FRAMES_PER_PHOTO)
 
 
 def _shuffled(items: Int[Tensor, " n"], generator: torch.Generator) -> Iterator[int]:

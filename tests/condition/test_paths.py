@@ -87,7 +87,10 @@ def test_the_way_goes_on_as_far_as_reach_says_at_the_pace_of_the_photos():
 def test_default_number_beyond_is_half_of_that_between():
     assert ConditionSettings(frames_per_pair=30).beyond == 15
     assert ConditionSettings(frames_beyond=0).beyond == 0
-    assert len(build(path="extrapolate", frames_beyond=0).cameras) == len(build().cameras)
+    with pytest.warns(
+        UserWarning, match=r"No frames are made past the photos: condition.frames_beyond or half of frames_per_p"
+    ):
+        assert len(build(path="extrapolate", frames_beyond=0).cameras) == len(build().cameras)
 
 
 def test_slowing_down_begins_at_full_pace_and_rests_before_the_end():

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import av
 import pytest
 import torch
+from PIL import Image
 from rich.console import Console
 
 from flows import cli, scene
@@ -150,11 +151,13 @@ def test_an_error_of_the_disk_is_a_sentence(folder, monkeypatch):
             write(command, folder, folder / name)
 
 
+@pytest.mark.filterwarnings("error")  # such as that of photos without cameras: the picture from above lies beside
 def test_cameras_of_an_exported_path_can_be_rendered(tmp_path):
     poses = torch.eye(4).repeat(3, 1, 1)
     lens = torch.tensor([[30.0, 0, 16], [0, 30.0, 12], [0, 0, 1]]).repeat(3, 1, 1)
     poses[:, 0, 3] = torch.arange(3.0)
     export.write_path(tmp_path / "path", Cameras(lens, poses, 32, 24))
+    Image.new("RGB", (8, 8)).save(tmp_path / "path" / "above.png")
     back = scene.load_cameras(tmp_path / "path" / "transforms.json")
     torch.testing.assert_close(back.cam_to_world, poses)
     torch.testing.assert_close(back.intrinsics, lens)

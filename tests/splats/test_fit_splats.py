@@ -16,7 +16,15 @@ from reconx_core.pointcloud import make_backend
 from reconx_core.rasterize import rasterize
 from reconx_core.settings import ConditionSettings, ConfidenceSettings, PointcloudSettings, SplatsSettings, VideoSettings
 from reconx_core.splats import fit_splats, initial_gaussians
-from reconx_core.splats.optimise import RATES_FOR, frame_weights, param_groups, perceptual_loss, step_loss, visiting_order
+from reconx_core.splats.optimise import (
+    RATES_FOR,
+    frame_weights,
+    optimise,
+    param_groups,
+    perceptual_loss,
+    step_loss,
+    visiting_order,
+)
 from reconx_core.types import Frames
 from reconx_core.video import generate_frames
 
@@ -199,8 +207,10 @@ def test_a_rasteriser_that_cannot_run_is_said(made):
         fit_splats(made, room_pointmaps(), SplatsSettings(backend="gsplat"), draw())
 
 
-def visits(is_photo: torch.Tensor, steps: int, **changes) -> list[int]:
-    return list(visiting_order(is_photo, SplatsSettings(steps=steps, **changes), draw()))
+def visits(is_photo: torch.Tensor, steps: int, joined: int = 0, **changes) -> list[int]:
+    """The visiting order, where the first ``joined`` of the generated frames are views of the geometry."""
+    views = torch.arange(len(is_photo)) < int(is_photo.sum()) + joined
+    return list(visiting_order(is_photo, views & ~is_photo, SplatsSettings(steps=steps, **changes), draw()))
 
 
 def test_every_photo_and_frame_has_its_turn_and_photos_the_last_word():
@@ -211,6 +221,30 @@ def test_every_photo_and_frame_has_its_turn_and_photos_the_last_word():
     assert sum(i < 2 for i in order[:75]) == 25  # one in three
     assert set(order[75:]) == {0, 1}
     assert set(visits(is_photo[:2], 4)) == {0, 1}
+
+
+def test_frames_that_have_joined_stay_to_the_end_and_the_photos_turns_stay_as_many():
+    order = visits(torch.tensor([True] * 2 + [False] * 6), 120, joined=3)
+    assert set(order[:90]) == set(range(8))
+    assert set(order[90:]) == {0, 1, 2, 3, 4}
+    assert sum(i < 2 for i in order) == 40  # one in three all through
+
+
+def test_before_a_background_that_changes_dark_surfaces_become_no_gaps(made):
+    """Where frames have joined, which have no backdrop."""
+    views = len(room_pointmaps().cameras)
+    dark = dataclasses.replace(made, images=0.1 * made.images, confidence=torch.ones_like(made.confidence))
+    settings = SETTINGS.model_copy(update={"backdrop": False, "dropout": 0.0})
+    start = initial_gaussians(made, room_pointmaps(), settings, "cpu", draw())
+    thin = dataclasses.replace(start, logit_opacities=start.logit_opacities.clamp(max=0.0))
+
+    def gaps(joined):
+        result = optimise(thin, dark, joined, settings, "cpu", draw(), lambda done, total: None)
+        with torch.no_grad():
+            return float((rasterize(result, dark.cameras).alpha < 0.5).float().mean())
+
+    nothing = torch.zeros(len(made), dtype=torch.bool)
+    assert gaps(torch.arange(len(made)) == views) < 0.1 * gaps(nothing)
 
 
 def test_uniformly_every_frame_has_as_many_turns():

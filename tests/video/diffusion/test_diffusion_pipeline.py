@@ -119,6 +119,28 @@ def test_what_the_network_sees_equals_upstream_golden(path, name):
         assert_close(v, middle[f"first_v_{first}"])
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("place", [1, 2])
+@pytest.mark.parametrize(
+    ("path", "name"), [case for case in cases("pipeline_*.safetensors") if case.values[1] in (None, "interp")]
+)
+def test_a_second_photo_inside_the_clip_is_conditioned_on_as_upstream_does_at_its_end(path, name, place):
+    """The mode of extrapolation: the latents that upstream puts last, at an intermediate position, and zeros elsewhere."""
+    tensors, metadata = load(path)
+    case, noise = metadata["cases"][name], upstream_noise(metadata)
+    pipeline, last = upstream_pipeline(path, case), case["frames"] - 1
+    photos = upstream_inputs(case, tensors[f"{name}.in.video"])["photos"] * 2 - 1
+    known = tensors[f"{name}.mid.c_concat"]
+
+    def noise_of_the_last(kind, index, shape):
+        return noise(kind, {0: 0, place: last}[index], shape)
+
+    condition = condition_latents(pipeline.vae, photos, [0, place], case["frames"], None, noise_of_the_last)
+    expected = torch.zeros_like(known)
+    expected[:, :, 0], expected[:, :, place] = known[:, :, 0], known[:, :, last]
+    assert_close(condition, expected)
+
+
 def small_pipeline(residual=False, vae=None, **components):
     """Every component at a size for tests, with random weights and an open structure gate."""
     torch.manual_seed(0)
