@@ -38,6 +38,7 @@ _QUOTIENT_MODEL = "FULL_OPENCV"
 _MILLIMETRE = 0.001  # nerfstudio's unit of depth where the file names none, of poses in metres
 _INDEX = "index in the file"  # of a frame; splits name frames by it
 _PUBLISHED = "train_test_split_"  # and the number of inputs: files of the field's splits
+_HELD_OUT = ("test", "val")  # how the names of lists of held-out views begin
 _NEGLIGIBLE = 1e-6  # moves nothing by a hundredth of a pixel
 _FOCALS = ("fl_x", "fl_y", "camera_angle_x", "camera_angle_y", "x_fov", "y_fov")
 _INTRINSICS = (*_FOCALS, "cx", "cy", "w", "h", *DISTORTION)
@@ -338,7 +339,9 @@ def _matrix(rows: Any, file: Path) -> Tensor:
 
 
 def _splits(file: Path, order: list[int]) -> dict[str, Split]:
-    """``train_N`` with ``test_N`` or ``test``; any mapping with ``train`` and ``test`` or ``test_between``."""
+    """Any list of frames, such as ``train_N`` with ``test_N`` or ``test``; any mapping with ``train`` and ``test`` or
+    ``test_between``.
+    """
     if not file.is_file():
         return {}
     position_of = {index: position for position, index in enumerate(order)}
@@ -347,8 +350,9 @@ def _splits(file: Path, order: list[int]) -> dict[str, Split]:
     if not isinstance(listed, dict):
         raise UserError(f'{file} should hold named splits, such as {{"train_3": [0, 1, 2], "test": [3]}}.')
     for name, value in listed.items():
-        if name.startswith("train_") and (isinstance(value, list) or name.removeprefix("train_").isdigit()):
-            split = value, _first(listed, f"test_{name.removeprefix('train_')}", "test")
+        number = name.removeprefix("train_")
+        if number.isdigit() or (isinstance(value, list) and not name.startswith(_HELD_OUT)):
+            split = value, _first(listed, f"test_{number}", *_HELD_OUT)
         elif isinstance(value, dict) and "train" in value:
             split = value["train"], _first(value, "test_between", "test")
         else:

@@ -86,6 +86,19 @@ def test_capture_order_is_by_name_and_splits_follow(tmp_path):
     assert capture.default_split == "train_3"
 
 
+@pytest.mark.parametrize(
+    ("text", "splits"),
+    [
+        ('{"train": [0, 2], "test": [1]}', {"train": ((0, 2), (1,))}),
+        ('{"few": [0], "more": [0, 1], "val": [2], "note": "mine"}', {"few": ((0,), (2,)), "more": ((0, 1), (2,))}),
+    ],
+)
+def test_lists_of_any_name_are_splits(tmp_path, text, splits):
+    write(tmp_path, [frame(f"f{i}.png") for i in range(3)], fl_x=10, w=16, h=12)
+    (tmp_path / "split.json").write_text(text)
+    assert dict(nerfstudio.read(tmp_path).splits) == splits
+
+
 def test_published_split_files_count_frames_as_the_file_lists_them(tmp_path):
     """As Stable Virtual Camera reads its own: by place in transforms.json, not in the order of names."""
     write(tmp_path, [frame(f"{i}.png", **pose_at(i)) for i in (3, 0, 2, 1)], fl_x=10, w=16, h=12)

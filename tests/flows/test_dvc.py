@@ -154,7 +154,9 @@ def test_what_was_pushed_to_a_folder_is_pulled_into_a_clone_and_computed_by_nobo
     assert there.git("status", "--porcelain") == ""
     # What was pulled serves the next change; nothing before it is computed.
     params = clone / "params.yaml"
-    params.write_text(params.read_text().replace("steps: 1000", "steps: 4"))
+    settings = yaml.safe_load(params.read_text())
+    settings["splats"]["steps"] = 4
+    params.write_text(yaml.safe_dump(settings))
     assert there.stages("repro") == (["splats", "metrics"], 2 * ["splats"] + 2 * ["metrics"])
 
 

