@@ -186,6 +186,9 @@ class SplatsSettings(Section):
     fill: bool = Field(True, description="Coarse Gaussians in regions that no photo sees, continued from their neighbours.")
     backdrop: bool = Field(True, description="Large Gaussians behind everything, in the photos' blurred colours.")
     steps: int = Field(400, ge=0)
+    coarse: float = Field(
+        0.25, ge=0, le=1, description="Share of the steps, at the start, that see the frames at half their size."
+    )
     sampling: Literal["balanced", "uniform"] = Field(
         "balanced",
         description="Which frame a step takes: each photo after two generated frames, at the end photos only; or all alike, in "

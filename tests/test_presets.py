@@ -14,6 +14,7 @@ PAPER = {  # where the paper's choice is not our default
     "splats.fill": False,
     "splats.backdrop": False,
     "splats.sampling": "uniform",  # all 32 frames alike
+    "splats.coarse": 0.0,
     "splats.dropout": 0.0,
     "splats.lpips_every": 1,  # eq. 14 on every step
     "splats.lpips_crop": 0,

@@ -7,9 +7,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from reconx_core.geometry.transforms import resize_cameras
 from reconx_core.losses.lpips import Lpips, load_lpips
 from reconx_core.losses.photometric import photometric_loss
 from reconx_core.rasterize import Backend, rasterize
@@ -45,13 +47,16 @@ def optimise(
     weight = frame_weights(frames, settings)
     lpips = load_lpips(device.type) if settings.lpips_weight > 0 else None
     share = dropout_share(settings, int(frames.is_photo.sum()))
+    whole = frames.images, frames.cameras, weight
+    small = halved(*whole) if settings.coarse > 0 else whole
     for step, i in enumerate(visiting_order(frames.is_photo, joined, settings, generator)):
+        images, cameras, weights = small if step < settings.coarse * settings.steps else whole
         gaussians = _gaussians(parameters)
         if step >= DROPOUT_FROM * settings.steps:
             gaussians = drop_some(gaussians, share, generator)
         background = torch.rand(3, generator=generator).to(device) if joined.any() else None
-        rendered = rasterize(gaussians, _to(frames.cameras[[i]], device), backend, background).rgb[0]
-        target, trust = frames.images[i].to(device), weight[i].to(device)
+        rendered = rasterize(gaussians, _to(cameras[[i]], device), backend, background).rgb[0]
+        target, trust = images[i].to(device), weights[i].to(device)
         loss = step_loss(rendered, target, trust, step, lpips, settings, generator)
         optimiser.zero_grad()
         loss.backward()
@@ -59,6 +64,16 @@ def optimise(
         schedule.step()
         progress(step + 1, settings.steps)
     return Gaussians(*(x.detach().cpu() for x in _fields(_gaussians(parameters))))
+
+
+def halved(
+    images: Float[Tensor, "f h w 3"], cameras: Cameras, weights: Float[Tensor, "f h w"]
+) -> tuple[Float[Tensor, "f h2 w2 3"], Cameras, Float[Tensor, "f h2 w2"]]:
+    """Frames, their cameras and the weights of their pixels at half the size; colours are means by weight."""
+    size = max(1, cameras.height // 2), max(1, cameras.width // 2)
+    stacked = torch.cat([images * weights[..., None], weights[..., None]], -1).permute(0, 3, 1, 2)
+    mean = F.interpolate(stacked, size, mode="bilinear", antialias=True).permute(0, 2, 3, 1)
+    return mean[..., :3] / mean[..., 3:].clamp(min=1e-6), resize_cameras(cameras, *size), mean[..., 3].contiguous()
 
 
 def dropout_share(settings: SplatsSettings, photos: int) -> float:

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import sys
+from importlib import import_module
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from reconx_core.splats import fit_splats, initial_gaussians
 from reconx_core.splats.optimise import (
     RATES_FOR,
     frame_weights,
+    halved,
     optimise,
     param_groups,
     perceptual_loss,
@@ -245,6 +247,33 @@ def test_before_a_background_that_changes_dark_surfaces_become_no_gaps(made):
 
     nothing = torch.zeros(len(made), dtype=torch.bool)
     assert gaps(torch.arange(len(made)) == views) < 0.1 * gaps(nothing)
+
+
+def test_halved_frames_are_means_by_weight_and_what_their_cameras_see():
+    cameras = dataclasses.replace(room_pointmaps().cameras[[0]], width=8, height=6)
+    images, weights = torch.rand(1, 6, 8, 3, generator=draw()), torch.ones(1, 6, 8)
+    images[:, :, 4:], weights[:, :, 4:] = 0.5, 0.0
+    images[:, :, :4] = 0.2
+    colours, small, shares = halved(images, cameras, weights)
+    assert (small.width, small.height) == (4, 3)
+    torch.testing.assert_close(small.intrinsics[0, :2], cameras.intrinsics[0, :2] / 2)
+    torch.testing.assert_close(
+        colours[shares > 1e-3], torch.full((int((shares > 1e-3).sum()), 3), 0.2)
+    )  # not of what counts nothing
+    torch.testing.assert_close(shares[:, :, [0, 3]], torch.tensor([1.0, 0.0]).expand(1, 3, 2))
+
+
+def test_the_first_steps_see_small_frames(made, monkeypatch):
+    seen = []
+
+    def rasterize_and_note(gaussians, cameras, *more):
+        seen.append((cameras.height, cameras.width))
+        return rasterize(gaussians, cameras, *more)
+
+    monkeypatch.setattr(import_module("reconx_core.splats.optimise"), "rasterize", rasterize_and_note)
+    fit_splats(made, room_pointmaps(), SETTINGS.model_copy(update={"steps": 8, "coarse": 0.25}), draw())
+    size = made.images.shape[1:3]
+    assert seen == 2 * [(size[0] // 2, size[1] // 2)] + 6 * [tuple(size)]
 
 
 def test_uniformly_every_frame_has_as_many_turns():
