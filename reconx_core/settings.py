@@ -187,7 +187,10 @@ class SplatsSettings(Section):
     backdrop: bool = Field(True, description="Large Gaussians behind everything, in the photos' blurred colours.")
     steps: int = Field(400, ge=0)
     coarse: float = Field(
-        0.25, ge=0, le=1, description="Share of the steps, at the start, that see the frames at half their size."
+        0.25,
+        ge=0,
+        le=1,
+        description="Share of the steps, at the start, that see frames at half their size; none in rounds.",
     )
     sampling: Literal["balanced", "uniform"] = Field(
         "balanced",

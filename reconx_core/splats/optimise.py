@@ -48,9 +48,10 @@ def optimise(
     lpips = load_lpips(device.type) if settings.lpips_weight > 0 else None
     share = dropout_share(settings, int(frames.is_photo.sum()))
     whole = frames.images, frames.cameras, weight
-    small = halved(*whole) if settings.coarse > 0 else whole
+    coarse = 0 if joined.any() else round(settings.coarse * settings.steps)  # around a ring it costs a decibel
+    small = halved(*whole) if coarse else whole
     for step, i in enumerate(visiting_order(frames.is_photo, joined, settings, generator)):
-        images, cameras, weights = small if step < settings.coarse * settings.steps else whole
+        images, cameras, weights = small if step < coarse else whole
         gaussians = _gaussians(parameters)
         if step >= DROPOUT_FROM * settings.steps:
             gaussians = drop_some(gaussians, share, generator)
