@@ -188,6 +188,8 @@ def test_killed_at_any_moment_a_run_goes_on_to_the_same_end(forks, tmp_path):
         if process.poll() is None:
             process.kill()
             killed += 1
+        else:
+            lasts *= 0.8  # the machine is less busy than it was
         process.wait()
         again = run(forks, *command(folder), environment=environment)
         assert again.returncode == 0, (moment, again.stdout + again.stderr)
@@ -195,7 +197,7 @@ def test_killed_at_any_moment_a_run_goes_on_to_the_same_end(forks, tmp_path):
         assert not any((folder / "store" / ".tmp").iterdir()), moment
         assert sorted(csv_names(folder / "out")) == sorted(names), moment
         shutil.rmtree(folder)
-    assert killed >= 10  # where others load the machine, a run may last half as long as the first one did
+    assert killed >= 15
 
 
 def csv_names(out):
