@@ -172,7 +172,7 @@ def _read_camera(file: Path, view: int) -> _Camera | None:
         if file.suffix == ".npz":
             return _Camera(*decompose(_load_archive(file)[f"world_mat_{view}"][:3].astype(np.float64)), None)
         if _CALIBRATION.fullmatch(file.name):
-            return _Camera(*decompose(np.loadtxt(file, encoding="utf-8-sig")), size)
+            return _Camera(*decompose(np.loadtxt(read_text(file).split("\n"))), size)
         return _Camera(*_parse_mvsnet(read_text(file, "replace")), size)
     except _Unknown:
         return None

@@ -351,7 +351,7 @@ def _splits(file: Path, order: list[int]) -> dict[str, Split]:
         raise UserError(f'{file} should hold named splits, such as {{"train_3": [0, 1, 2], "test": [3]}}.')
     for name, value in listed.items():
         number = name.removeprefix("train_")
-        if number.isdigit() or (isinstance(value, list) and not name.startswith(_HELD_OUT)):
+        if (name != number and number.isdigit()) or (isinstance(value, list) and not name.startswith(_HELD_OUT)):
             split = value, _first(listed, f"test_{number}", *_HELD_OUT)
         elif isinstance(value, dict) and "train" in value:
             split = value["train"], _first(value, "test_between", "test")

@@ -35,7 +35,7 @@ def read_text(file: Path, errors: str = "strict") -> str:
     """What a text file holds: in UTF-16 where its byte-order mark says so, as Windows' shells write one, else in UTF-8."""
     content = file.read_bytes()
     wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    return content.decode("utf-16" if wide else "utf-8-sig", errors).replace("\r\n", "\n")
+    return content.decode("utf-16" if wide else "utf-8-sig", errors).replace("\r\n", "\n").replace("\r", "\n")
 
 
 def temporary_beside(path: Path) -> Path:

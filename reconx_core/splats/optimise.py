@@ -48,14 +48,15 @@ def optimise(
     lpips = load_lpips(device.type) if settings.lpips_weight > 0 else None
     share = dropout_share(settings, int(frames.is_photo.sum()))
     whole = frames.images, frames.cameras, weight
-    coarse = 0 if joined.any() else round(settings.coarse * settings.steps)  # around a ring it costs a decibel
+    ring = bool(joined.any())
+    coarse = 0 if ring else round(settings.coarse * settings.steps)  # around a ring it costs a decibel
     small = halved(*whole) if coarse else whole
     for step, i in enumerate(visiting_order(frames.is_photo, joined, settings, generator)):
         images, cameras, weights = small if step < coarse else whole
         gaussians = _gaussians(parameters)
         if step >= DROPOUT_FROM * settings.steps:
             gaussians = drop_some(gaussians, share, generator)
-        background = torch.rand(3, generator=generator).to(device) if joined.any() else None
+        background = torch.rand(3, generator=generator).to(device) if ring else None
         rendered = rasterize(gaussians, _to(cameras[[i]], device), backend, background).rgb[0]
         target, trust = images[i].to(device), weights[i].to(device)
         loss = step_loss(rendered, target, trust, step, lpips, settings, generator)

@@ -90,6 +90,7 @@ def test_capture_order_is_by_name_and_splits_follow(tmp_path):
     ("text", "splits"),
     [
         ('{"train": [0, 2], "test": [1]}', {"train": ((0, 2), (1,))}),
+        ('{"3": {"train": [0, 1], "test": [2]}}', {"3": ((0, 1), (2,))}),
         ('{"few": [0], "more": [0, 1], "val": [2], "note": "mine"}', {"few": ((0,), (2,)), "more": ((0, 1), (2,))}),
     ],
 )
