@@ -12,6 +12,7 @@ from concurrent import futures
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
+from copy import copy
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from heapq import heappop, heappush
@@ -130,10 +131,9 @@ def _run_work() -> None:
         _work.get()()
 
 
-@flow(name="reconx", validate_parameters=False, persist_result=False)
-def reconx() -> None:
-    """The one flow of a run; :func:`run_scenes` sets its work and its task runner."""
-    _run_work()
+# The one flow of a run; `run_scenes` sets its work and its task runner. Not a decorator: the function would be sent to Dask's
+# workers in full, since what has its name is the flow.
+reconx = flow(name="reconx", validate_parameters=False, persist_result=False)(_run_work)
 
 
 def run_scenes(
@@ -154,7 +154,8 @@ def run_scenes(
     with ThreadPoolExecutor(1) as writer:
         told: list[futures.Future[None]] = []
         tell = lambda run: told.append(writer.submit(hooks.on_scene, run))  # noqa: E731
-        order = Order(root.resolve(), monitor, cluster, workers.limit, workers.dask == "local", tell)
+        root = root.resolve()
+        order = Order(root, StoreRecords(root=str(root)), monitor, cluster, workers.limit, workers.dask == "local", tell)
         room = cluster.room if cluster else _room_of(workers)
         ended = threading.Event()
         token = _work.set(lambda: _read_and_run(steps, order, Ready(room), hooks, ended))
@@ -281,6 +282,7 @@ class Order:
     """What all steps of a run have in common."""
 
     root: Path
+    records: StoreRecords
     monitor: Monitor
     cluster: Cluster | None
     limit: float | None  # seconds for a stage
@@ -352,24 +354,29 @@ def _submit(step: Step, order: Order, digest_of: Callable[[str], str]) -> Future
         code_of(step.stage),
         step.node.round,
     )
-    stage_task: Any = run_stage.with_options(
-        name=step.stage, task_run_name=f"{step.node.name} {plan.label}", tags=tags_of(step, cluster)
-    )
-    # Set afterwards: Prefect wants a storage block that is registered with the server, which this one need not be.
-    stage_task.result_storage = StoreRecords(root=str(order.root))
     parents = {stage: parent.result for stage, parent in step.parents.items()}
     with cluster.place(step.stage, plan.settings, step.number) if cluster else nullcontext():
-        # Quoted, or Prefect looks for futures in every setting several times per task, at a millisecond each; not for Dask.
-        return stage_task.submit(job if cluster else quote(job), parents, remote=cluster is not None, limit=order.limit)
+        # Quoted, or Prefect looks for futures in every setting several times per task, at a millisecond each; workers do it.
+        return _task_of(step, order).submit(
+            job if cluster else quote(job), parents, remote=cluster is not None, limit=order.limit
+        )
 
 
-def tags_of(step: Step, cluster: Cluster | None = None) -> set[str] | None:
+def _task_of(step: Step, order: Order) -> Any:
+    """:func:`run_stage` under the step's name; Prefect's own ``with_options`` reads the source code again each time."""
+    own: Any = copy(run_stage)
+    own.name, own.task_run_name = step.stage, f"{step.node.name} {step.plan.label}"
+    own.tags, own.result_storage = tags_of(step, order.cluster), order.records
+    return own
+
+
+def tags_of(step: Step, cluster: Cluster | None = None) -> set[str]:
     """The task's tags in Prefect, where a limit can be set for each: its stage, its scene, and ``gpu`` if it computes on one.
 
-    None with a server of the run's own: its client asks for the limits of every task with tags, which takes 5 ms.
+    None at all with a server of the run's own: its client asks for the limits of every task with tags, which takes 5 ms.
     """
     if has_own_server():
-        return None
+        return set()
     on_gpu = cluster.has_gpus if cluster else device_class() != "cpu"
     return {step.stage, step.plan.label} | ({"gpu"} if on_gpu and step.uses_gpu else set())
 
@@ -459,11 +466,7 @@ def _may_pass(_task: Any, _run: Any, state: State) -> bool:
     return isinstance(error, PassingError) or (isinstance(error, Exception) and passes_by_itself(error))
 
 
-@task(
-    cache_key_fn=_record_path, persist_result=True, result_serializer="json", cache_result_in_memory=False,
-    retries=RETRIES, retry_delay_seconds=PAUSE, retry_condition_fn=_may_pass,
-)  # fmt: skip
-def run_stage(job: Job, parents: dict[str, dict[str, Any]], remote: bool = False, limit: float | None = None) -> dict[str, Any]:
+def result_of(job: Job, parents: dict[str, dict[str, Any]], remote: bool = False, limit: float | None = None) -> dict[str, Any]:
     """One stage of one scene; returns a reference, never arrays, and whether it was computed."""
     name = task_id(job.stage, job.scene, job.source, job.settings, job.round)
     try:
@@ -484,3 +487,9 @@ def run_stage(job: Job, parents: dict[str, dict[str, Any]], remote: bool = False
     if overran and remote:
         raise OverranError(description, worker_address())
     raise (PassingError if passing else MistakeError if mistake else WorkerError)(description)
+
+
+run_stage = task(
+    cache_key_fn=_record_path, persist_result=True, result_serializer="json", cache_result_in_memory=False,
+    retries=RETRIES, retry_delay_seconds=PAUSE, retry_condition_fn=_may_pass,
+)(result_of)  # fmt: skip

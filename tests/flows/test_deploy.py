@@ -58,7 +58,7 @@ def test_flow_runs_as_the_command_does(reconx, tiny, seen, dataset, tmp_path):
 def test_runs_with_a_server_of_their_own_have_no_tags(monkeypatch):
     """Prefect asks for the limits of each task with tags, and nobody can have set any there."""
     (step, *_) = execution.make_steps([execution.SceneRun(ScenePlan("attic", "procedural:room", Settings()))], STAGES)
-    for own, tags in ((False, {"views", "attic"}), (True, None)):
+    for own, tags in ((False, {"views", "attic"}), (True, set())):
         monkeypatch.setattr(execution, "has_own_server", lambda own=own: own)
         assert execution.tags_of(step) == tags
 
