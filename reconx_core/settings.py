@@ -77,6 +77,10 @@ class PointcloudSettings(Section):
     sources: int = Field(4, ge=1, description="Other views that each view's pixels are compared with.")
     rounds: int = Field(2, ge=1, description="Rounds of slanted-plane refinement and filling.")
     iterations: int = Field(6, ge=1, description="Iterations of the first round of refinement.")
+    exposure: Literal["auto", "off"] = Field(
+        "auto",
+        description="auto: photos whose exposure or white balance differ much are brought to one light; off: as they are.",
+    )
 
 
 class ConditionSettings(Section):

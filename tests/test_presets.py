@@ -23,6 +23,7 @@ PAPER = {  # where the paper's choice is not our default
     "condition.frames_per_pair": 30,
     "pointcloud.backend": "dust3r",
     "pointcloud.graph": "complete",
+    "pointcloud.exposure": "off",
     "video.backend": "reconx",
 }
 ALIKE = {"splats.l1_weight": 0.8, "splats.ssim_weight": 0.2, "splats.lpips_weight": 0.5}

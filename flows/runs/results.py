@@ -27,7 +27,7 @@ from reconx_core.cache.code_version import code_version
 from reconx_core.cache.store import Reference
 from reconx_core.export.cameras import tracked_points, write_cameras
 from reconx_core.export.origin import NO_ORIGIN, Origin
-from reconx_core.geometry.undistort import registered_photos
+from reconx_core.geometry.undistort import straight_photos
 from reconx_core.io.files import explain_disk, temporary_beside, write_atomic, write_json
 from reconx_core.losses.lpips import LAYOUTS, lpips_files, lpips_missing_reason
 from reconx_core.names import shown
@@ -65,7 +65,7 @@ def write_scene(run: SceneRun, root: Path, out: Path, page: bool = True) -> None
         export.write_ply(out / "scene.ply", gaussians, origin)
         pointmaps, cloud = store.load(geometry, "pointmaps"), store.load(geometry, "pointcloud")
         views, kept = store.load(run.references["views"].folder(root), "views"), store.load(geometry, "kept")
-        photos = registered_photos(views, kept, pointmaps)
+        photos = straight_photos(views, kept, pointmaps)
         write_cameras(out / "cameras", pointmaps.cameras, photos, cloud, origin, tracked_points(pointmaps))
         if page:
             write_scene_page(out / PAGE, run.name, gaussians, pointmaps.cameras, photos.names, photos.images, origin)

@@ -169,11 +169,11 @@ def cameras_of(views: Views) -> Cameras:
 
 
 def joined_pointmaps(first: Pointmaps, second: Pointmaps) -> Pointmaps:
-    """Both, without the lens of the first, whose photos are straight by now."""
+    """Both, without the lens and the exposures of the first, whose photos are straight and in one light by now."""
     points = torch.cat([first.points_world, second.points_world])
     confidence = torch.cat([first.confidence, second.confidence])
     cameras = join_cameras(first.cameras, second.cameras)
-    return replace(first, points_world=points, confidence=confidence, cameras=cameras, radial=None)
+    return replace(first, points_world=points, confidence=confidence, cameras=cameras, radial=None, exposures=None)
 
 
 def joined_frames(*parts: Frames) -> Frames:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from reconx_core.geometry.exposure import in_common_light
 from reconx_core.geometry.transforms import camera_rays
 from reconx_core.types import Cameras, Pointmaps, Views
 
@@ -61,6 +62,11 @@ def straighten(photos: Views, cameras: Cameras, radial: Float[Tensor, " n"] | No
     return replace(photos, images=torch.stack([image for image, _ in pairs]), masks=torch.stack([mask for _, mask in pairs]))
 
 
-def registered_photos(views: Views, kept: Int[Tensor, " k"], pointmaps: Pointmaps) -> Views:
+def straight_photos(views: Views, kept: Int[Tensor, " k"], pointmaps: Pointmaps) -> Views:
     """The input photos that have a camera (``kept``), undistorted where their lens was found to bend."""
     return straighten(views.inputs().select(kept), pointmaps.cameras, pointmaps.radial)
+
+
+def registered_photos(views: Views, kept: Int[Tensor, " k"], pointmaps: Pointmaps) -> Views:
+    """The same as the scene is made of them: in the light that all share, where theirs differ."""
+    return in_common_light(straight_photos(views, kept, pointmaps), pointmaps.exposures)

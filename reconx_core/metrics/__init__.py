@@ -7,11 +7,12 @@ from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
+from reconx_core.geometry.exposure import in_own_light
 from reconx_core.geometry.transforms import resize_cameras, size_for
-from reconx_core.geometry.undistort import registered_photos
+from reconx_core.geometry.undistort import straight_photos
 from reconx_core.io.images import resize, resize_mask
 from reconx_core.losses.lpips import load_nets
 from reconx_core.metrics.image import Background, score_view
@@ -41,11 +42,12 @@ def score_scene(
     Raises:
         UserError: a view's mask leaves nothing to score, or damaged LPIPS weights.
     """
-    photos = resized_views(registered_photos(views, kept, pointmaps), settings.size)
+    photos = resized_views(straight_photos(views, kept, pointmaps), settings.size)
     targets = resized_views(views.targets(), settings.size)
     size = photos.images.shape[1:3]
     cameras = resize_cameras(pointmaps.cameras, *size)
-    results = score_views(gaussians, photos, cameras, settings.background, _at_size(pointmaps.confidence, *size))
+    confidence = _at_size(pointmaps.confidence, *size)
+    results = score_views(gaussians, photos, cameras, settings.background, confidence, exposures=pointmaps.exposures)
     truth = photos.true_cameras
     if len(targets) and targets.true_cameras is not None and truth is not None:
         posed = views.protocol == "posed"
@@ -102,13 +104,15 @@ def score_views(
     background: Background,
     confidence: Tensor | None = None,
     refined: bool = False,
+    exposures: Float[Tensor, "n 2 3"] | None = None,
 ) -> list[tuple[ViewScore, Picture]]:
-    """Score and picture of each view seen by its camera."""
+    """Score and picture of each view seen by its camera; where views have ``exposures``, by the render in their own light."""
     lpips = load_nets("cuda" if torch.cuda.is_available() else "cpu")
     results = []
     for i, name in enumerate(views.names):
         rendering = rasterize(gaussians, cameras[i : i + 1])
         render, photo, mask = rendering.rgb[0], views.images[i], views.masks[i]
+        render = render if exposures is None else in_own_light(render, exposures[i].to(render.device))
         target = bool(views.is_target[i])
         score = score_view(name, render, photo, mask, lpips, refined=refined, is_target=target, background=background)
         panels = {"photo": photo, "render": render.clamp(0, 1), "error": error_heat(render, photo, mask)}

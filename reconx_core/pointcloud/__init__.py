@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from reconx_core.errors import UserError
+from reconx_core.geometry.exposure import estimate_exposures, in_common_light
 from reconx_core.geometry.undistort import straighten
 from reconx_core.settings import PointcloudSettings
 from reconx_core.types import BackendInfo, GeometryBackend, PointCloud, Pointmaps, Views
@@ -98,7 +101,21 @@ def estimate(
     """
     pointmaps, kept = make_backend(settings)(inputs, inputs.given_cameras, generator)
     photos = straighten(inputs.select(kept), pointmaps.cameras, pointmaps.radial)
-    return pointmaps, fuse(pointmaps, photos), kept
+    if settings.exposure == "auto":
+        pointmaps = replace(pointmaps, exposures=told_exposures(photos, pointmaps))
+    return pointmaps, fuse(pointmaps, in_common_light(photos, pointmaps.exposures)), kept
+
+
+def told_exposures(photos: Views, pointmaps: Pointmaps) -> Float[Tensor, "n 2 3"] | None:
+    """As :func:`estimate_exposures`; that photos are changed is said."""
+    exposures = estimate_exposures(photos, pointmaps)
+    if exposures is not None:
+        warnings.warn(
+            "The photos differ in exposure or white balance; they are brought to one light, in which the scene is shown "
+            "(pointcloud.exposure=off leaves them as they are).",
+            stacklevel=2,
+        )
+    return exposures
 
 
 def fuse(pointmaps: Pointmaps, views: Views) -> PointCloud:

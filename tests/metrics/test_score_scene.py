@@ -167,3 +167,22 @@ def test_masked_pixels_do_not_count(gaussians):
     clean, _ = score(worse(gaussians), dataclasses.replace(views, masks=masks), cameras[::2])
     dirty, _ = score(worse(gaussians), dataclasses.replace(views, masks=masks, images=spoilt), cameras[::2])
     assert rows(clean) == rows(dirty)
+
+
+def test_photos_are_scored_in_their_own_light(gaussians):
+    """The scene is in the light that all share; held-out views, whose light nobody knows, are scored as they are."""
+    cameras = make_cameras()
+    plain, maps = make_views(worse(gaussians), cameras), make_pointmaps(cameras[::2])
+    exposures = torch.tensor([[1.5, 0.0], [0.8, 0.05], [0.9, -0.02]])[..., None].expand(3, 2, 3)
+    own = plain.images.clone()
+    own[::2] = (plain.images[::2] - exposures[:, 1, None, None]) / exposures[:, 0, None, None]
+    dark = dataclasses.replace(plain, images=own)
+    settings, kept = MetricsSettings(), torch.arange(3)
+    seen = [
+        score_scene(worse(gaussians), views, kept, dataclasses.replace(maps, exposures=given), settings, torch.Generator())[0]
+        for views, given in ((plain, None), (dark, None), (dark, exposures))
+    ]
+    photos, targets = ([rows(scores, is_target=which) for scores in seen] for which in (False, True))
+    assert targets[0] == targets[1] == targets[2]
+    assert max(photos[1]) < 30
+    assert min(photos[2]) > 45
