@@ -152,7 +152,7 @@ class Pointmaps:
     camera_confidence: float | None = None  # [0, 1], of estimated cameras; None of known ones, or if nothing estimates it
     radial: Float[Tensor, " n"] | None = None  # k1 of lenses by which the photos have to be undistorted; None: by none
     tracks: Tracks | None = None  # of the points of `sparse`, in the undistorted photos; None: not known
-    exposures: Float[Tensor, "n 2 3"] | None = None  # gain and offset that bring the photos to one light; None: they share it
+    exposures: Float[Tensor, "n 3"] | None = None  # powers that bring the photos' colours to one light; None: they share it
 
     def __post_init__(self) -> None:
         n, h, w = len(self.cameras), self.cameras.height, self.cameras.width

@@ -1,7 +1,7 @@
 """What turns each photo's colours into a light that all share, where exposure or white balance differ between the photos.
 
-Photos taken by a camera's automatics or by several cameras differ by a gain and an offset of each channel, near enough. Places
-that two of them show say by how much; the mean of the photos stays where it is.
+A power of each channel, which leaves black black and white white: nothing is lost, and every photo can have its own light
+back. Places that two photos show say which; the mean of the photos' powers is 1.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ CLIPPED = 0.02  # colours nearer to black or white say nothing
 FEWEST = 100  # places that a pair of photos has to share
 STEPS = 20  # of the robust fit
 OUTLIER, LEAST_SCALE = 1.5, 0.01  # medians of the residual at which a place counts half, and the least such residual
-HELD = 1e-4, 0.1  # by how much gains are held near 1, and offsets near 0: a longer exposure leaves black black
-# Mean change of a photo's colours from which all of them are changed. A video's automatics change less, and slowly: there the
-# light of a new view is that of the photos beside it, which harmonics tell, and one light for all costs 0.7 dB (docs/quality.md).
+HELD = 1e-3  # by how much powers are held near 1
+# Mean change of a photo's colours from which all of them are changed. A video's automatics change less, and slowly: there a new
+# view has the light of the photos beside it, which harmonics tell, and one light for all costs 0.7 dB (docs/quality.md).
 LEAST_SHIFT = 0.1
 
 
-def estimate_exposures(photos: Views, pointmaps: Pointmaps) -> Float[Tensor, "n 2 3"] | None:
-    """Gain and offset of each photo that bring all of them to one light; None where they have about the same."""
+def estimate_exposures(photos: Views, pointmaps: Pointmaps) -> Float[Tensor, "n 3"] | None:
+    """Powers of each photo's channels that bring all photos to one light; None where they have about the same."""
     common = common_colours(photos, pointmaps)
     if not len(common.pair):
         return None
@@ -40,23 +40,19 @@ def estimate_exposures(photos: Views, pointmaps: Pointmaps) -> Float[Tensor, "n 
     return exposures if max(shifts(common, exposures)) >= LEAST_SHIFT else None
 
 
-def in_common_light(photos: Views, exposures: Float[Tensor, "n 2 3"] | None) -> Views:
-    """The photos with their colours changed by their exposures, in [0, 1]; None: as they are."""
-    if exposures is None:
-        return photos
-    gain, offset = exposures[:, 0, None, None], exposures[:, 1, None, None]
-    return replace(photos, images=(gain * photos.images + offset).clamp(0, 1))
+def in_common_light(photos: Views, exposures: Float[Tensor, "n 3"] | None) -> Views:
+    """The photos with their colours changed by their exposures; None: as they are."""
+    return photos if exposures is None else replace(photos, images=photos.images ** exposures[:, None, None])
 
 
-def in_own_light(render: Float[Tensor, "h w 3"], exposure: Float[Tensor, "2 3"]) -> Float[Tensor, "h w 3"]:
+def in_own_light(render: Float[Tensor, "h w 3"], exposure: Float[Tensor, " 3"]) -> Float[Tensor, "h w 3"]:
     """What a photo with that exposure would have of a render in the common light."""
-    return (render - exposure[1]) / exposure[0]
+    return render.clamp(0, 1) ** (1 / exposure)
 
 
-def shifts(common: Common, exposures: Float[Tensor, "n 2 3"]) -> list[float]:
+def shifts(common: Common, exposures: Float[Tensor, "n 3"]) -> list[float]:
     """By how much each photo's colours change: mean over the compared places, of the channel that changes most."""
-    gain, offset = exposures[common.pair[:, 0]].unbind(1)
-    changed = ((gain - 1) * common.first + offset).abs()
+    changed = (common.first ** exposures[common.pair[:, 0]] - common.first).abs()
     places = [changed[common.pair[:, 0] == photo] for photo in range(len(exposures))]
     return [float(change.mean(0).max()) if len(change) else 0.0 for change in places]
 
@@ -92,41 +88,41 @@ def common_colours(photos: Views, pointmaps: Pointmaps) -> Common:
     return Common(*(torch.cat(parts) for parts in zip(nothing, *found)))
 
 
-def fit_exposures(common: Common, photos: int) -> Float[Tensor, "n 2 3"]:
-    """Gain and offset of each photo after which most places have the same colours in both photos.
+def fit_exposures(common: Common, photos: int) -> Float[Tensor, "n 3"]:
+    """Powers after which most places have the same colours in both photos.
 
-    Robust least squares (Cauchy weights). The mean gain is 1 and the mean offset 0.
+    Robust least squares (Cauchy weights) in logarithms, where powers are factors, by the colours' own differences.
     """
-    found = torch.stack([torch.ones(photos, 3), torch.zeros(photos, 3)], 1).double()
+    found = torch.ones(photos, 3)
     for _ in range(STEPS):
         residual = apart(common, found).amax(-1)
         scale = max(OUTLIER * float(residual.median()), LEAST_SCALE)
         weight = 1 / (1 + (residual / scale).square())
-        found = torch.stack([_solve(common, weight, photos, channel) for channel in range(3)], -1)
-    return found.float()
+        one, two = _lit(common, found)
+        found = torch.stack([_solve(common, weight * (one * two)[:, i], photos, i) for i in range(3)], -1)
+    return found
 
 
-def apart(common: Common, exposures: Float[Tensor, "n 2 3"]) -> Float[Tensor, "k 3"]:
+def apart(common: Common, exposures: Float[Tensor, "n 3"]) -> Float[Tensor, "k 3"]:
     """Difference of the colours of each place in its two photos."""
-    one, two = (exposures[common.pair[:, side]] for side in (0, 1))
-    return (one[:, 0] * common.first + one[:, 1] - two[:, 0] * common.second - two[:, 1]).abs()
+    one, two = _lit(common, exposures)
+    return (one - two).abs()
 
 
-def _solve(common: Common, weight: Float[Tensor, " k"], photos: int, channel: int) -> Float[Tensor, "n 2"]:
-    """Gains, then offsets, of one channel."""
-    k = len(weight)
-    rows, (i, j) = torch.arange(k), common.pair.unbind(-1)
-    equations = torch.zeros(k, 2 * photos, dtype=torch.float64)
-    equations[rows, i], equations[rows, photos + i] = common.first[:, channel].double(), 1.0
-    equations[rows, j], equations[rows, photos + j] = -common.second[:, channel].double(), -1.0
+def _lit(common: Common, exposures: Float[Tensor, "n 3"]) -> tuple[Float[Tensor, "k 3"], Float[Tensor, "k 3"]]:
+    i, j = common.pair.unbind(-1)
+    return common.first ** exposures[i], common.second ** exposures[j]
+
+
+def _solve(common: Common, weight: Float[Tensor, " k"], photos: int, channel: int) -> Float[Tensor, " n"]:
+    """The powers of one channel."""
+    rows, (i, j) = torch.arange(len(weight)), common.pair.unbind(-1)
+    equations = torch.zeros(len(weight), photos, dtype=torch.float64)
+    equations[rows, i] = common.first[:, channel].double().log()
+    equations[rows, j] = -common.second[:, channel].double().log()
     weighted = equations * weight.double()[:, None]
-    normal, right = weighted.T @ equations, torch.zeros(2 * photos, dtype=torch.float64)
     counts = torch.bincount(common.pair.flatten(), weight.double().repeat_interleave(2), minlength=photos)
-    held = torch.cat([stiff * (counts + 1) for stiff in HELD])  # 1: photos that share nothing stay as they are
-    normal += torch.diag(held)
-    right[:photos] += held[:photos]
-    compared = (counts > 0).double()
-    for part in (slice(0, photos), slice(photos, None)):  # means, of those that share something
-        normal[part, part] += counts.sum() * torch.outer(compared, compared)
-    right[:photos] += counts.sum() * compared.sum() * compared
-    return torch.linalg.solve(normal, right).reshape(2, photos).T
+    compared = (counts > 0).double()  # the mean is theirs; those that share nothing stay as they are
+    normal = weighted.T @ equations + torch.diag(HELD * (counts + 1)) + counts.sum() * torch.outer(compared, compared)
+    right = HELD * (counts + 1) + counts.sum() * compared.sum() * compared
+    return torch.linalg.solve(normal, right).float()

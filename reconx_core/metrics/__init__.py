@@ -104,7 +104,7 @@ def score_views(
     background: Background,
     confidence: Tensor | None = None,
     refined: bool = False,
-    exposures: Float[Tensor, "n 2 3"] | None = None,
+    exposures: Float[Tensor, "n 3"] | None = None,
 ) -> list[tuple[ViewScore, Picture]]:
     """Score and picture of each view seen by its camera; where views have ``exposures``, by the render in their own light."""
     lpips = load_nets("cuda" if torch.cuda.is_available() else "cpu")

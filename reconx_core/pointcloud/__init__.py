@@ -106,7 +106,7 @@ def estimate(
     return pointmaps, fuse(pointmaps, in_common_light(photos, pointmaps.exposures)), kept
 
 
-def told_exposures(photos: Views, pointmaps: Pointmaps) -> Float[Tensor, "n 2 3"] | None:
+def told_exposures(photos: Views, pointmaps: Pointmaps) -> Float[Tensor, "n 3"] | None:
     """As :func:`estimate_exposures`; that photos are changed is said."""
     exposures = estimate_exposures(photos, pointmaps)
     if exposures is not None:
