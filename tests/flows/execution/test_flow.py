@@ -312,3 +312,25 @@ def test_presets_are_valid_settings(name):
     from flows.execution.run import resolve_settings
 
     assert resolve_settings(name, None).seed == 0
+
+
+def test_results_that_are_still_to_be_written_are_told(server, tmp_path):
+    """Where stages are quicker than the thread that lays results out, a run seemed to hang at its last scene."""
+    import threading
+
+    from flows.execution import flow as pipeline
+    from flows.execution.hooks import Hooks
+    from flows.execution.plan import ScenePlan
+    from reconx_core.settings import Settings
+    from tasks.execute import Monitor
+
+    told, notes = threading.Event(), []
+
+    class Listening(Monitor):
+        def say(self, note):
+            notes.append(note)
+            told.set()
+
+    plans = [ScenePlan(f"scene_{i:02d}", str(tmp_path / "nowhere"), Settings()) for i in range(25)]
+    pipeline.run_scenes(plans, tmp_path, Listening(), hooks=Hooks(on_scene=lambda _: told.wait(30)))
+    assert notes == ["All stages have ended; the results of 25 scenes are still being written."]
