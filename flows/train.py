@@ -32,6 +32,7 @@ from reconx_core.names import one_line
 from reconx_core.pointcloud import weights_of as geometry_weights
 from reconx_core.settings import Contents, PointcloudSettings, read_override
 from reconx_core.training.settings import RENAMED, TrainSettings, load_train_settings
+from reconx_core.video.backends.learned import RECIPES
 from reconx_core.weights.choice import resolve_geometry
 
 PRESETS = RUN_PRESETS / "training"
@@ -107,7 +108,15 @@ def train(settings: TrainSettings, out: Path, root: Path, console: Console, work
         if log is not None:
             save_pipeline(pipeline, out / "model")
         processes.destroy_process_group()
-    console.print(f"The model is in {one_line(str(out / 'model'))}", soft_wrap=True, markup=False)
+    console.print(f"The model is in {one_line(str(out / 'model'))}{size_note(settings)}", soft_wrap=True, markup=False)
+
+
+def size_note(settings: TrainSettings) -> str:
+    """What to add where a model of the paper's kind was trained at another size than it generates at by default."""
+    height, width = settings.crop
+    if settings.phase == "all" or height * width == RECIPES["reconx"].pixels:
+        return ""
+    return f"; it was trained at {width} x {height} pixels: generate at that size by -S video.pixels={height * width}"
 
 
 def contents_of(pipeline: Any, settings: TrainSettings) -> Contents:
