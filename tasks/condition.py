@@ -8,7 +8,7 @@ import torch
 from reconx_core import condition
 from reconx_core.condition.camera_files import cameras_on_path, read_path
 from reconx_core.condition.rounds import Turn, build_round
-from reconx_core.geometry.undistort import registered_photos
+from reconx_core.geometry.exposure import registered_photos
 from reconx_core.types import Cameras, Pointmaps
 from tasks.execute import Inputs, Job
 

@@ -3,7 +3,7 @@
 from typing import Any
 
 from reconx_core import confidence, pointcloud
-from reconx_core.geometry.undistort import registered_photos
+from reconx_core.geometry.exposure import registered_photos
 from tasks.execute import Inputs, Job
 
 

@@ -7,7 +7,7 @@ import torch
 
 from reconx_core import pointcloud
 from reconx_core.confidence.joining import Joined, join_round, photos_alone
-from reconx_core.geometry.undistort import registered_photos
+from reconx_core.geometry.exposure import registered_photos
 from tasks.execute import Inputs, Job
 
 

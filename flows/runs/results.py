@@ -27,7 +27,7 @@ from reconx_core.cache.code_version import code_version
 from reconx_core.cache.store import Reference
 from reconx_core.export.cameras import tracked_points, write_cameras
 from reconx_core.export.origin import NO_ORIGIN, Origin
-from reconx_core.geometry.undistort import straight_photos
+from reconx_core.geometry.exposure import straight_photos
 from reconx_core.io.files import explain_disk, temporary_beside, write_atomic, write_json
 from reconx_core.losses.lpips import LAYOUTS, lpips_files, lpips_missing_reason
 from reconx_core.names import shown

@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from reconx_core.geometry.transforms import depth_of, in_picture, project
+from reconx_core.geometry.undistort import straighten
 from reconx_core.types import Pointmaps, Views
 
 CONFIDENT = 0.5  # pixels that are compared
@@ -29,6 +30,16 @@ HELD = 1e-3  # by how much powers are held near 1
 # Mean change of a photo's colours from which all of them are changed. A video's automatics change less, and slowly: there a new
 # view has the light of the photos beside it, which harmonics tell, and one light for all costs 0.7 dB (docs/quality.md).
 LEAST_SHIFT = 0.1
+
+
+def straight_photos(views: Views, kept: Int[Tensor, " k"], pointmaps: Pointmaps) -> Views:
+    """The input photos that have a camera (``kept``), undistorted where their lens was found to bend."""
+    return straighten(views.inputs().select(kept), pointmaps.cameras, pointmaps.radial)
+
+
+def registered_photos(views: Views, kept: Int[Tensor, " k"], pointmaps: Pointmaps) -> Views:
+    """The same as the scene is made of them: in the light that all share, where theirs differ."""
+    return in_common_light(straight_photos(views, kept, pointmaps), pointmaps.exposures)
 
 
 def estimate_exposures(photos: Views, pointmaps: Pointmaps) -> Float[Tensor, "n 3"] | None:

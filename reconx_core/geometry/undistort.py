@@ -6,12 +6,11 @@ from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from reconx_core.geometry.exposure import in_common_light
 from reconx_core.geometry.transforms import camera_rays
-from reconx_core.types import Cameras, Pointmaps, Views
+from reconx_core.types import Cameras, Views
 
 
 def distort(xy: Float[Tensor, "*n 2"], coefficients: tuple[float, ...]) -> Float[Tensor, "*n 2"]:
@@ -60,13 +59,3 @@ def straighten(photos: Views, cameras: Cameras, radial: Float[Tensor, " n"] | No
     lenses = zip(photos.images, photos.masks, cameras.intrinsics, radial.tolist(), strict=True)
     pairs = [undistort_masked(image, mask, k, (k1, 0.0, 0.0, 0.0)) for image, mask, k, k1 in lenses]
     return replace(photos, images=torch.stack([image for image, _ in pairs]), masks=torch.stack([mask for _, mask in pairs]))
-
-
-def straight_photos(views: Views, kept: Int[Tensor, " k"], pointmaps: Pointmaps) -> Views:
-    """The input photos that have a camera (``kept``), undistorted where their lens was found to bend."""
-    return straighten(views.inputs().select(kept), pointmaps.cameras, pointmaps.radial)
-
-
-def registered_photos(views: Views, kept: Int[Tensor, " k"], pointmaps: Pointmaps) -> Views:
-    """The same as the scene is made of them: in the light that all share, where theirs differ."""
-    return in_common_light(straight_photos(views, kept, pointmaps), pointmaps.exposures)

@@ -10,9 +10,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from reconx_core.geometry.exposure import in_own_light
+from reconx_core.geometry.exposure import in_own_light, straight_photos
 from reconx_core.geometry.transforms import resize_cameras, size_for
-from reconx_core.geometry.undistort import straight_photos
 from reconx_core.io.images import resize, resize_mask
 from reconx_core.losses.lpips import load_nets
 from reconx_core.metrics.image import Background, score_view

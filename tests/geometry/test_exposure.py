@@ -10,7 +10,7 @@ from exact_scene import room, room_pointmaps
 from reconx_core import pointcloud
 from reconx_core.confidence.joining import joined_pointmaps
 from reconx_core.geometry import exposure
-from reconx_core.geometry.undistort import registered_photos, straight_photos
+from reconx_core.geometry.exposure import registered_photos, straight_photos
 from reconx_core.settings import PointcloudSettings
 
 POWERS = torch.tensor([[0.6, 0.65, 0.6], [1.0, 1.05, 1.1], [1.4, 1.3, 1.3]])
