@@ -25,6 +25,7 @@ from reconx_core.io.checked import find_object
 from reconx_core.io.files import explain_disk, require_writable
 
 HOLDER = ".running.json"
+LENGTH = 512  # of its content, with blanks: a host's name has at most 255 characters
 BEAT_SECONDS, WATCH_SECONDS, SETTLE_SECONDS = 2.0, 10.0, 1.0
 
 
@@ -62,7 +63,7 @@ def _take(out: Path) -> tuple[IO[str], bool]:
     """The open file, and whether it could be locked."""
     while True:
         try:
-            file = open(out / HOLDER, "a+")  # noqa: SIM115
+            file = open(out / HOLDER, "r+", opener=_open_or_make)  # noqa: SIM115
         except OSError as error:
             raise explain_disk(error, out) from error
         try:
@@ -93,11 +94,15 @@ def _held(file: IO[str], locked: bool, out: Path) -> Iterator[None]:
         (out / HOLDER).unlink(missing_ok=True)
 
 
+def _open_or_make(path: str, _: int) -> int:
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+
+
 def _write(file: IO[str], own: dict[str, Any], out: Path) -> None:
     try:
-        file.truncate(0)
-        file.write(json.dumps(own))
-        file.flush()
+        # At once and always as long: of several that come together the last has the file, not a mixture, which is nobody's.
+        os.pwrite(file.fileno(), json.dumps(own).ljust(LENGTH).encode(), 0)
+        os.truncate(file.fileno(), LENGTH)
     except OSError as error:
         raise explain_disk(error, out) from error
 
