@@ -26,7 +26,9 @@ def run(job: Job, read: Inputs) -> dict[str, Any]:
     made = views.views_of(datasets.read(Path(job.source)), settings.views)
     if settings.clip.contents == "frames":
         return {"clip": in_order(made, settings.clip.second)}
-    pointmaps, _, kept = pointcloud.estimate(made.inputs(), settings.pointcloud, job.generator())
+    # A clip shows the photos as they are, in whatever light.
+    geometry = settings.pointcloud.model_copy(update={"exposure": "off"})
+    pointmaps, _, kept = pointcloud.estimate(made.inputs(), geometry, job.generator())
     if len(kept) < 2:
         raise UserError(f"The two photos of '{job.scene}' do not overlap; choose a smaller skip.")
     return {"clip": make_clip(made, pointmaps, settings)}

@@ -5,13 +5,15 @@ from dataclasses import replace
 
 import pytest
 import torch
-from exact_scene import room, room_pointmaps
+from exact_scene import SOURCE, room, room_pointmaps
 
 from reconx_core import pointcloud
 from reconx_core.confidence.joining import joined_pointmaps
 from reconx_core.geometry import exposure
 from reconx_core.geometry.exposure import registered_photos, straight_photos
-from reconx_core.settings import PointcloudSettings
+from reconx_core.settings import ClipSettings, PointcloudSettings
+from tasks import clip
+from tasks.execute import Inputs, Job, Monitor
 
 POWERS = torch.tensor([[0.6, 0.65, 0.6], [1.0, 1.05, 1.1], [1.4, 1.3, 1.3]])
 GAINS = torch.tensor([[0.65, 0.65, 0.7], [0.9, 0.95, 0.9], [1.2, 1.15, 1.1]])
@@ -95,3 +97,14 @@ def test_stage_says_so_and_all_that_follows_sees_one_light():
     assert as_is.exposures is None
     assert (cloud.rgb - other.rgb).abs().mean() > 0.02
     assert joined_pointmaps(maps, maps).exposures is None  # the photos that have joined are in one light
+
+
+def test_a_training_clip_shows_its_photos_as_they_are_and_says_nothing(monkeypatch, tmp_path):
+    photos = room().inputs()
+    taken = replace(under_other_light(photos), is_target=torch.tensor([False, True, False]))
+    monkeypatch.setattr(clip.views, "views_of", lambda capture, settings: taken)
+    job = Job("clip", "hall", SOURCE, "", ClipSettings(), tmp_path, Monitor())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        made = clip.run(job, Inputs(tmp_path, {}))["clip"]
+    torch.testing.assert_close(made.images[0], taken.images[0])
