@@ -32,7 +32,6 @@ from reconx_core.names import one_line
 from reconx_core.pointcloud import weights_of as geometry_weights
 from reconx_core.settings import Contents, PointcloudSettings, read_override
 from reconx_core.training.settings import RENAMED, TrainSettings, load_train_settings
-from reconx_core.video.backends.learned import RECIPES
 from reconx_core.weights.choice import resolve_geometry
 
 PRESETS = RUN_PRESETS / "training"
@@ -113,6 +112,8 @@ def train(settings: TrainSettings, out: Path, root: Path, console: Console, work
 
 def size_note(settings: TrainSettings) -> str:
     """What to add where a model of the paper's kind was trained at another size than it generates at by default."""
+    from reconx_core.video.backends.learned import RECIPES
+
     height, width = settings.crop
     if settings.phase == "all" or height * width == RECIPES["reconx"].pixels:
         return ""

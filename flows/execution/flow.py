@@ -54,7 +54,7 @@ from tasks.graph import Node, tasks_of
 if TYPE_CHECKING:
     from flows.execution.dask_cluster import Cluster
 
-MANY = 20  # scenes whose results are still to be written, of which one is told
+UNWRITTEN = 20  # scenes whose results are still to be written, of which one is told
 WAIT_SECONDS = 30.0  # for the end of a step, before the workers are looked for
 Future = PrefectWrappedFuture[Any, Any]  # of Prefect, around one of the threads' or of Dask's
 
@@ -170,7 +170,7 @@ def run_scenes(
             monitor.say(f"Prefect did not take the end of the run, whose results are complete: {_refused(error)}")
         finally:
             _work.reset(token)
-        if (left := sum(not done.done() for done in told)) > MANY:
+        if (left := sum(not done.done() for done in told)) > UNWRITTEN:
             monitor.say(f"All stages have ended; the results of {left:,} scenes are still being written.")
         for done in told:
             done.result()

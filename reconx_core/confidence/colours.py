@@ -13,13 +13,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from reconx_core.confidence.agreement import Expected
+from reconx_core.geometry.exposure import STEPS, robust_weights
 from reconx_core.geometry.point_renders import OCCLUDER_CONFIDENCE
 
 CELL = 16  # pixels of the compared frames on a cell's side
 SEEN_OF_CELL = 0.5  # share of a cell on which the points must be sure
 FEWEST_SEEN = 0.2  # share of a frame's cells from which its colours can be judged
-STEPS = 20  # of the robust fit
-OUTLIER, LEAST_SCALE = 1.5, 0.01  # medians of the residual at which a cell counts half, and the least such residual
 STIFF = 1e-3  # variance of colours at which a gain is half believed
 
 
@@ -64,14 +63,13 @@ def enough(cells: Cells) -> bool:
 def fit_colours(cells: Cells) -> ColourMap:
     """The map from the frame's colours to the photos' that most cells agree on; cells that do not have little say.
 
-    Robust least squares (Cauchy weights), with gains held near 1 where there is too little contrast to tell them from offsets.
+    Robust least squares, with gains held near 1 where there is too little contrast to tell them from offsets.
     """
     frame, points = (colours[cells.counts].double() for colours in (cells.frame, cells.points))
     found = ColourMap(*(part.double() for part in IDENTITY))
     for _ in range(STEPS):
         residual = (found.apply(frame) - points).abs().amax(-1)
-        scale = max(OUTLIER * float(residual.median()), LEAST_SCALE)
-        found = _least_squares(frame, points, 1 / (1 + (residual / scale).square()))
+        found = _least_squares(frame, points, robust_weights(residual))
     return ColourMap(found.gain.float(), found.offset.float())
 
 

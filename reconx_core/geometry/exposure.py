@@ -6,7 +6,6 @@ back. Places that two photos show say which; the mean of the photos' powers is 1
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -15,17 +14,16 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from reconx_core.geometry.transforms import depth_of, in_picture, project
+from reconx_core.geometry.surfaces import CONFIDENT, sight_of
 from reconx_core.geometry.undistort import straighten
 from reconx_core.types import Pointmaps, Views
 
-CONFIDENT = 0.5  # pixels that are compared
 SAME_SURFACE = 0.02  # relative depth within which two photos show the same place
 CELL = 8  # pixels between the compared ones, and side of the means that are compared
 CLIPPED = 0.02  # colours nearer to black or white say nothing
 FEWEST = 100  # places that a pair of photos has to share
 STEPS = 20  # of the robust fit
-OUTLIER, LEAST_SCALE = 1.5, 0.01  # medians of the residual at which a place counts half, and the least such residual
+OUTLIER, LEAST_SCALE = 1.5, 0.01  # medians of the residual at which a difference counts half, and the least such residual
 HELD = 1e-3  # by how much powers are held near 1
 # Mean change of a photo's colours from which all of them are changed. A video's automatics change less, and slowly: there a new
 # view has the light of the photos beside it, which harmonics tell, and one light for all costs 0.7 dB (docs/quality.md).
@@ -77,41 +75,44 @@ class Common(NamedTuple):
 
 
 def common_colours(photos: Views, pointmaps: Pointmaps) -> Common:
-    """Mean colours of the places that any two photos show."""
+    """Mean colours of the places that any two photos show, once from each of the two."""
     means = F.avg_pool2d(photos.images.permute(0, 3, 1, 2), CELL + 1, stride=1, padding=CELL // 2, count_include_pad=False)
     means = means.permute(0, 2, 3, 1)
-    depth, found = depth_of(pointmaps.points_world, pointmaps.cameras), []
-    for i, j in itertools.permutations(range(len(photos)), 2):
-        place = (slice(i, i + 1), slice(CELL // 2, None, CELL), slice(CELL // 2, None, CELL))
-        sure = pointmaps.confidence[place][0] > CONFIDENT
-        camera = pointmaps.cameras[j : j + 1]
-        pixels, there = project(pointmaps.points_world[place][0][sure], camera.intrinsics[0], camera.world_to_cam[0])
-        inside = in_picture(pixels, there, pointmaps.cameras)
-        x, y = pixels[inside].long().unbind(-1)
-        same = (depth[j, y, x] / there[inside] - 1).abs() < SAME_SURFACE
-        same &= pointmaps.confidence[j, y, x] > CONFIDENT
-        one, two = means[place][0][sure][inside][same], means[j, y[same], x[same]]
-        plain = torch.cat([one, two], -1)
-        plain = ((plain > CLIPPED) & (plain < 1 - CLIPPED)).all(-1)
-        if int(plain.sum()) >= FEWEST:
-            found.append(Common(torch.tensor([[i, j]]).expand(int(plain.sum()), 2), one[plain], two[plain]))
-    nothing = Common(torch.zeros(0, 2, dtype=torch.int64), torch.zeros(0, 3), torch.zeros(0, 3))
-    return Common(*(torch.cat(parts) for parts in zip(nothing, *found)))
+    grid = (slice(None), slice(CELL // 2, None, CELL), slice(CELL // 2, None, CELL))
+    sure = pointmaps.confidence[grid] > CONFIDENT
+    sight, owner = sight_of(pointmaps.points_world[grid][sure], pointmaps, SAME_SURFACE), sure.nonzero()[:, 0]
+    j, place = (sight.seen & (torch.arange(len(photos))[:, None] != owner)).nonzero(as_tuple=True)
+    first, second = means[grid][sure][place], means[j, sight.row[j, place], sight.column[j, place]]
+    return _telling(Common(torch.stack([owner[place], j], -1), first, second), len(photos))
+
+
+def _telling(common: Common, photos: int) -> Common:
+    """The places that neither photo clips, of pairs that share enough of them."""
+    colours = torch.cat([common.first, common.second], -1)
+    plain = ((colours > CLIPPED) & (colours < 1 - CLIPPED)).all(-1)
+    pair = common.pair[:, 0] * photos + common.pair[:, 1]
+    counts = torch.bincount(pair[plain], minlength=photos**2)
+    kept = plain & (counts[pair] >= FEWEST)
+    return Common(*(part[kept] for part in common))
 
 
 def fit_exposures(common: Common, photos: int) -> Float[Tensor, "n 3"]:
     """Powers after which most places have the same colours in both photos.
 
-    Robust least squares (Cauchy weights) in logarithms, where powers are factors, by the colours' own differences.
+    Robust least squares in logarithms, where powers are factors, by the colours' own differences.
     """
     found = torch.ones(photos, 3)
     for _ in range(STEPS):
-        residual = apart(common, found).amax(-1)
-        scale = max(OUTLIER * float(residual.median()), LEAST_SCALE)
-        weight = 1 / (1 + (residual / scale).square())
         one, two = _lit(common, found)
+        weight = robust_weights((one - two).abs().amax(-1))
         found = torch.stack([_solve(common, weight * (one * two)[:, i], photos, i) for i in range(3)], -1)
     return found
+
+
+def robust_weights(residual: Float[Tensor, " k"]) -> Float[Tensor, " k"]:
+    """Cauchy weights of differences of colours: what disagrees with most has little say."""
+    scale = max(OUTLIER * float(residual.median()), LEAST_SCALE)
+    return 1 / (1 + (residual / scale).square())
 
 
 def apart(common: Common, exposures: Float[Tensor, "n 3"]) -> Float[Tensor, "k 3"]:

@@ -11,8 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from reconx_core.errors import UserError
-from reconx_core.geometry.exposure import estimate_exposures, in_common_light
-from reconx_core.geometry.undistort import straighten
+from reconx_core.geometry.exposure import estimate_exposures, in_common_light, straight_photos
 from reconx_core.settings import PointcloudSettings
 from reconx_core.types import BackendInfo, GeometryBackend, PointCloud, Pointmaps, Views
 from reconx_core.weights.choice import DA3_WEIGHTS, resolve_geometry
@@ -100,7 +99,7 @@ def estimate(
         UserError: the photos do not overlap, there is no such backend, or its weights are missing.
     """
     pointmaps, kept = make_backend(settings)(inputs, inputs.given_cameras, generator)
-    photos = straighten(inputs.select(kept), pointmaps.cameras, pointmaps.radial)
+    photos = straight_photos(inputs, kept, pointmaps)
     if settings.exposure == "auto":
         pointmaps = replace(pointmaps, exposures=told_exposures(photos, pointmaps))
     return pointmaps, fuse(pointmaps, in_common_light(photos, pointmaps.exposures)), kept

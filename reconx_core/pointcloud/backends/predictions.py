@@ -13,7 +13,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from reconx_core.errors import UserError
-from reconx_core.geometry.transforms import depth_of, in_picture, project, resize_cameras, size_for, transform, unproject
+from reconx_core.geometry.surfaces import CONFIDENT, sight_of
+from reconx_core.geometry.transforms import depth_of, resize_cameras, size_for, transform, unproject
 from reconx_core.io.images import resize_for_network, resize_images
 from reconx_core.pointcloud.backends.classical import upsample_depth
 from reconx_core.pointcloud.global_alignment.align import (
@@ -32,7 +33,6 @@ from reconx_core.weights.loaded import keep_loaded
 
 POSE_SIDE = 170  # pixels along the long side that suffice for poses
 SAMPLES = 1000  # pixels per view that stand for feature points where cameras are judged
-CONFIDENT = 0.5  # least confidence of such a pixel
 SAME_SURFACE = 0.1  # relative difference of depths up to which two views see the same; coarser than stereo asks for
 
 
@@ -256,18 +256,7 @@ def sampled_points(pointmaps: Pointmaps) -> tuple[PointCloud, Bool[Tensor, "n p"
     grid = (slice(None), slice(step // 2, None, step), slice(step // 2, None, step))
     good = pointmaps.confidence[grid] > CONFIDENT
     xyz, owner = pointmaps.points_world[grid][good], good.nonzero()[:, 0]
-    seen = _same_surface(xyz, pointmaps) | (owner == torch.arange(n)[:, None])
+    seen = sight_of(xyz, pointmaps, SAME_SURFACE).seen | (owner == torch.arange(n)[:, None])
     shared = seen.sum(0) > 1
     cloud = PointCloud(xyz[shared], torch.zeros_like(xyz[shared]), pointmaps.confidence[grid][good][shared])
     return cloud, seen[:, shared]
-
-
-def _same_surface(xyz: Float[Tensor, "p 3"], pointmaps: Pointmaps) -> Bool[Tensor, "n p"]:
-    """Whether each view has confident depth within SAME_SURFACE of that of the point, where it sees it."""
-    cameras, depth = pointmaps.cameras, depth_of(pointmaps.points_world, pointmaps.cameras)
-    pixels, z = project(xyz, cameras.intrinsics, cameras.world_to_cam)
-    ahead = in_picture(pixels, z, cameras)
-    column, row = torch.where(ahead[..., None], pixels, 0.0).long().unbind(-1)
-    view = torch.arange(len(cameras))[:, None]
-    near = (depth[view, row, column] / z - 1).abs() < SAME_SURFACE
-    return ahead & near & (pointmaps.confidence[view, row, column] > CONFIDENT)
