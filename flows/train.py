@@ -93,6 +93,7 @@ def train(settings: TrainSettings, out: Path, root: Path, console: Console, work
         # One server for the clips of all epochs: Prefect's events stay with the first of a process.
         wait_for_server = stack.enter_context(prefect_server(root) if main else nullcontext(lambda: None))
         from reconx_core.training import loop
+        from reconx_core.training.samples import recipe_of
 
         pipeline = initial_pipeline(settings)
         if settings.phase == "structure" and pipeline.structure_encoder is None:
@@ -105,19 +106,10 @@ def train(settings: TrainSettings, out: Path, root: Path, console: Console, work
         clips = loop.EpochClips(count, lambda epoch: share(lambda: studio.clips(epoch)))
         loop.train(pipeline, clips, settings, out, log)
         if log is not None:
+            pipeline.register_to_config(trained_pixels=recipe_of(pipeline, settings).pixels)
             save_pipeline(pipeline, out / "model")
         processes.destroy_process_group()
-    console.print(f"The model is in {one_line(str(out / 'model'))}{size_note(settings)}", soft_wrap=True, markup=False)
-
-
-def size_note(settings: TrainSettings) -> str:
-    """What to add where a model of the paper's kind was trained at another size than it generates at by default."""
-    from reconx_core.video.backends.learned import RECIPES
-
-    height, width = settings.crop
-    if settings.phase == "all" or height * width == RECIPES["reconx"].pixels:
-        return ""
-    return f"; it was trained at {width} x {height} pixels: generate at that size by -S video.pixels={height * width}"
+    console.print(f"The model is in {one_line(str(out / 'model'))}", soft_wrap=True, markup=False)
 
 
 def contents_of(pipeline: Any, settings: TrainSettings) -> Contents:

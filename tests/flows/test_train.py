@@ -7,7 +7,7 @@ import re
 import pytest
 from rich.console import Console
 
-from flows.train import resolve_train_settings, size_note, train
+from flows.train import resolve_train_settings, train
 from flows.training.clips import draw_clips
 from reconx_core.errors import UserError
 from reconx_core.settings import PointcloudSettings
@@ -176,11 +176,3 @@ def test_the_geometry_is_a_setting_and_its_weights_are_asked_for_first(tmp_path,
 def test_extrapolation_and_augmentation_exclude_each_other():
     with pytest.raises(UserError, match="second_photo=random needs augment=false"):
         resolve_train_settings("tiny", ["second_photo=random"])
-
-
-def test_a_model_trained_at_another_size_says_how_to_generate_at_it():
-    """At its default of 512 x 512 pixels one of 64 x 64 takes minutes a step, and shows what it was never taught."""
-    small = TrainSettings(phase="structure", crop=(64, 96))
-    assert size_note(small).endswith("trained at 96 x 64 pixels: generate at that size by -S video.pixels=6144")
-    assert size_note(TrainSettings(phase="structure", crop=(512, 512))) == ""
-    assert size_note(TrainSettings(crop=(64, 64))) == ""  # reconx-tiny takes any size

@@ -72,8 +72,8 @@ def learned_frames(
     Raises:
         UserError: the weights are missing or cannot be read.
     """
-    recipe = with_settings(RECIPES[settings.backend], settings)
     pipeline = load_pipeline(find_model(settings), settings.offload, settings.dtype)
+    recipe = with_settings(as_trained(RECIPES[settings.backend], pipeline), settings)
     structure = settings.structure and pipeline.structure_encoder is not None
     points = structure_points(inputs.images, pointmaps, recipe.points) if structure else None
     clips = clips_through(condition)
@@ -89,6 +89,11 @@ def learned_frames(
             made = generate_clip(pipeline, recipe, *clip, alone, cloud, draw, second, on_step)
         images[frames[own]] = made[own]
     return images, condition.visibility.clamp(min=PLAUSIBLE)
+
+
+def as_trained(recipe: Recipe, pipeline: ReconXPipeline) -> Recipe:
+    """The recipe at the size that the model says it was trained at."""
+    return replace(recipe, pixels=pipeline.config.trained_pixels or recipe.pixels)
 
 
 def with_settings(recipe: Recipe, settings: VideoSettings) -> Recipe:

@@ -60,6 +60,7 @@ class ReconXPipeline(DiffusionPipeline):
 
     ``concat_visibility``: the visibility of every pixel of the renders is concatenated to the network's input. ``residual``:
     the model diffuses a frame's latents minus those of its render, so that a prediction of zeros gives the render.
+    ``trained_pixels``: the area of an image that it was trained at last, for what generates with it; 0: not known, or any.
 
     `save_pretrained` and `ReconXPipeline.from_pretrained` take the whole folder. The text encoder and its tokenizer, the image
     encoder and its projector, and the structure encoder may be missing; the model then runs without that condition.
@@ -83,13 +84,16 @@ class ReconXPipeline(DiffusionPipeline):
         concat_visibility: bool = False,
         residual: bool = False,
         sources: int = 0,
+        trained_pixels: int = 0,
     ) -> None:
         super().__init__()
         self.register_modules(
             unet=unet, scheduler=scheduler, vae=vae, text_encoder=text_encoder, tokenizer=tokenizer,
             image_encoder=image_encoder, image_projector=image_projector, structure_encoder=structure_encoder,
         )  # fmt: skip
-        self.register_to_config(concat_visibility=concat_visibility, residual=residual, sources=sources)
+        self.register_to_config(
+            concat_visibility=concat_visibility, residual=residual, sources=sources, trained_pixels=trained_pixels
+        )
 
     @classmethod
     def load_config(cls, *args: Any, **kwargs: Any) -> Any:
