@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -25,6 +26,8 @@ from reconx_core.types import Cameras, Condition, Frames, GeometryBackend, Locat
 ENOUGH = 0.3  # share of a frame's pixels that have to be sure, or it does not join
 MOST = 6  # frames that join in a round, evenly spaced
 MOST_TURN, MOST_SHIFT = 1.0, 0.01  # degrees and radii up to which a ring is closed
+CERTAIN = 0.5  # confidence from which points of plain places join, too; what nothing but neighbours confirms has less
+CONTRAST, AROUND = 0.05, 7  # least deviation of other places, of so many pixels a side, relative to their mean
 NEIGHBOURS = 4  # views of the geometry that depth of new frames is matched with
 
 
@@ -105,7 +108,9 @@ def add_views(before: Joined, new: Frames, chosen: list[int], backend: GeometryB
     views, n = as_views(new, len(before.path)), len(before.views)
     found = depth_of_frames(before, views, backend, generator)
     joining = Pointmaps(found.points_world[index], found.confidence[index], new.cameras[index], before.pointmaps.sparse)
-    joining = replace(joining, confidence=joining.confidence * nothing_there(before, new.cameras[index]))
+    told_apart = has_contrast(new.images[index]) | (new.confidence[index] >= CERTAIN)
+    fits = nothing_there(before, new.cameras[index]) & told_apart
+    joining = replace(joining, confidence=joining.confidence * fits)
     old = torch.arange(len(before.frames))
     frames = joined_frames(
         before.frames.select(old[:n]), new.select(index), before.frames.select(old[n:]), new.select(torch.tensor(rest).long())
@@ -151,6 +156,13 @@ def nothing_there(before: Joined, cameras: Cameras) -> Bool[Tensor, "k h w"]:
     """Pixels of cameras at which no point that could hide others is seen so far."""
     _, visibility, _ = render_points(*visible_points(before.views, before.pointmaps), cameras)
     return visibility < OCCLUDER_CONFIDENCE
+
+
+def has_contrast(images: Float[Tensor, "k h w 3"]) -> Bool[Tensor, "k h w"]:
+    """Pixels of frames in whose surroundings something stands out: in fog that a model makes, any depth agrees."""
+    grey = images.mean(-1)[:, None]
+    mean, square = (F.avg_pool2d(x, AROUND, 1, AROUND // 2, count_include_pad=False) for x in (grey, grey.square()))
+    return (square - mean.square() >= (CONTRAST * mean).square())[:, 0]
 
 
 def joined_views(first: Views, second: Views) -> Views:

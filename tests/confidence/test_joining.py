@@ -11,6 +11,7 @@ from reconx_core.confidence.joining import (
     choose_pair,
     confident_share,
     distributed,
+    has_contrast,
     join_round,
     photos_alone,
 )
@@ -115,6 +116,27 @@ def test_unsure_pixels_of_a_frame_that_joins_count_for_nothing(before, round_):
     after = joined(before, guide, made_of(guide, confidence))
     assert not after.views.masks[3:, :40].any()
     assert not after.pointmaps.confidence[3:, :40].any()
+
+
+@pytest.mark.parametrize(("confidence", "some"), [(0.4, False), (0.6, True)])
+def test_fog_that_nothing_confirms_brings_no_points(before, round_, confidence, some):
+    """Between frames of fog every depth agrees: its points stood as veils before what later frames see."""
+    guide, made = round_
+    fog = replace(made, images=torch.where(made.is_photo[:, None, None, None], made.images, torch.full_like(made.images, 0.4)))
+    sure = replace(fog, confidence=torch.where(fog.is_photo[:, None, None], fog.confidence, confidence))
+    after = joined(before, guide, sure)
+    assert len(after.views) > 3
+    assert bool((after.pointmaps.confidence[3:] > 0).any()) is some
+
+
+@pytest.mark.parametrize("light", [1.0, 0.2])
+def test_whether_a_place_is_plain_does_not_depend_on_the_light(light):
+    images = torch.full((1, 32, 32, 3), 0.5)
+    images[:, :, 16:] = 0.6
+    told = has_contrast(images * light)[0]
+    assert told[:, 15:17].all()
+    assert not told[:, :12].any()
+    assert not told[:, 20:].any()
 
 
 def test_a_round_without_frames_changes_nothing(before, round_):
