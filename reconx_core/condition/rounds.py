@@ -19,6 +19,7 @@ from reconx_core.types import Cameras, Condition, PointCloud, Pointmaps, Views
 
 NARROWER = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4)  # shares of the radius that are tried where a camera would be in a surface
 SLOPE = 0.06  # by which that share changes from frame to frame, at most
+WIDENS = 0.12  # by which it may change towards a photo
 SAME = 1e-4  # radians
 
 
@@ -79,7 +80,7 @@ def next_arc(pointmaps: Pointmaps, settings: ConditionSettings, turn: Turn) -> A
     goal = min(end, (last_photo if reached is None else reached) + math.radians(settings.advance))
     goal = end if turn.last else goal
     chosen = (grid <= goal + SAME) & (grid > (start - SAME if reached is None else reached + SAME))
-    share = free_share(free_space(pointmaps), orbit, grid)
+    share = with_photos(free_share(free_space(pointmaps), orbit, grid), orbit, grid)
     full = whole > 2 * math.pi - SAME
     return Arc(orbit, grid[chosen], share[chosen], full and goal >= end - SAME, end)
 
@@ -106,6 +107,13 @@ def free_share(space: FreeSpace, orbit: Orbit, angles: Float[Tensor, " k"]) -> F
         share[~inside(space, places)] = tried
     steps = torch.arange(len(angles), dtype=torch.float64)
     return (share + SLOPE * (steps[:, None] - steps).abs()).amin(1)
+
+
+def with_photos(share: Float[Tensor, " k"], orbit: Orbit, angles: Float[Tensor, " k"]) -> Float[Tensor, " k"]:
+    """The shares with all of the radius at the photos: there a camera has been, whatever generated frames have put there."""
+    apart = torch.remainder(angles[:, None] - orbit.angles + math.pi, 2 * math.pi) - math.pi
+    steps = apart.abs().amin(1) / angles.diff().mean().clamp(min=SAME) if len(angles) > 1 else torch.zeros_like(share)
+    return torch.maximum(share, 1 - WIDENS * (steps - SAME).clamp(min=0))
 
 
 def path_on(arc: Arc, pointmaps: Pointmaps, turn: Turn) -> PlannedPath:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from exact_scene import room, room_pointmaps
 
-from reconx_core.condition.rounds import Turn, build_round, free_share, next_arc
+from reconx_core.condition.rounds import Turn, build_round, free_share, next_arc, with_photos
 from reconx_core.errors import UserError
 from reconx_core.geometry.free_space import free_space, inside
 from reconx_core.geometry.orbit import angles_of, orbit_cameras, orbit_of
@@ -72,6 +72,15 @@ def test_the_ring_is_narrower_where_it_would_run_into_a_surface():
     assert before.sum() > 5
     assert after.sum() < before.sum() / 3
     assert share.diff().abs().max() < 0.07
+
+
+def test_a_ring_that_is_narrow_all_round_still_closes_at_the_photos():
+    orbit = orbit_of(room_pointmaps())
+    turn = orbit.span[0] + torch.linspace(0, 2 * math.pi, 48, dtype=torch.float64)
+    share = with_photos(torch.full((48,), 0.4, dtype=torch.float64), orbit, turn)
+    assert share[[0, -1]].tolist() == [1.0, 1.0]
+    assert share[24] == 0.4
+    assert share.diff().abs().max() < 0.13
 
 
 def test_rounds_need_an_orbit():
