@@ -331,7 +331,7 @@ def render(
     cameras: Annotated[
         Path | None, typer.Option(help="Cameras that a smooth path leads through; default: those of the scene's photos.")
     ] = None,
-    frames: Annotated[int, typer.Option(min=1, help="Along the smooth path.")] = 120,
+    frames: Annotated[int | None, typer.Option(min=1, help="Along the smooth path; default 120.")] = None,
     path: Annotated[
         Path | None, typer.Option("--path", help="A camera path (docs/paths.md): a frame for each of its cameras.")
     ] = None,
@@ -341,9 +341,13 @@ def render(
     from flows.scene import render_file
 
     if path is None:
-        run(scene, out, cameras, frames, console)
+        run(scene, out, cameras, frames or 120, console)
     elif cameras is not None:
         raise UserError("--path and --cameras exclude each other: frames at the cameras of a file, or on a path through them.")
+    elif frames is not None:
+        raise UserError(
+            "--path makes a frame for each camera of the file; give --cameras to have --frames along a path through them."
+        )
     else:
         render_file(scene, out, path, console)
 
@@ -434,7 +438,12 @@ def status(
 @app.command()
 def why(
     scene: Annotated[str, typer.Argument(help="A scene's name in the run.")],
-    stage: Annotated[str, typer.Argument(help="views, pointcloud, condition, video, confidence, splats or metrics.")],
+    stage: Annotated[
+        str,
+        typer.Argument(
+            help="views, pointcloud, condition, video, confidence, splats or metrics; of rounds also join, and 'video 3'."
+        ),
+    ],
     run: Annotated[
         Path | None, typer.Option("--run", metavar="OUT", help="The run's folder; default: the newest with the scene.")
     ] = None,

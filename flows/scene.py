@@ -11,11 +11,10 @@ from jaxtyping import Float
 from rich.console import Console
 from torch import Tensor
 
-from flows.execution.notes import notes
+from flows.execution.notes import noted_on, notes
 from flows.runs.earlier import note_derived, require_done
-from reconx_core.condition.camera_files import COLMAP_SUFFIXES, cameras_on_path, read_path
-from reconx_core.datasets import nerfstudio
-from reconx_core.datasets.poses import relative_to
+from reconx_core.condition.camera_files import COLMAP_SUFFIXES, cameras_on_path, file_of, read_path, resized_lens
+from reconx_core.datasets.capture import Capture
 from reconx_core.errors import UserError
 from reconx_core.export.formats import read_gaussians, read_gaussians_origin
 from reconx_core.export.origin import NO_ORIGIN, Origin, parse_origin
@@ -29,6 +28,8 @@ from reconx_core.rasterize import rasterize
 from reconx_core.types import Cameras, Gaussians
 
 FPS = 30  # of a clip whose path names no frame rate
+MOST_PIXELS = 2**26  # of a rendered frame
+BARE = 0.01  # share of a frame below which next to nothing of the scene is in it
 
 
 def load_scene(path: Path) -> Gaussians:
@@ -50,51 +51,40 @@ def scene_origin(path: Path) -> Origin | None:
     return read_gaussians_origin(path)
 
 
-def load_cameras(path: Path, origin: Origin | None = NO_ORIGIN) -> Cameras:
-    """Cameras of a file: a nerfstudio ``transforms.json`` as this project writes it (one image size, no distortion), or a
-    camera path of its viewer.
-
-    They are relative to ``origin``, or if that is unknown (None) to the ``scene_origin`` that the file names.
-
-    Raises:
-        UserError: no such file, or not of that kind.
-    """
-    if not path.is_file():
-        raise UserError(f"There are no cameras at '{path}'; give a transforms.json with --cameras.")
-    if path.suffix in COLMAP_SUFFIXES or "camera_path" in read_json(path):
-        return load_path(path, None, origin)
-    capture = nerfstudio.read(path)
-    photos = capture.photos
-    if any(p.intrinsics is None or p.cam_to_world is None or p.size != photos[0].size for p in photos):
-        raise UserError(f"The cameras in {path} need poses, intrinsics and one image size.")
-    height, width = photos[0].size  # type: ignore[misc]
-    intrinsics, poses = [p.intrinsics for p in photos], torch.stack([p.cam_to_world for p in photos])  # type: ignore[misc]
-    noted = _noted_origin(path) if origin is None else origin
-    poses = relative_to(poses, [zero - own for zero, own in zip(noted, capture.origin)]).float()
-    return Cameras(torch.stack(intrinsics), poses, width, height)  # type: ignore[arg-type]
-
-
-def load_path(file: Path, photos: Cameras | None, origin: Origin | None = NO_ORIGIN) -> Cameras:
+def load_cameras(path: Path, origin: Origin | None = NO_ORIGIN, photos: Cameras | None = None) -> Cameras:
     """The cameras of any file that `condition.path` takes, in the order of their path and in the size that it names.
 
-    ``photos`` give lens and size to a file without. ``origin``: as of :func:`load_cameras`.
+    ``photos`` give lens and size to a file without; where it names a size but not every lens, the others have its mean one.
+    They are relative to ``origin``, or if that is unknown (None) to the ``scene_origin`` that the file names.
 
     Raises:
         UserError: there is no such file, it is none of those, or it has no lens and there are no ``photos``.
     """
+    file = file_of(path)
     if not file.is_file():
-        raise UserError(f"There is no camera path at '{file}'; save one in scene.html, or in nerfstudio's viewer.")
+        raise UserError(f"There are no cameras at '{path}'; save a path in scene.html, or give a transforms.json.")
     capture = read_path(file)
     if origin is None:
         origin = NO_ORIGIN if file.suffix in COLMAP_SUFFIXES else _noted_origin(file)
-    sizes = {photo.size for photo in capture.photos if photo.intrinsics is not None and photo.size is not None}
-    if len(sizes) == 1:
-        height, width = sizes.pop()
-        lens = next(photo.intrinsics for photo in capture.photos if photo.intrinsics is not None)
-        photos = Cameras(lens.float()[None], torch.eye(4)[None], width, height)
-    elif photos is None:
+    like = _common_size(capture, photos)
+    if like is None:
         raise UserError(f"The cameras in {file} need a lens and one image size.")
-    return cameras_on_path(capture, photos, origin)
+    if like.width * like.height > MOST_PIXELS:
+        raise UserError(f"{file} asks for {like.width} x {like.height} pixels; at most {MOST_PIXELS:,} can be rendered.")
+    return cameras_on_path(capture, like, origin)
+
+
+def _common_size(capture: Capture, photos: Cameras | None) -> Cameras | None:
+    """Cameras of the one size that the file's have, with the mean lens of the photos or else of the file; the photos where it
+    has none or several."""
+    known = [(p.intrinsics, p.size) for p in capture.photos if p.intrinsics is not None and p.size is not None]
+    if len({size for _, size in known}) != 1:
+        return photos
+    height, width = known[0][1]
+    lens = torch.stack([lens for lens, _ in known]).float().mean(0)
+    if photos is not None:
+        lens = resized_lens(photos.intrinsics.mean(0), (photos.height, photos.width), (height, width))
+    return Cameras(lens[None], torch.eye(4)[None], width, height)
 
 
 def _noted_origin(file: Path) -> Origin:
@@ -115,7 +105,9 @@ def render(scene: Path, out: Path | None, cameras: Path | None, frames: int, con
     out = out or clip_beside(scene)
     _is_clip(out)
     with notes(console):
-        gaussians, through = load_scene(scene), load_cameras(cameras or cameras_beside(scene), scene_origin(scene))
+        gaussians, origin, beside = load_scene(scene), scene_origin(scene), cameras_beside(scene)
+        photos = load_cameras(beside, origin) if beside.is_file() else None
+        through = photos if cameras is None and photos is not None else load_cameras(cameras or beside, origin, photos)
     _require_place(out)
     with console.status(f"Rendering {frames} frames"):
         _write_frames(render_path(gaussians, through, frames), out, FPS)
@@ -135,13 +127,23 @@ def render_file(scene: Path, out: Path | None, path: Path, console: Console) -> 
     with notes(console):
         gaussians, origin = load_scene(scene), scene_origin(scene)
         photos = load_cameras(beside, origin) if beside.is_file() else None
-        cameras = load_path(path, photos, origin)
+        cameras = load_cameras(path, origin, photos)
         fps = _frame_rate(path)
     _require_place(out)
+    covered: list[float] = []
+
+    def frames() -> Iterator[Float[Tensor, "h w 3"]]:
+        for i in range(len(cameras)):
+            shown = rasterize(gaussians, cameras[[i]])
+            covered.append(float((shown.alpha > 0.5).float().mean()))
+            yield shown.rgb[0].clamp(0, 1)
+
     with console.status(f"Rendering {len(cameras)} frames"), torch.no_grad():
-        _write_frames((rasterize(gaussians, cameras[[i]]).rgb[0].clamp(0, 1) for i in range(len(cameras))), out, fps)
+        _write_frames(frames(), out, fps)
     note_derived(scene, out)
     _say_made(len(cameras), cameras, out, console)
+    if bare := sum(share < BARE for share in covered):
+        noted_on(console)(f"{bare} of them show nothing of the scene: their cameras look past it.")
 
 
 def clip_beside(scene: Path) -> Path:
@@ -154,20 +156,21 @@ def cameras_beside(scene: Path) -> Path:
     return (scene if scene.is_dir() else scene.parent) / "cameras" / "transforms.json"
 
 
-def _frame_rate(path: Path) -> int:
+def _frame_rate(path: Path) -> float:
     """The frames a second that a file of cameras names."""
-    content = {} if path.suffix in COLMAP_SUFFIXES else read_json(path)
+    file = file_of(path)
+    content = {} if file.suffix in COLMAP_SUFFIXES else read_json(file)
     fps = content.get("fps", FPS)
-    if not isinstance(fps, int | float) or not 1 <= fps <= 240:
-        raise UserError(f"{path} has fps = {quoted(fps)}, which should be a number from 1 to 240.")
-    return round(fps)
+    if isinstance(fps, bool) or not isinstance(fps, int | float) or not 1 <= fps <= 240:
+        raise UserError(f"{file} has fps = {quoted(fps)}, which should be a number from 1 to 240.")
+    return fps
 
 
 def _require_place(out: Path) -> None:
     (require_writable_file if _is_clip(out) else require_writable)(out)
 
 
-def _write_frames(frames: Iterable[Float[Tensor, "h w 3"]], out: Path, fps: int) -> None:
+def _write_frames(frames: Iterable[Float[Tensor, "h w 3"]], out: Path, fps: float) -> None:
     """A clip, or PNGs in a folder."""
     with explained(out):
         if _is_clip(out):

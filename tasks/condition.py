@@ -30,7 +30,8 @@ def turn_of(job: Job, read: Inputs, pointmaps: Pointmaps) -> Turn:
         return Turn(1, job.last_round, len(pointmaps.cameras))
     left = read.json("pointcloud", "rounds.json")
     reached = None if left["reached"] is None else torch.tensor(left["reached"])
-    return Turn(job.round, job.last_round, left["photos"], left["pair"] and tuple(left["pair"]), reached)
+    closed = any("closed" in one for one in left["rounds"])
+    return Turn(job.round, job.last_round, left["photos"], left["pair"] and tuple(left["pair"]), reached, closed)
 
 
 def given_cameras(file: Path, photos: Cameras, read: Inputs) -> Cameras:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import platform
 import threading
 import time
@@ -43,6 +44,7 @@ SECTIONS = {stage: (stage,) for stage in PARENTS} | {
     "clip": ("views", "pointcloud", "clip"),
 }
 OF_ROUNDS = ("rounds", "advance", "unseen")  # settings of `condition` that say nothing where there is one round
+OWN = tuple(f"{Path(__file__).parents[1] / package}{os.sep}" for package in ("reconx_core", "tasks", "flows"))
 SEEDLESS = ("views",)  # no randomness, so all seeds share its artifacts
 
 
@@ -251,13 +253,13 @@ def route_warnings(say: Callable[[str], None]) -> None:
         if is_own_warning(category, filename):
             (_collect_note.get() or say)(one_line(str(message)))
 
-    warnings.filterwarnings("always", module=r"reconx_core\.")
+    warnings.filterwarnings("always", module=r"(reconx_core|tasks|flows)\.")
     warnings.showwarning = show  # type: ignore[assignment]
 
 
 def is_own_warning(category: type[Warning], filename: str) -> bool:
-    """Whether a warning comes from reconx and not from a library."""
-    return issubclass(category, UserWarning) and "reconx_core" in filename
+    """Whether a warning comes from reconx, be it laid to what called the function that gives it, and not from a library."""
+    return issubclass(category, UserWarning) and filename.startswith(OWN)
 
 
 def also_measured(**values: float) -> None:

@@ -8,9 +8,11 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -27,6 +29,7 @@ from reconx_core.names import quoted
 from reconx_core.types import Cameras
 
 COLMAP_SUFFIXES = (".bin", ".txt")
+IN_FOLDERS = ("images.bin", "images.txt", "camera_path.json", "transforms.json")  # what a folder may stand for
 
 
 def read_path(file: Path) -> Capture:
@@ -35,8 +38,9 @@ def read_path(file: Path) -> Capture:
     Raises:
         UserError: there is no such file, it is none of those that are read, or it holds no usable camera.
     """
+    file = file_of(file)
     if not file.is_file():
-        there = "is a folder" if file.is_dir() else "is not there"
+        there = "is a folder without any" if file.is_dir() else "is not there"
         raise UserError(f"condition.path is between, extrapolate, orbit or a file of cameras, but '{file}' {there}.")
     photos = _colmap(file) if file.suffix in COLMAP_SUFFIXES else _json(file)
     capture = make_usable(Capture(file.stem, photos), file)
@@ -47,11 +51,19 @@ def read_path(file: Path) -> Capture:
         warnings.warn(
             f"{len(photos) - len(posed)} of {len(photos)} cameras in {file} have no pose; they are left out.", stacklevel=2
         )
+    if any(any(photo.distortion) for photo in posed):
+        warnings.warn(f"The cameras in {file} have lenses that distort; their frames are made without.", stacklevel=2)
     return Capture(capture.name, posed, origin=capture.origin)
+
+
+def file_of(path: Path) -> Path:
+    """The file of cameras that a path means: of a folder, such as a COLMAP model, the first that it holds."""
+    return next((path / name for name in IN_FOLDERS if (path / name).is_file()), path)
 
 
 def files_of_path(file: Path) -> dict[str, Path]:
     """The files that :func:`read_path` reads, by what they are: names and places do not count."""
+    file = file_of(file)
     if file.suffix not in COLMAP_SUFFIXES:
         return {"cameras.json": file}
     lenses = file.with_name(f"cameras{file.suffix}")
@@ -65,17 +77,19 @@ def cameras_on_path(capture: Capture, like: Cameras, origin: Sequence[float]) ->
     """
     poses = torch.stack([photo.cam_to_world for photo in capture.photos if photo.cam_to_world is not None])
     moved = relative_to(poses, [zero - own for zero, own in zip(origin, capture.origin)])
-    lenses = [_lens(photo, like) for photo in capture.photos]
+    lenses = [
+        like.intrinsics.mean(0) if photo.intrinsics is None or photo.size is None
+        else resized_lens(photo.intrinsics, photo.size, (like.height, like.width))
+        for photo in capture.photos
+    ]  # fmt: skip
     return Cameras(torch.stack(lenses), moved.float(), like.width, like.height)
 
 
-def _lens(photo: Photo, like: Cameras) -> Float[Tensor, "3 3"]:
-    if photo.intrinsics is None or photo.size is None:
-        return like.intrinsics.mean(0)
-    height, width = photo.size
-    scale = like.height / height
-    centred = photo.intrinsics.double().clone() * scale
-    centred[0, 2] += (like.width - scale * width) / 2
+def resized_lens(intrinsics: Float[Tensor, "3 3"], size: tuple[int, int], wanted: tuple[int, int]) -> Float[Tensor, "3 3"]:
+    """The lens of pictures of another size (height, width) with the same vertical angle of view."""
+    scale = wanted[0] / size[0]
+    centred = intrinsics.double().clone() * scale
+    centred[0, 2] += (wanted[1] - scale * size[1]) / 2
     centred[2, 2] = 1.0
     return centred.float()
 
@@ -100,8 +114,10 @@ def _viewer_path(content: dict[str, Any], file: Path) -> tuple[Photo, ...]:
     kind, listed = content.get("camera_type", "perspective"), content["camera_path"]
     if kind != "perspective":
         raise UserError(f"{file} has cameras of type {quoted(kind)}; only perspective ones can be used.")
-    if not isinstance(listed, list) or not listed or not all(isinstance(camera, dict) for camera in listed):
+    if not isinstance(listed, list) or not listed:
         raise UserError(f"{file} has a camera_path without cameras; add keyframes in the viewer and export it again.")
+    if not all(isinstance(camera, dict) for camera in listed):
+        raise UserError(f"{file} has a camera_path with an entry that is no camera.")
     height, width = (_number(content, key, file) for key in ("render_height", "render_width"))
     if min(height, width) < 1:
         raise UserError(f"{file} has a render size of {width:g}x{height:g} pixels; it should be at least one.")
@@ -149,8 +165,9 @@ def _colmap(file: Path) -> tuple[Photo, ...]:
             photos.append(_camera(image.name, None, None, pose))
             continue
         camera = camera_of(image, cameras, file.parent)
-        lens = pinhole(*opencv_parameters(image, camera)[:4])
-        photos.append(_camera(image.name, lens, (camera.height, camera.width), pose))
+        lens, bent = np.split(np.asarray(opencv_parameters(image, camera)), [4])
+        photo = _camera(image.name, pinhole(*lens.tolist()), (camera.height, camera.width), pose)
+        photos.append(replace(photo, distortion=tuple(bent.tolist())))
     return tuple(photos)
 
 

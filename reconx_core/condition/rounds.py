@@ -31,6 +31,7 @@ class Turn(NamedTuple):
     photos: int  # the first views of the geometry; the others are frames that have joined
     pair: tuple[int, int] | None = None  # views to go on from; None: the photos, or no frame that is sure enough
     reached: Float[Tensor, "4 4"] | None = None  # camera of the last frame that was made
+    closed: bool = False  # whether a round before it has come back to the first photo
 
 
 class Arc(NamedTuple):
@@ -50,6 +51,8 @@ def build_round(inputs: Views, pointmaps: Pointmaps, settings: ConditionSettings
         UserError: the photos look at no common point.
     """
     arc = next_arc(pointmaps, settings, turn)
+    if len(arc.angles) == 0:
+        warnings.warn(f"Round {turn.number} is left out: the way ends where the rounds before it have come to.", stacklevel=2)
     path = path_on(arc, pointmaps, turn)
     renders, visibility, _ = render_points(*visible_points(inputs, pointmaps), path.cameras)
     found = Condition(path.cameras, renders, visibility, path.pair, path.position)
@@ -76,9 +79,10 @@ def next_arc(pointmaps: Pointmaps, settings: ConditionSettings, turn: Turn) -> A
     start, last_photo = orbit.span
     end = start + whole
     grid = torch.linspace(start, end, settings.frames, dtype=torch.float64)
-    reached = None if turn.reached is None else unwrapped(orbit, turn.reached[None], start)
-    goal = min(end, (last_photo if reached is None else reached) + math.radians(settings.advance))
-    goal = end if turn.last else goal
+    reached = None if turn.reached is None else unwrapped(orbit, turn.reached[None], start, turn.closed)
+    past = last_photo if reached is None else max(last_photo, reached)
+    ahead = grid[grid > past + SAME]  # each round makes one frame at least, or those after it had nothing to go on from
+    goal = end if turn.last or len(ahead) == 0 else min(end, max(past + math.radians(settings.advance), float(ahead[0])))
     chosen = (grid <= goal + SAME) & (grid > (start - SAME if reached is None else reached + SAME))
     share = with_photos(free_share(free_space(pointmaps), orbit, grid), orbit, grid)
     full = whole > 2 * math.pi - SAME
@@ -92,11 +96,12 @@ def of_photos(pointmaps: Pointmaps, photos: int) -> Pointmaps:
     return Pointmaps(pointmaps.points_world[index], pointmaps.confidence[index], pointmaps.cameras[index], nothing)
 
 
-def unwrapped(orbit: Orbit, pose: Float[Tensor, "1 4 4"], start: float) -> float:
-    """A camera's angle, between ``start`` and a turn from it; at ``start`` itself a whole turn."""
+def unwrapped(orbit: Orbit, pose: Float[Tensor, "1 4 4"], start: float, whole: bool = True) -> float:
+    """A camera's angle, between ``start`` and a turn from it; at ``start`` itself a ``whole`` turn, or none."""
     camera = Cameras(orbit.photos.intrinsics[:1], pose, orbit.photos.width, orbit.photos.height)
     angle = (float(angles_of(orbit, camera)) - start) % (2 * math.pi)
-    return start + (angle if angle > SAME else 2 * math.pi)
+    begins = angle < SAME or angle > 2 * math.pi - SAME
+    return start + (2 * math.pi * whole if begins else angle)
 
 
 def free_share(space: FreeSpace, orbit: Orbit, angles: Float[Tensor, " k"]) -> Float[Tensor, " k"]:

@@ -72,6 +72,8 @@ def even_positions(cameras: Cameras, frames: int) -> Float[Tensor, " f"]:
     The length of a step is its translation, as a share of the whole path's, plus its rotation in half turns.
     """
     last = len(cameras) - 1
+    if last == 0:
+        return torch.zeros(frames)
     dense = torch.linspace(0, last, 32 * last + 1)
     poses = interpolate_path(cameras, dense).cam_to_world.double()
     step = se3_log(torch.linalg.inv(poses[:-1]) @ poses[1:])

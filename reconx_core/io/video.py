@@ -66,7 +66,7 @@ def measure_sharpness(path: Path, most: int = 600) -> list[tuple[int, float]]:
     return measured
 
 
-def write_mp4(path: Path, frames: Iterable[Float[Tensor, "h w 3"]], fps: int = 30) -> None:
+def write_mp4(path: Path, frames: Iterable[Float[Tensor, "h w 3"]], fps: float = 30) -> None:
     """Write H.264 in yuv420p, which every player and browser shows: atomically, the same bytes for the same frames.
 
     Odd sizes are padded by repeating the last row or column. Raises OSError if the file cannot be written.
@@ -77,7 +77,7 @@ def write_mp4(path: Path, frames: Iterable[Float[Tensor, "h w 3"]], fps: int = 3
         write_atomic(path, file.read_bytes())
 
 
-def _encode(file: Path, frames: Iterable[Float[Tensor, "h w 3"]], fps: int) -> None:
+def _encode(file: Path, frames: Iterable[Float[Tensor, "h w 3"]], fps: float) -> None:
     # x264's output depends on the number of threads and, with mbtree, on the memory addresses of its buffers.
     # colormatrix is the one that pixels are converted with; players would otherwise guess it from the size.
     options = {"crf": "18", "preset": "veryfast", "threads": "1", "x264-params": "mbtree=0:colormatrix=smpte170m"}
@@ -86,7 +86,7 @@ def _encode(file: Path, frames: Iterable[Float[Tensor, "h w 3"]], fps: int) -> N
         for frame in frames:
             pixels = _even(to_uint8(frame))
             if stream is None:
-                stream = container.add_stream("libx264", rate=Fraction(fps), options=options)
+                stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options=options)
                 stream.height, stream.width, stream.pix_fmt = pixels.shape[0], pixels.shape[1], "yuv420p"
             container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
         if stream is None:

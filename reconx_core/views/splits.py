@@ -50,7 +50,9 @@ def split_by_rule(name: str, photos: int) -> Split:
     except (ValueError, TypeError):
         raise UserError(f"The split '{name}' should look like {FORMS[kind]}.") from None
     if len(split.inputs) < 2 or not set(split.inputs) | set(split.targets) <= set(range(photos)):
-        raise UserError(f"The split '{name}' needs at least two inputs and no view beyond the last of {photos} photos.")
+        ring = "2 to 12 inputs and 24 photos or more, all the way round; here are"
+        wanted = ring if kind == "ring" else "at least two inputs and no view beyond the last of"
+        raise UserError(f"The split '{name}' needs {wanted} {photos} photos.")
     return split
 
 

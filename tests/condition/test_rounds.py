@@ -83,6 +83,24 @@ def test_a_ring_that_is_narrow_all_round_still_closes_at_the_photos():
     assert share.diff().abs().max() < 0.13
 
 
+@pytest.mark.parametrize("coarse", [{"frames": 3}, {"frames": 5}, {"frames": 24, "advance": 1}])
+def test_a_ring_of_few_frames_or_small_steps_goes_on(coarse):
+    """A first round that ended at the first photo passed for one that has come all the way round."""
+    settings = RING.model_copy(update=coarse)
+    first = build(Turn(1, False, 3), settings).cameras
+    assert angles(first)[-1] > 15.5  # the last photo is at 15.4
+    rest = build(Turn(2, True, 3, None, first.cam_to_world[-1]), settings).cameras
+    assert len(first) + len(rest) == settings.frames
+    begun = room_pointmaps().cameras.cam_to_world[int(orbit_of(room_pointmaps()).angles.argmin())]
+    assert len(build(Turn(2, True, 3, None, begun), settings).cameras) == settings.frames - 1  # all but the first were left out
+
+
+def test_a_round_after_the_ring_has_closed_is_told():
+    end = build(Turn(3, True, 3, (1, 2), room_pointmaps().cameras.cam_to_world[2])).cameras.cam_to_world[-1]
+    with pytest.warns(UserWarning, match="Round 4 is left out: the way ends where the rounds before it have come to"):
+        assert len(build(Turn(4, False, 3, (1, 2), end, True)).cameras) == 0
+
+
 def test_rounds_need_an_orbit():
     with pytest.raises(UserError, match=r"condition.rounds.*more than one round needs condition.path=orbit"):
         parse_settings({}, ["condition.rounds=2"])

@@ -179,6 +179,78 @@ def test_a_path_is_rendered_camera_by_camera_in_its_own_size(folder, tmp_path):
         assert clip.streams.video[0].average_rate == 24  # the file's
 
 
+def test_what_a_path_leaves_out_is_told_and_told_in_runs(folder, tmp_path):
+    """Told to the caller of the function that knows it, which may lie in any of our packages."""
+    file = viewer_path(folder, tmp_path / "path.json")
+    content = json.loads(file.read_text())
+    content["camera_path"][0]["camera_to_world"][3] = math.nan
+    file.write_text(json.dumps(content))
+    said = io.StringIO()
+    scene.render_file(folder, tmp_path / "frames", file, Console(file=said, width=500))
+    assert "1 of 2 cameras" in said.getvalue()
+    assert "no pose; they are left out" in said.getvalue()
+
+
+def test_frames_past_the_scene_are_told(folder, tmp_path):
+    file = viewer_path(folder, tmp_path / "path.json")
+    content = json.loads(file.read_text())
+    content["camera_path"][1]["camera_to_world"] = torch.diag(torch.tensor([-1.0, 1, -1, 1])).flatten().tolist()
+    file.write_text(json.dumps(content))
+    said = io.StringIO()
+    scene.render_file(folder, tmp_path / "frames", file, Console(file=said, width=500))
+    assert "1 of them show nothing of the scene" in said.getvalue()
+
+
+@pytest.mark.parametrize("content", ["null", "7", "[]", '"x"', "true"])
+def test_json_that_holds_no_cameras_is_a_sentence_to_both_options(folder, tmp_path, content):
+    file = tmp_path / "path.json"
+    file.write_text(content)
+    for ask in (
+        lambda: scene.render(folder, tmp_path / "f", file, 2, Console(file=io.StringIO())),
+        lambda: scene.render_file(folder, tmp_path / "f", file, Console(file=io.StringIO())),
+    ):
+        with pytest.raises(UserError, match="holds no cameras"):
+            ask()
+
+
+def test_a_smooth_path_through_one_camera_stands_still(folder, tmp_path):
+    export.write_path(folder / "path", some_cameras()[:1], UTM)
+    scene.render(folder, tmp_path / "f", folder / "path" / "camera_path.json", 3, Console(file=io.StringIO()))
+    assert len({(tmp_path / "f" / f"{i:04d}.png").read_bytes() for i in range(3)}) == 1
+
+
+def test_a_folder_of_cameras_stands_for_its_file(folder, tmp_path):
+    export.write_path(folder / "path", some_cameras(), UTM)
+    back = scene.load_cameras(folder / "path" / "sparse" / "0", UTM)
+    torch.testing.assert_close(back.cam_to_world, some_cameras().cam_to_world, rtol=0, atol=1e-6)
+
+
+def test_cameras_without_a_lens_have_the_photos_mean_one(folder, tmp_path):
+    export.write_path(folder / "path", some_cameras(), UTM)
+    file = folder / "path" / "transforms.json"
+    content = json.loads(file.read_text())
+    for name in ("fl_x", "fl_y", "cx", "cy"):
+        content.pop(name, None)
+        content["frames"][1].pop(name, None)
+    content["frames"][0] |= {"fl_x": 90.0, "fl_y": 90.0, "cx": 16.0, "cy": 12.0}
+    file.write_text(json.dumps(content))
+    photos = some_cameras()
+    lenses = scene.load_cameras(file, UTM, photos).intrinsics[:, 0, 0]
+    torch.testing.assert_close(lenses, torch.tensor([90.0, float(photos.intrinsics[:, 0, 0].mean())]))
+
+
+def test_frames_too_large_to_render_are_refused(folder, tmp_path):
+    file = viewer_path(folder, tmp_path / "path.json")
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"render_height": 150_000, "render_width": 200_000}))
+    with pytest.raises(UserError, match="asks for 200000 x 150000 pixels; at most"):
+        scene.render_file(folder, tmp_path / "f", file, Console(file=io.StringIO()))
+
+
+def viewer_path(folder, file):
+    export.write_path(folder / "path", some_cameras(), UTM)
+    return (folder / "path" / "camera_path.json").rename(file)
+
+
 def test_a_smooth_path_leads_through_the_cameras_of_a_path_file_too(folder):
     export.write_path(folder / "path", some_cameras(), UTM)
     for name in ("camera_path.json", "sparse/0/images.bin"):
@@ -192,6 +264,8 @@ def test_a_smooth_path_leads_through_the_cameras_of_a_path_file_too(folder):
     [
         ({"camera_path": []}, "camera_path without cameras"),
         ({"fps": "fast"}, "has fps = 'fast', which should be a number from 1 to 240"),
+        ({"fps": True}, "has fps = True, which should be a number from 1 to 240"),
+        ({"camera_path": [None]}, "camera_path with an entry that is no camera"),
         ({"fps": 0}, "should be a number from 1 to 240"),
         ({"camera_type": "equirectangular"}, "only perspective ones"),
     ],
@@ -202,7 +276,7 @@ def test_a_path_that_cannot_be_rendered_is_a_sentence_and_leaves_nothing(folder,
     file.write_text(json.dumps(json.loads(file.read_text()) | content))
     with pytest.raises(UserError, match=re.escape(sentence)):
         scene.render_file(folder, folder / "frames", file, Console(file=io.StringIO()))
-    with pytest.raises(UserError, match="There is no camera path at"):
+    with pytest.raises(UserError, match="There are no cameras at"):
         scene.render_file(folder, folder / "frames", folder / "nowhere.json", Console(file=io.StringIO()))
     assert not (folder / "frames").exists()
 

@@ -61,7 +61,7 @@ def test_a_ring_is_scored_all_around():
     assert inputs == (0, 3)
     assert targets == (2, 4, 8, 10, 14, 16, 20, 22, 26, 28, 32, 34)
     assert not set(split_by_rule("ring:12", 24).inputs) & set(split_by_rule("ring:12", 24).targets)
-    with pytest.raises(UserError, match="at least two inputs"):
+    with pytest.raises(UserError, match="24 photos or more, all the way round; here are 20 photos"):
         split_by_rule("ring:2", 20)
 
 
