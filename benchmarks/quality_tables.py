@@ -49,7 +49,7 @@ def scores_grid(rows: list[Row], size: int, protocol: str) -> Grid:
 
 def score_row(row: Row, methods: list[str]) -> list[str]:
     figures = [format_figure(score(row, m, x), x) for m in methods for x in ("psnr", "ssim")]
-    return [row["scene"], row["split"], str(row["inputs"]), str(row["targets"]), *figures, format_lead(row)]
+    return [row["scene"], row["split"], str(row["inputs"]), str(row["targets"]), *figures, format_lead(lead_of(row))]
 
 
 def mean_row(name: str, group: list[Row], methods: list[str]) -> list[str]:
@@ -57,8 +57,8 @@ def mean_row(name: str, group: list[Row], methods: list[str]) -> list[str]:
     done = complete(group, methods)
     figures = [format_figure(mean(score(row, m, x) for row in done), x) for m in methods for x in ("psnr", "ssim")]
     leads = [lead for row in done if (lead := lead_of(row)) is not None]
-    wins = f"wins {sum(lead > 0 for lead in leads)} of {len(leads)}"
-    return [f"mean, {name}", f"{len(done)} of {len(group)}", "", wins, *figures, f"{mean(leads):+.2f}"]
+    wins = f"wins {sum(lead > 0 for lead in leads)} of {len(leads)}" if leads else ""
+    return [f"mean, {name}", f"{len(done)} of {len(group)}", "", wins, *figures, format_lead(mean(leads) if leads else None)]
 
 
 def complete(group: list[Row], methods: list[str]) -> list[Row]:
@@ -119,8 +119,7 @@ def lead_of(row: Row) -> float | None:
     return None if ours is None or floor is None else ours - floor
 
 
-def format_lead(row: Row) -> str:
-    lead = lead_of(row)
+def format_lead(lead: float | None) -> str:
     return "–" if lead is None else f"{lead:+.2f}"
 
 
