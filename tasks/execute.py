@@ -229,11 +229,17 @@ def execute(job: Job, parents: Mapping[str, Reference]) -> tuple[Reference, bool
     outputs, measured = measure(lambda: run(job, Inputs(job.root, parents)), job.monitor.say)
     parent_keys = {stage: parent.key for stage, parent in parents.items()}
     about = {"scene": job.scene, **parts, "parent_keys": parent_keys, "modules": module_versions(*_modules_of(job.stage))}
-    measured |= {"made": time.time(), "damage": damage}
+    measured = size_before(job.root, parents) | measured | {"made": time.time(), "damage": damage}
     note_machine(job.root)
     reference = store.publish(job.root, job.stage, key, about, outputs, measured)
     job.monitor.finished(job.name, job.shown, measured, cached=False)
     return reference, True
+
+
+def size_before(root: Path, parents: Mapping[str, Reference]) -> dict[str, Any]:
+    """What the stages before noted of how large the scene is: stages of as large ones take as long."""
+    known = [measured for parent in parents.values() if (measured := store.measured(root, parent)) and "photos" in measured]
+    return {name: known[0][name] for name in ("photos", "pixels")} if known else {}
 
 
 def find_or_repair(job: Job, key: str) -> tuple[Reference | None, str]:

@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from reconx_core import datasets, views
-from tasks.execute import Inputs, Job
+from tasks.execute import Inputs, Job, also_measured
 
 
 def run(job: Job, read: Inputs) -> dict[str, Any]:
     capture = datasets.read(Path(job.source))
     made, depth = views.views_with_depth(capture, job.settings.views)
+    also_measured(photos=int((~made.is_target).sum()), pixels=made.images.shape[1] * made.images.shape[2])
     split = views.split_name(capture, job.settings.views)
     results: dict[str, Any] = {"views": made, "split.json": json.dumps({"split": split}).encode()}
     if depth is not None:

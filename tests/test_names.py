@@ -4,12 +4,14 @@ import io
 import os
 import sys
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+import reconx_core
 from flows.cli import print_any_name
 from reconx_core import datasets
 from reconx_core.cache import store
@@ -66,7 +68,7 @@ def test_sentences_and_notes_can_be_shown():
     noted = []
     with warnings.catch_warnings():
         route_warnings(noted.append)
-        code = compile(f"import warnings\nwarnings.warn({CAFE!r})", "reconx_core/x.py", "exec")
+        code = compile(f"import warnings\nwarnings.warn({CAFE!r})", str(Path(reconx_core.__file__).with_name("x.py")), "exec")
         _, measured = measure(lambda: exec(code, {"__name__": "reconx_core.x"}), noted.append)
     assert noted == measured["notes"] == ["caf\ufffd"]
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-import statistics
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,27 +17,9 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn,
 from rich.text import Text
 
 from flows.execution.background import repeated
-from reconx_core.cache.store import MEASURED
-from reconx_core.io.checked import find_object
+from flows.execution.forecast import Forecast, expected_seconds, size_of
 from reconx_core.reporting.numbers import format_duration
 from tasks.execute import Monitor
-from tasks.graph import ORDER
-
-# Seconds per stage of three 800x600 photos on two cores, until the store has measured its own.
-_FIRST_GUESS = {
-    "views": 1,
-    "pointcloud": 13,
-    "condition": 1,
-    "video": 10,
-    "confidence": 9,
-    "join": 13,
-    "splats": 33,
-    "metrics": 6,
-}
-GROW_ALIKE = ("condition", "video", "confidence", "join")  # stages that more photos prolong as much as `pointcloud`
-CLIP_GUESS = 3.0  # seconds of a training clip, which is no stage of a run
-_RECENT = 5
-
 
 MANY = 8  # scenes; of more the screen shows a summary and the last stages, not a line for each of them
 SILENT_SECONDS = 30.0  # at most, where the output is no terminal
@@ -98,6 +79,7 @@ class Display(Monitor):
     def finished(self, stage: str, scene: str, measured: dict[str, Any] | None, cached: bool) -> None:
         with self.lock:
             self.running.pop((stage, scene), None)
+            self.forecast.learn(scene, size_of(measured or {}))
             if not self.forecast.end(stage, scene, None if cached or measured is None else measured["seconds"]):
                 return  # reported before
         if self.quiet:
@@ -168,85 +150,9 @@ class Display(Monitor):
         self.console.print(line, highlight=False, **how)
 
 
-class Forecast:
-    """How long what is to do will take: from how long such stages took, how many ran side by side, and the time beside them."""
-
-    def __init__(self, expected: Mapping[str, float]) -> None:
-        self.recent: dict[str, deque[float]] = {}  # seconds, of this run's
-        self.expected = dict(expected)
-        self.to_do: dict[str, set[str]] = {}  # stages by scene
-        self.count: Counter[str] = Counter()  # of what is to do, by stage
-        self.done = 0  # scenes
-        self.ended = 0  # stages
-        self.work = 0.0  # seconds that they took
-        self.pace = 1.0  # seconds of this run's first `pointcloud` by those that were expected
-        self.began: float | None = None  # when the first stage started
-
-    @property
-    def scenes(self) -> int:
-        return len(self.to_do)
-
-    def plan(self, stage: str, scene: str) -> None:
-        self.to_do.setdefault(scene, set()).add(stage)
-        self.count[stage] += 1
-
-    def begin(self) -> None:
-        self.began = self.began or time.monotonic()
-
-    def end(self, stage: str, scene: str, seconds: float | None) -> bool:
-        """A stage is done, in so many seconds if it was computed; False if that is no news."""
-        stages = self.to_do.get(scene, set())
-        if stage not in stages:
-            return False
-        stages.remove(stage)
-        self.count[stage] -= 1
-        self.ended += 1
-        self.done += not stages
-        if seconds is not None:
-            self.work += seconds
-            kind = _stage_of(stage)
-            if kind == "pointcloud" and not self.recent.get(kind):
-                self.pace = seconds / max(self.expected.get(kind, seconds), 0.01)
-            self.recent.setdefault(kind, deque(maxlen=_RECENT)).append(seconds)
-            self.expected[kind] = statistics.median(self.recent[kind])
-        return True
-
-    def expect(self, task: str) -> float:
-        """Seconds that a task will take."""
-        kind = _stage_of(task)
-        paced = kind in GROW_ALIKE and kind not in self.recent
-        return self.expected.get(kind, CLIP_GUESS) * (self.pace if paced else 1.0)
-
-    def give_up(self, scene: str) -> None:
-        """Nothing more is done for the scene."""
-        self.count.subtract(self.to_do.get(scene, ()))
-        self.to_do[scene] = set()
-
-    def left(self, running: Mapping[tuple[str, str], tuple[float, float]]) -> float:
-        """Seconds until the end, as far as can be told. ``running``: (stage, scene) to start and share done."""
-        now = time.monotonic()
-        all_of_them = sum(count * self.expect(stage) for stage, count in self.count.items())
-        for (stage, _), (start, share) in running.items():
-            expected = self.expect(stage)
-            all_of_them += _remaining(now - start, share, expected) - expected
-        busy, elapsed = self.work + sum(now - start for start, _ in running.values()), now - (self.began or now)
-        side, beside = busy / max(elapsed, 1.0), max(0.0, elapsed - busy) / max(self.ended, 1)
-        return max(0.0, all_of_them) / max(side, 1.0) + beside * self.count.total()
-
-
-def _stage_of(task: str) -> str:
-    """Without the number of its round."""
-    return task.partition(" ")[0]
-
-
 def clock(seconds: float) -> str:
     """A time that is left: `0:07`, `12:30` or `3 h 12 min`."""
     return f"{int(seconds // 60)}:{int(seconds % 60):02d}" if seconds < 3600 else format_duration(seconds)
-
-
-def _remaining(elapsed: float, share: float, expected: float) -> float:
-    """Seconds left of a stage: by its own progress where it reports any, else by how long such stages took."""
-    return elapsed * (1 - share) / share if share > 0.02 else max(expected - elapsed, 0.1 * elapsed)
 
 
 def describe(measured: dict[str, Any] | None, cached: bool) -> str:
@@ -255,14 +161,3 @@ def describe(measured: dict[str, Any] | None, cached: bool) -> str:
         return "       in the store already"
     cuda = f"  {measured['cuda_peak_mib'] / 1024:.1f} GiB on the GPU" if measured.get("cuda_peak_mib") else ""
     return f"{measured['seconds']:7.1f} s  {measured['peak_mib'] / 1024:5.2f} GiB{cuda}"
-
-
-def expected_seconds(root: Path) -> dict[str, float]:
-    """Per stage the median wall time of the store's most recent entries, or a first guess."""
-    expected = {stage: float(seconds) for stage, seconds in _FIRST_GUESS.items()}
-    for stage in ORDER:
-        files = sorted((root / stage).glob(f"*/{MEASURED}"), key=lambda p: p.stat().st_mtime)[-_RECENT:]
-        times = [seconds for file in files if (seconds := find_object(file).get("seconds")) is not None]
-        if times:
-            expected[stage] = statistics.median(times)
-    return expected

@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from flows.execution.forecast import Size, expected_seconds, size_of
 from flows.execution.plan import REQUEST
-from flows.execution.progress import expected_seconds
 from flows.execution.run import default_store
 from flows.runs.alone import is_held, last_beat
 from flows.runs.request import RunRequest, newest_run, read_request, shown
@@ -47,7 +47,7 @@ def status(out: Path | None, root: Path | None, console: Console) -> None:
         if task.failure:
             line = f"{task.plan.label} failed in {task.node.name}: {task.failure['error']}"
             console.print(f"[red]{escape(one_line(line))}[/red]", soft_wrap=True)
-    for sentence in [*time_left(request, tasks, measured, expected_seconds(where)), *closing(request)]:
+    for sentence in [*time_left(request, tasks, measured, expected_seconds(where, sizes_of(tasks, where))), *closing(request)]:
         console.print(one_line(sentence), soft_wrap=True, markup=False)
 
 
@@ -63,6 +63,12 @@ def measurements(tasks: list[TaskState], root: Path) -> list[Measured]:
     """Of the tasks whose artifacts are there and were measured: their stage, when it was done, and the seconds it took."""
     known = [(task.stage, measured_of(root, task.manifest)) for task in tasks if task.manifest]
     return [(stage, measured["made"], measured["seconds"]) for stage, measured in known if "seconds" in measured]
+
+
+def sizes_of(tasks: list[TaskState], root: Path) -> list[Size]:
+    """How large the scenes are, as far as their first stage has told."""
+    known = [measured_of(root, task.manifest) for task in tasks if task.stage == "views" and task.manifest]
+    return [size for measured in known if (size := size_of(measured))]
 
 
 def seconds_per_stage(measured: list[Measured]) -> dict[str, float]:

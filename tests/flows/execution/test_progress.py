@@ -1,6 +1,7 @@
 """What is printed while a run goes on: little where there are thousands of scenes, enough where nobody looks at a terminal."""
 
 import io
+import json
 import re
 import time
 
@@ -8,7 +9,8 @@ import pytest
 from rich.console import Console
 
 from flows.execution import progress
-from flows.execution.progress import Display, Forecast, clock
+from flows.execution.forecast import Forecast, Size, expected_seconds
+from flows.execution.progress import Display, clock
 from reconx_core.settings import STAGES
 
 MEASURED = {"seconds": 2.0, "peak_mib": 512.0, "notes": []}
@@ -128,6 +130,35 @@ def test_more_photos_prolong_what_follows_pointcloud_but_not_the_fit():
     assert (forecast.expect("confidence"), forecast.expect("splats")) == (24.0, 30.0)
     forecast.end("confidence", "u", 20.0)
     assert (forecast.expect("confidence"), forecast.expect("splats")) == (20.0, 30.0)
+
+
+def test_time_left_goes_by_how_many_photos_of_what_size_there_are():
+    """Twelve photos of 1,024 px were said to be done in a minute and a half after the first stage, and took over ten."""
+    stages = ("pointcloud", "video", "splats")
+    usual, large = (
+        Forecast({"pointcloud": 10.0, "video": 8.0, "splats": 30.0}),
+        Forecast({"pointcloud": 10.0, "video": 8.0, "splats": 30.0}),
+    )
+    for stage in stages:
+        usual.plan(stage, "u")
+        large.plan(stage, "u")
+    usual.learn("u", Size(3, 512 * 384))
+    large.learn("u", Size(12, 1024 * 768))
+    assert usual.left({}) == 48.0
+    assert large.expect("pointcloud") == pytest.approx(10 * 5.5 * 4**0.45)
+    assert large.expect("video") == pytest.approx(8 * 5.5 * 4**1.2)
+    assert large.expect("splats") == pytest.approx(30 * 4**0.6)
+    large.end("pointcloud", "u", 10 * 5.5 * 4**0.45)
+    assert large.expect("video") == pytest.approx(8 * 5.5 * 4**1.2)  # as fast a machine as was thought
+
+
+def test_what_large_scenes_took_tells_of_small_ones(tmp_path):
+    for key, photos, seconds in (("a", 3, 20.0), ("b", 5, 40.0), ("c", 9, 80.0)):
+        (tmp_path / "confidence" / key).mkdir(parents=True)
+        measured = {"seconds": seconds, "photos": photos, "pixels": 512 * 384}
+        (tmp_path / "confidence" / key / "measured.json").write_text(json.dumps(measured))
+    assert expected_seconds(tmp_path)["confidence"] == 20.0
+    assert expected_seconds(tmp_path, [Size(7, 512 * 384)])["confidence"] == 60.0
 
 
 def test_time_left_knows_what_passes_beside_the_stages(monkeypatch):

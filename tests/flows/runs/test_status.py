@@ -14,7 +14,7 @@ from standins import write_folder
 
 from flows.evaluate import make_plans, make_request
 from flows.execution.background import repeated
-from flows.execution.progress import expected_seconds
+from flows.execution.forecast import expected_seconds
 from flows.runs import alone
 from flows.runs.garbage import collect_garbage
 from flows.runs.request import RunRequest, read_request, record_request, record_sources
