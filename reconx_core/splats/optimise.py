@@ -24,6 +24,7 @@ MEANS_LR, QUATS_LR, SCALES_LR, OPACITIES_LR, SH0_LR, SHN_LR = 1.2e-3, 6e-3, 3e-2
 RATES_FOR = 400
 FRAMES_PER_PHOTO = 2  # generated frames between two photos in the visiting order
 LAST = 0.25  # share of the steps, at the end, that leave out generated frames which are no views of the geometry
+FULL_STEP = 5  # coarse steps that take as long, to the user's clock
 FEW_PHOTOS = 3  # up to which dropout has its full share
 DROPOUT_FROM = 0.1  # share of the steps, at the start, without dropout
 MOST_OPAQUE = 0.999  # where dropout raises the others' opacity
@@ -64,8 +65,14 @@ def optimise(
         loss.backward()
         optimiser.step()
         schedule.step()
-        progress(step + 1, settings.steps)
+        progress(*work_done(step + 1, settings.steps, coarse))
     return Gaussians(*(x.detach().cpu() for x in _fields(_gaussians(parameters))))
+
+
+def work_done(steps: int, of: int, coarse: int) -> tuple[int, int]:
+    """How far the fit is, and of how much, in coarse steps, of which ``coarse`` come first."""
+    done, whole = (min(count, coarse) + FULL_STEP * max(0, count - coarse) for count in (steps, of))
+    return done, whole
 
 
 def halved(

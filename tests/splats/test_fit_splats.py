@@ -18,6 +18,7 @@ from reconx_core.rasterize import rasterize
 from reconx_core.settings import ConditionSettings, ConfidenceSettings, PointcloudSettings, SplatsSettings, VideoSettings
 from reconx_core.splats import fit_splats, initial_gaussians
 from reconx_core.splats.optimise import (
+    FULL_STEP,
     RATES_FOR,
     frame_weights,
     halved,
@@ -26,6 +27,7 @@ from reconx_core.splats.optimise import (
     perceptual_loss,
     step_loss,
     visiting_order,
+    work_done,
 )
 from reconx_core.types import Frames
 from reconx_core.video import generate_frames
@@ -113,11 +115,20 @@ def test_same_bytes_again_and_other_bytes_with_another_seed(made):
     assert not torch.equal(one.means, other.means)
 
 
+def test_coarse_steps_count_less_than_others():
+    """Counted alike, the fit was said to be nearly done when its cheap quarter was."""
+    assert work_done(2, 8, 2) == (2, 2 + 6 * FULL_STEP)
+    assert work_done(5, 8, 2) == (2 + 3 * FULL_STEP, 2 + 6 * FULL_STEP)
+    assert work_done(8, 8, 0) == (8 * FULL_STEP, 8 * FULL_STEP)
+
+
 def test_progress_counts_the_steps(made):
     reports = []
     settings = SETTINGS.model_copy(update={"steps": 3, "max_gaussians": 500, "fill": False, "backdrop": False})
     fit_splats(made, room_pointmaps(), settings, draw(), lambda done, total: reports.append((done, total)))
-    assert reports == [(1, 3), (2, 3), (3, 3)]
+    coarse = round(settings.coarse * 3)
+    assert reports == [work_done(step, 3, coarse) for step in (1, 2, 3)]
+    assert reports[-1][0] == reports[-1][1]
 
 
 @pytest.mark.parametrize(
