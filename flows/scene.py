@@ -54,7 +54,7 @@ def scene_origin(path: Path) -> Origin | None:
 def load_cameras(path: Path, origin: Origin | None = NO_ORIGIN, photos: Cameras | None = None) -> Cameras:
     """The cameras of any file that `condition.path` takes, in the order of their path and in the size that it names.
 
-    ``photos`` give lens and size to a file without; where it names a size but not every lens, the others have its mean one.
+    ``photos`` give lens and size to a file without; a camera without a lens has the photos' mean one, or else the file's.
     They are relative to ``origin``, or if that is unknown (None) to the ``scene_origin`` that the file names.
 
     Raises:
@@ -75,8 +75,10 @@ def load_cameras(path: Path, origin: Origin | None = NO_ORIGIN, photos: Cameras 
 
 
 def _common_size(capture: Capture, photos: Cameras | None) -> Cameras | None:
-    """Cameras of the one size that the file's have, with the mean lens of the photos or else of the file; the photos where it
-    has none or several."""
+    """Cameras of the one size that the file's have, with the photos' mean lens or else the file's own.
+
+    The photos themselves where the file has no size, or several.
+    """
     known = [(p.intrinsics, p.size) for p in capture.photos if p.intrinsics is not None and p.size is not None]
     if len({size for _, size in known}) != 1:
         return photos

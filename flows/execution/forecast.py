@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -65,7 +65,7 @@ def growth(stage: str, size: Size | None) -> float:
     return (max(1, size.photos - 1) / (USUAL.photos - 1)) ** by_gaps * (size.pixels / USUAL.pixels) ** by_pixels
 
 
-def mean_growth(stage: str, sizes: Iterable[Size]) -> float:
+def mean_growth(stage: str, sizes: Sequence[Size]) -> float:
     """That of scenes of several sizes; 1 of none."""
     found = [growth(stage, size) for size in sizes]
     return sum(found) / len(found) if found else 1.0
@@ -159,7 +159,7 @@ def _remaining(elapsed: float, share: float, expected: float) -> float:
     return elapsed * (1 - share) / share if share > 0.02 else max(expected - elapsed, 0.1 * elapsed)
 
 
-def expected_seconds(root: Path, sizes: Iterable[Size] = (USUAL,)) -> dict[str, float]:
+def expected_seconds(root: Path, sizes: Sequence[Size] = (USUAL,)) -> dict[str, float]:
     """Per stage of scenes of these sizes: by the median wall time of the store's most recent entries, or by a first guess."""
     expected = {stage: float(seconds) for stage, seconds in _FIRST_GUESS.items()}
     for stage in ORDER:
