@@ -9,7 +9,7 @@ from rich.console import Console
 
 from flows.execution.notes import notes
 from flows.runs.earlier import note_derived
-from flows.scene import explained, load_cameras, load_scene, scene_origin
+from flows.scene import explained, load_cameras, load_scene, photos_beside, scene_origin
 from reconx_core.errors import UserError
 from reconx_core.export.finite import select_gaussians
 from reconx_core.export.formats import endings, format_of, write_gaussians
@@ -79,10 +79,8 @@ def _require_writable(out: Path) -> None:
 
 def _cameras_beside(scene: Path, cameras: Path | None) -> Cameras | None:
     """The cameras that were named, or those beside the scene, if there are any."""
-    beside = (scene if scene.is_dir() else scene.parent) / "cameras" / "transforms.json"
-    if cameras is None and not beside.is_file():
-        return None
-    return load_cameras(cameras or beside, scene_origin(scene))
+    origin = scene_origin(scene)
+    return photos_beside(scene, origin) if cameras is None else load_cameras(cameras, origin)
 
 
 def _pruned(

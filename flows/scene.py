@@ -83,8 +83,9 @@ def _common_size(capture: Capture, photos: Cameras | None) -> Cameras | None:
     if len({size for _, size in known}) != 1:
         return photos
     height, width = known[0][1]
-    lens = torch.stack([lens for lens, _ in known]).float().mean(0)
-    if photos is not None:
+    if photos is None:
+        lens = torch.stack([lens for lens, _ in known]).float().mean(0)
+    else:
         lens = resized_lens(photos.intrinsics.mean(0), (photos.height, photos.width), (height, width))
     return Cameras(lens[None], torch.eye(4)[None], width, height)
 
@@ -107,9 +108,9 @@ def render(scene: Path, out: Path | None, cameras: Path | None, frames: int, con
     out = out or clip_beside(scene)
     _is_clip(out)
     with notes(console):
-        gaussians, origin, beside = load_scene(scene), scene_origin(scene), cameras_beside(scene)
-        photos = load_cameras(beside, origin) if beside.is_file() else None
-        through = photos if cameras is None and photos is not None else load_cameras(cameras or beside, origin, photos)
+        gaussians, origin = load_scene(scene), scene_origin(scene)
+        photos = None if cameras is None else photos_beside(scene, origin)
+        through = load_cameras(cameras or cameras_beside(scene), origin, photos)
     _require_place(out)
     with console.status(f"Rendering {frames} frames"):
         _write_frames(render_path(gaussians, through, frames), out, FPS)
@@ -125,11 +126,9 @@ def render_file(scene: Path, out: Path | None, path: Path, console: Console) -> 
     """
     out = out or clip_beside(scene)
     _is_clip(out)
-    beside = cameras_beside(scene)
     with notes(console):
         gaussians, origin = load_scene(scene), scene_origin(scene)
-        photos = load_cameras(beside, origin) if beside.is_file() else None
-        cameras = load_cameras(path, origin, photos)
+        cameras = load_cameras(path, origin, photos_beside(scene, origin))
         fps = _frame_rate(path)
     _require_place(out)
     covered: list[float] = []
@@ -156,6 +155,12 @@ def clip_beside(scene: Path) -> Path:
 def cameras_beside(scene: Path) -> Path:
     """Where the cameras of a scene's photos lie."""
     return (scene if scene.is_dir() else scene.parent) / "cameras" / "transforms.json"
+
+
+def photos_beside(scene: Path, origin: Origin | None) -> Cameras | None:
+    """The cameras of a scene's photos, if they lie beside it; ``origin``: as of :func:`load_cameras`."""
+    beside = cameras_beside(scene)
+    return load_cameras(beside, origin) if beside.is_file() else None
 
 
 def _frame_rate(path: Path) -> float:

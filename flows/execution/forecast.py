@@ -24,7 +24,7 @@ _FIRST_GUESS = {
     "splats": 27,
     "metrics": 6,
 }
-GROW_ALIKE = ("condition", "video", "confidence", "join")  # stages that more photos prolong as much as `pointcloud`
+GROW_ALIKE = ("condition", "video", "confidence", "join")  # stages that go by the pace that `pointcloud` has shown
 CLIP_GUESS = 3.0  # seconds of a training clip, which is no stage of a run
 _RECENT = 5
 
@@ -159,8 +159,8 @@ def _remaining(elapsed: float, share: float, expected: float) -> float:
     return elapsed * (1 - share) / share if share > 0.02 else max(expected - elapsed, 0.1 * elapsed)
 
 
-def expected_seconds(root: Path, sizes: Sequence[Size] = (USUAL,)) -> dict[str, float]:
-    """Per stage of scenes of these sizes: by the median wall time of the store's most recent entries, or by a first guess."""
+def expected_seconds(root: Path, sizes: Sequence[Size] = ()) -> dict[str, float]:
+    """Per stage of scenes of these sizes, or of USUAL ones: the median of the store's most recent entries, or a first guess."""
     expected = {stage: float(seconds) for stage, seconds in _FIRST_GUESS.items()}
     for stage in ORDER:
         files = sorted((root / stage).glob(f"*/{MEASURED}"), key=lambda p: p.stat().st_mtime)[-_RECENT:]

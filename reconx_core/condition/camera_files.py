@@ -12,7 +12,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -165,9 +164,9 @@ def _colmap(file: Path) -> tuple[Photo, ...]:
             photos.append(_camera(image.name, None, None, pose))
             continue
         camera = camera_of(image, cameras, file.parent)
-        lens, bent = np.split(np.asarray(opencv_parameters(image, camera)), [4])
-        photo = _camera(image.name, pinhole(*lens.tolist()), (camera.height, camera.width), pose)
-        photos.append(replace(photo, distortion=tuple(bent.tolist())))
+        fx, fy, cx, cy, *distortion = opencv_parameters(image, camera)
+        photo = _camera(image.name, pinhole(fx, fy, cx, cy), (camera.height, camera.width), pose)
+        photos.append(replace(photo, distortion=tuple(distortion)))
     return tuple(photos)
 
 

@@ -51,12 +51,10 @@ def build_round(inputs: Views, pointmaps: Pointmaps, settings: ConditionSettings
         UserError: the photos look at no common point.
     """
     arc = next_arc(pointmaps, settings, turn)
-    if len(arc.angles) == 0:
-        warnings.warn(f"Round {turn.number} is left out: the way ends where the rounds before it have come to.", stacklevel=2)
     path = path_on(arc, pointmaps, turn)
     renders, visibility, _ = render_points(*visible_points(inputs, pointmaps), path.cameras)
     found = Condition(path.cameras, renders, visibility, path.pair, path.position)
-    why = reason_to_stop(found, settings, turn) if turn.number > 1 and not turn.last and len(path.position) else ""
+    why = reason_to_stop(found, settings, turn)
     if not why:
         return found
     warnings.warn(f"Round {turn.number} is left out: {why}.", stacklevel=2)
@@ -64,7 +62,11 @@ def build_round(inputs: Views, pointmaps: Pointmaps, settings: ConditionSettings
 
 
 def reason_to_stop(found: Condition, settings: ConditionSettings, turn: Turn) -> str:
-    """Why a round before the last is left out; empty where it is not."""
+    """Why a round is left out; empty where it is not, as the last, which closes the way, while any of that is left."""
+    if len(found.cameras) == 0:
+        return "the way ends where the rounds before it have come to"
+    if turn.number == 1 or turn.last:
+        return ""
     if turn.pair is None:
         return "no frame of the round before it is sure enough to go on from"
     new = float((found.visibility == 0).float().mean())
